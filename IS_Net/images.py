@@ -1,0 +1,219 @@
+"""Read and write image files. Nothing else in the project decodes or encodes one.
+
+Whatever the file holds (gray, palette, alpha, CMYK, 16 bits, an EXIF orientation), the reader returns the one
+form that the rest of the project knows: upright, 8 bits, RGB for images and one channel for masks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_THRESHOLD = 128
+"""A mask value above this is the object, here and in every metric (see :func:`binarise`)."""
+
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class ImageError(ValueError):
+    """A file that is missing, damaged, or not an image; the message names it."""
+
+
+def binarise(mask: np.ndarray) -> np.ndarray:
+    """Return where a mask (uint8, 0..255, any shape) is the object: a bool array of its shape."""
+    return mask > MASK_THRESHOLD
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file as a PIL image, with every way in which that can fail turned into an ImageError."""
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path}: the image file {what}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about large photographs and damaged EXIF blocks; both are read all the same.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                yield image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: too large to be read safely ({error}); scale it down first") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        size = path.stat().st_size
+        raise ImageError(
+            f"{path}: cannot be read as an image ({size} bytes; {error}); it is damaged, cut short, or of a "
+            "format Pillow does not know: copy or export it again"
+        ) from error
+
+
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """Scale a one-channel image of more than 8 bits (mode I;16, I or F) to uint8.
+
+    Integers are taken as 16-bit samples, unless all of them fit 8 bits: some tools store an 8-bit mask in a
+    16-bit file, where read as 16-bit samples it would be all black. Floats are taken as 0..1, or as 0..255 where
+    any value is above 1.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    peak = values.max(initial=0)
+    scale = (255 if peak <= 1 else 1) if image.mode == "F" else (1 if peak <= 255 else 255 / 65535)
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a photograph.
+
+    Args:
+        path: A file in any format that Pillow reads. Alpha is ignored, 16 bits are scaled to 8.
+
+    Returns:
+        (H, W, 3) uint8, RGB, turned upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: If the file is missing, damaged, cut short, or not an image.
+    """
+    with _open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return np.repeat(_to_8_bits(image)[..., None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask or a ground truth.
+
+    Gray files are taken as they are. Of a colour palette every index but 0 is the object (DAVIS and VOC store
+    objects as dark colours). A file of one plain colour under a varying alpha holds its mask in the alpha; any
+    other colour file counts by its luminance. A mask stored as 0/1 is scaled to 0/255.
+
+    Args:
+        path: A file in any format that Pillow reads.
+
+    Returns:
+        (H, W) uint8, 0..255, turned upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: If the file is missing, damaged, cut short, or not an image.
+    """
+    with _open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            mask = _to_8_bits(image)
+        elif image.mode == "P":
+            mask = _from_palette(image)
+        elif image.mode in ("LA", "PA", "RGBA"):
+            mask = _from_alpha(image)
+        else:
+            mask = np.array(image.convert("L"))
+    return mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
+
+
+def _from_palette(image: Image.Image) -> np.ndarray:
+    colours = np.array(image.convert("RGB"))
+    if (colours[..., :1] == colours).all():  # a gray palette is just a way to store gray values
+        return colours[..., 0]
+    return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
+
+
+def _from_alpha(image: Image.Image) -> np.ndarray:
+    pixels = np.array(image.convert("RGBA"))
+    colour, alpha = pixels[..., :3], pixels[..., 3]
+    if np.ptp(alpha) > 0 and not np.ptp(colour, axis=(0, 1)).any():
+        return alpha
+    return np.array(image.convert("RGB").convert("L"))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) of an image file as the readers would, from its header alone.
+
+    Raises:
+        ImageError: If the file is missing or its header is not an image's.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+            width, height = height, width
+        return height, width
+
+
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that appears under its name only when the block ends well, and not at all otherwise.
+
+    The folder is made where it is missing. ``mode`` is ``"wb"`` or ``"w"`` (UTF-8).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an image, whole or not at all.
+
+    Args:
+        path: Ends in ``.png``, ``.jpg`` (quality 95) or another ending that OpenCV writes.
+        image: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8.
+
+    Raises:
+        ValueError: If the array is of another shape or dtype, or the ending is unknown.
+    """
+    path = Path(path)
+    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
+    if image.dtype != np.uint8 or channels not in (1, 3, 4) or image.size == 0:
+        raise ValueError(
+            f"{path}: expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}"
+        )
+    order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
+    pixels = image if order is None else cv2.cvtColor(image, order)
+    try:
+        written, data = cv2.imencode(path.suffix.lower(), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    except cv2.error as error:
+        raise ValueError(f"{path}: OpenCV cannot write files that end in {path.suffix!r}") from error
+    if not written:
+        raise ValueError(f"{path}: OpenCV cannot write this {image.shape} array as {path.suffix!r}")
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write a mask as an 8-bit gray PNG, whole or not at all.
+
+    Args:
+        path: Must end in ``.png``: a lossy format would blur the mask.
+        mask: (H, W), bool (written as 0/255) or uint8 (written as it is).
+
+    Raises:
+        ValueError: If the array is of another shape or dtype, or the ending is another.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(
+            f"{path}: masks are written as .png, not as {path.suffix or 'a file without an ending'}"
+        )
+    if mask.dtype == bool:
+        mask = mask.astype(np.uint8) * np.uint8(255)
+    if mask.ndim != 2:
+        raise ValueError(f"{path}: expected a mask of shape (H, W), found {mask.shape}")
+    write_image(path, mask)
