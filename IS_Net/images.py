@@ -209,9 +209,7 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(
-            f"{path}: masks are written as .png, not as {path.suffix or 'a file without an ending'}"
-        )
+        raise ValueError(f"{path}: masks are written as .png, not as {path.suffix or 'a file without an ending'}")
     if mask.dtype == bool:
         mask = mask.astype(np.uint8) * np.uint8(255)
     if mask.ndim != 2:

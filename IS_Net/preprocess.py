@@ -133,9 +133,7 @@ def make_planes(
     planes = [resize_uint8(image, size)]
     if in_ch > MASK_CHANNEL:
         if mask is None:
-            raise ValueError(
-                f"a network of {in_ch} input channels needs a coarse mask beside the image; found none"
-            )
+            raise ValueError(f"a network of {in_ch} input channels needs a coarse mask beside the image; found none")
         if mask.shape != image.shape[:2]:
             raise ValueError(
                 f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
