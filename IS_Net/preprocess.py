@@ -80,11 +80,17 @@ def resize_uint8(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (C, height, width) uint8, C being 1 for an (H, W) array: the layout that PyTorch wants.
     """
-    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels))).permute(2, 0, 1)[None]
-    if planes.shape[-2:] != tuple(size):
-        planes = F.interpolate(planes.float(), size=tuple(size), mode="bilinear", align_corners=False)
-        planes = planes.round_().to(torch.uint8)
-    return planes[0].contiguous().numpy()
+    return resize_planes(np.moveaxis(np.atleast_3d(pixels), 2, 0), size)
+
+
+def resize_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a (C, H, W) uint8 stack like :func:`resize_uint8`, to (C, height, width) uint8."""
+    if planes.shape[-2:] == tuple(size):
+        return np.ascontiguousarray(planes)
+    resized = F.interpolate(
+        torch.tensor(planes, dtype=torch.float32)[None], size=tuple(size), mode="bilinear", align_corners=False
+    )
+    return resized[0].round_().to(torch.uint8).contiguous().numpy()
 
 
 def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

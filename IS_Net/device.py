@@ -1,0 +1,93 @@
+"""Choose the device, say it aloud, and know in which precision it is fast."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "full", "half")
+
+
+class DeviceError(RuntimeError):
+    """A device, or a precision on it, that was asked for and is not there."""
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """Return the device of that name, and log which one it is.
+
+    Args:
+        name: ``auto`` (CUDA, else Apple's MPS, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        DeviceError: If the device is unknown or not there. Only ``auto`` falls back to another.
+    """
+    if str(name) == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is unknown; expected auto, cpu, cuda, cuda:N or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device {name!r} is not supported; expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"device {str(name)!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA devices; "
+                "check nvidia-smi and that this PyTorch was built for CUDA, or ask for auto or cpu"
+            )
+        # the convolutions keep one input size for a whole run, so cuDNN's search for the fastest one pays
+        torch.backends.cudnn.benchmark = True
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' was asked for, but this PyTorch cannot use one; ask for auto or cpu")
+    logger.info("device: %s", describe(device))
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """Name a device as a person would: its type, and the model where it is known."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit type in which a device is faster than in float32, or None where there is none.
+
+    bfloat16 where the hardware multiplies it (CUDA from compute capability 8.0, CPUs with AVX512-BF16 or AMX),
+    else float16 on CUDA, which needs a gradient scaler.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return None
+
+
+def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """Turn a precision into autocast's dtype; None stands for plain float32.
+
+    Args:
+        device: Where the network runs.
+        precision: ``full`` (float32), ``half`` (16 bits) or ``auto`` (16 bits where that is faster).
+
+    Raises:
+        DeviceError: If the precision is unknown, or ``half`` is asked of a device that has no fast 16-bit type.
+    """
+    if precision not in PRECISIONS:
+        raise DeviceError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
+    dtype = None if precision == "full" else fast_dtype(device)
+    if precision == "half" and dtype is None:
+        raise DeviceError(f"half precision was asked for, but {describe(device)} has no fast 16-bit type; use auto")
+    return dtype
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Return the context in which a network runs in ``dtype``; None runs it in float32."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,235 @@
+"""The settings of a run: their defaults, the check of a user's own, and the command line's key=value form."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+IS_NET_DIR = Path(__file__).resolve().parent
+"""Where relative paths that stand in files start, as in the published code, which runs inside this folder."""
+
+DEFAULTS: dict[str, Any] = {
+    # what to do
+    "mode": "train",  # train | valid (score, and write maps where valid_out_dir is set) | inference (maps only)
+    "interm_sup": True,  # supervise the features with a ground-truth encoder (phase 1 trains it)
+    "seed": 0,
+    # where things are; "" is none
+    "valid_out_dir": "",  # maps of validation and inference: <valid_out_dir>/<data set>/<name>.png
+    "model_path": "../saved_models/your_model_weights",  # checkpoints, metrics log, TensorBoard
+    "restore_model": "",  # last.pt resumes; any other file gives its weights only
+    "gt_encoder_model": "",  # a trained ground-truth encoder: phase 1 is skipped
+    # the network
+    "model": 4,  # an ISNetDIS, or its input channels: 3 image, 4 image + mask, 5 image + mask + box
+    "model_digit": "auto",  # full: fp32 | half: 16-bit autocast | auto: half where the device is faster at it
+    "device": "auto",  # auto | cpu | cuda | cuda:N | mps
+    # sizes, (height, width)
+    "cache_size": [1024, 1024],  # what is stored
+    "input_size": [1024, 1024],  # what the network sees, where it differs from cache_size
+    "crop_size": [1024, 1024],  # training: a random crop of input_size, where it is smaller
+    # data
+    "cache_boost_train": False,  # hold the whole training cache in memory
+    "cache_boost_valid": False,  # likewise the validation caches
+    "random_flip_h": True,  # p = 0.5 each, independently: the published p = 0.25 of H, V and both
+    "random_flip_v": True,
+    "workers": 4,  # processes that load data; 0 loads in the main process
+    # the run's length
+    "start_ite": 0,  # the number the iterations start from, where weights were restored
+    "max_ite": 10_000_000,
+    "max_epoch_num": 1_000_000,
+    "early_stop": 20,  # stop after so many validations in which neither max F nor MAE improved
+    "model_save_fre": 2000,  # validate and save every so many iterations
+    "batch_size_train": 6,
+    "batch_size_valid": 1,
+    "accumulation": 1,  # batches whose gradients make one iteration
+    # the optimiser (AdamW) and the losses' weights
+    "lr": 4e-5,
+    "weight_decay": 0.0,
+    "bce_weight": 20.0,
+    "iou_weight": 0.5,
+    "feature_weight": 1.0,
+    "orthogonal_weight": 1e-8,
+    # phase 1
+    "gt_encoder_lr": 1e-4,
+    "gt_encoder_stop_f": 0.99,  # max F at which the ground-truth encoder is good enough
+    "gt_encoder_max_ite": 10_000_000,
+}
+
+CHOICES = {
+    "mode": ("train", "valid", "inference"),
+    "model_digit": ("auto", "full", "half"),
+    "model": (3, 4, 5),
+}
+SIZES = ("cache_size", "input_size", "crop_size")
+PATHS = ("valid_out_dir", "model_path", "restore_model", "gt_encoder_model")
+_AT_LEAST_ONE = (
+    "model_save_fre",
+    "early_stop",
+    "batch_size_train",
+    "batch_size_valid",
+    "accumulation",
+    "max_epoch_num",
+)
+
+MIN_SIZE = 128
+"""Below it the deepest maps of the networks shrink to single pixels, which BatchNorm cannot train on."""
+
+
+class HyparError(ValueError):
+    """A setting that is unknown, of a wrong type, or out of range; the message names its key."""
+
+
+def _size(key: str, value: Any) -> list[int]:
+    pair = [value, value] if isinstance(value, int) and not isinstance(value, bool) else value
+    if (
+        isinstance(pair, str)
+        or not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(v, int) and not isinstance(v, bool) and v >= MIN_SIZE for v in pair)
+    ):
+        raise HyparError(
+            f"hypar[{key!r}]: expected [height, width], integers of at least {MIN_SIZE}, found {value!r}"
+        )
+    return list(pair)
+
+
+def _value(key: str, value: Any) -> Any:
+    """Check one setting against its default's type, and return it in that type."""
+    default = DEFAULTS[key]
+    if key in SIZES:
+        return _size(key, value)
+    if key == "model" and isinstance(value, nn.Module):
+        if not (hasattr(value, "predict_logits") and getattr(value, "in_ch", None) in CHOICES["model"]):
+            raise HyparError(
+                f"hypar['model']: expected an ISNetDIS of 3, 4 or 5 channels, found {type(value).__name__}"
+            )
+        return value
+    if isinstance(default, bool):
+        if value not in (0, 1):  # the published code writes flips as 1 and 0
+            raise HyparError(f"hypar[{key!r}]: expected True or False, found {value!r}")
+        return bool(value)
+    if isinstance(value, Path) and key in PATHS:
+        value = str(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        wanted = type(default).__name__
+        raise HyparError(
+            f"hypar[{key!r}]: expected {wanted} such as {default!r}, found {type(value).__name__} {value!r}"
+        )
+    if key in CHOICES and value not in CHOICES[key]:
+        raise HyparError(f"hypar[{key!r}]: expected one of {', '.join(map(str, CHOICES[key]))}, found {value!r}")
+    least = 1 if key in _AT_LEAST_ONE else 0
+    if isinstance(value, (int, float)) and not value >= least:
+        raise HyparError(f"hypar[{key!r}]: expected a number of at least {least}, found {value!r}")
+    return value
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill a user's settings up with the defaults, and check them.
+
+    Args:
+        hypar: Any of the keys of ``DEFAULTS``.
+
+    Returns:
+        All keys of ``DEFAULTS``; paths absolute (relative ones start at ``IS_Net/``), sizes as [height, width].
+
+    Raises:
+        HyparError: If a key is unknown (the message names the nearest one), or a value does not fit its key.
+    """
+    for key in hypar:
+        if key not in DEFAULTS:
+            raise HyparError(f"hypar has no key {key!r}{_nearest(key, list(DEFAULTS))}")
+    # a smaller cache or input means a smaller crop: it is not meant to cut anything unless it is set too
+    given = dict(hypar)
+    given.setdefault("input_size", given.get("cache_size", DEFAULTS["input_size"]))
+    given.setdefault("crop_size", given["input_size"])
+    settings = {key: _value(key, given.get(key, default)) for key, default in DEFAULTS.items()}
+    if any(crop > whole for crop, whole in zip(settings["crop_size"], settings["input_size"], strict=True)):
+        raise HyparError(
+            f"hypar['crop_size']: {settings['crop_size']} is larger than input_size {settings['input_size']}"
+        )
+    if settings["mode"] == "inference" and not settings["valid_out_dir"]:
+        raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder to write the maps to")
+    if settings["mode"] != "train" and not settings["restore_model"]:
+        raise HyparError(
+            f"hypar['restore_model']: is empty, but mode {settings['mode']!r} needs trained weights; name a checkpoint"
+        )
+    for key in ("valid_out_dir", "model_path"):
+        if settings[key]:
+            settings[key] = str(resolve(settings[key]))
+    for key in ("restore_model", "gt_encoder_model"):
+        if settings[key]:
+            settings[key] = str(find_checkpoint(key, settings[key], settings["model_path"]))
+    return settings
+
+
+def resolve(path: str | Path, base: Path = IS_NET_DIR) -> Path:
+    """Return a path as an absolute one; a relative path starts at ``base``."""
+    return (base / Path(path).expanduser()).resolve()
+
+
+def find_checkpoint(key: str, name: str, model_path: str) -> Path:
+    """Find a checkpoint: in ``model_path``, as the published code does, else as a path of its own.
+
+    Raises:
+        HyparError: If it is in neither place.
+    """
+    places = [resolve(name, Path(model_path)), resolve(name)]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " nor ".join(dict.fromkeys(map(str, places)))
+    raise HyparError(f"hypar[{key!r}]: no checkpoint {name!r}: there is neither {looked}")
+
+
+def parse_assignments(arguments: Sequence[str], extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Read ``key=value`` arguments into settings, each by its default's type.
+
+    Sizes are ``1024`` or ``1024,768`` (height, width); truth is ``True``, ``False``, ``1`` or ``0``. Relative
+    paths start at the current folder, save a bare checkpoint name that is not there: it is looked for in
+    ``model_path`` later.
+
+    Args:
+        arguments: Such as ``["mode=valid", "batch_size_train=4"]``.
+        extra: Keys that are no settings and are returned as strings.
+
+    Raises:
+        HyparError: If an argument has no ``=``, an unknown key, or a value that does not fit.
+    """
+    settings: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            raise HyparError(f"expected key=value, found {argument!r}; for example mode=valid")
+        if key in extra:
+            settings[key] = text
+            continue
+        if key not in DEFAULTS:
+            raise HyparError(f"there is no key {key!r}{_nearest(key, [*DEFAULTS, *extra])}")
+        if key in PATHS:
+            path = Path(text).expanduser()
+            bare_name = key in ("restore_model", "gt_encoder_model") and not path.exists() and path.name == text
+            settings[key] = text if not text or bare_name else str(path.resolve())
+        elif isinstance(DEFAULTS[key], str):
+            settings[key] = text
+        else:
+            try:
+                value = ast.literal_eval(text.strip().capitalize() if isinstance(DEFAULTS[key], bool) else text)
+            except (ValueError, SyntaxError) as error:
+                raise HyparError(
+                    f"{key}: cannot read {text!r}; expected a value such as {DEFAULTS[key]!r}"
+                ) from error
+            if isinstance(DEFAULTS[key], int) and isinstance(value, float) and value.is_integer():
+                value = int(value)  # 1e6
+            settings[key] = list(value) if isinstance(value, tuple) else value
+    return settings

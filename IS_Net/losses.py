@@ -1,0 +1,80 @@
+"""The training losses, as pure functions: side outputs (BCE + IoU), feature supervision, orthogonality.
+
+The weights with which they are summed stand in ``hypar``; their defaults are the published recipe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+
+IOU_SMOOTH = 1.0
+
+
+def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy, averaged over all pixels; logits and target (in [0, 1]) of one shape."""
+    return F.binary_cross_entropy_with_logits(logits.float(), target)
+
+
+def iou_loss(logits: Tensor, target: Tensor, smooth: float = IOU_SMOOTH) -> Tensor:
+    """Soft IoU loss: ``1 - (I + smooth) / (U + smooth)`` of each sample, then their mean.
+
+    Args:
+        logits: (B, C, H, W), any float dtype.
+        target: (B, C, H, W) in [0, 1].
+        smooth: Added to intersection and union, so that an empty sample has a value.
+    """
+    probability = torch.sigmoid(logits.float())
+    intersection = (probability * target).flatten(1).sum(1)
+    union = probability.flatten(1).sum(1) + target.flatten(1).sum(1) - intersection
+    return (1 - (intersection + smooth) / (union + smooth)).mean()
+
+
+def side_output_loss(
+    sides: Sequence[Tensor], target: Tensor, bce_weight: float = 20.0, iou_weight: float = 0.5
+) -> Tensor:
+    """Sum over the side outputs of ``bce_weight * BCE + iou_weight * IoU``.
+
+    Args:
+        sides: Logits (B, 1, H, W) at the input's size, as the networks' ``forward`` returns them.
+        target: (B, 1, H, W) in [0, 1].
+        bce_weight: Weight of the cross entropy (published: 20).
+        iou_weight: Weight of the IoU loss (published: 0.5).
+    """
+    return torch.stack(
+        [bce_weight * bce_loss(side, target) + iou_weight * iou_loss(side, target) for side in sides]
+    ).sum()
+
+
+def feature_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Intermediate supervision of IS-Net: the sum over the stages of the features' mean squared error.
+
+    Args:
+        features: Six maps of the segmentation network.
+        teacher: Six maps of the frozen ground-truth encoder, of the same shapes.
+    """
+    pairs = zip(features, teacher, strict=True)
+    return torch.stack([F.mse_loss(found.float(), wanted.float()) for found, wanted in pairs]).sum()
+
+
+def _flat_weights(model: nn.Module) -> Iterable[Tensor]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not name.endswith("bias"):
+            yield parameter.flatten(1) if parameter.ndim > 1 else parameter[:, None]
+
+
+def orthogonal_loss(model: nn.Module) -> Tensor:
+    """Sum of ``|W W^T - I|`` over all trainable parameters but the biases, each viewed as (C, -1).
+
+    BatchNorm weights are included, as (C, 1). The published code adds it with a weight of 1e-8. Always computed
+    in float32: it sums tens of millions of entries.
+    """
+    total = torch.zeros((), device=next(model.parameters()).device)
+    with torch.autocast(total.device.type, enabled=False):
+        for weight in _flat_weights(model):
+            gram = weight @ weight.T
+            total = total + (gram - torch.eye(len(gram), device=gram.device)).abs().sum()
+    return total
