@@ -29,8 +29,8 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",  # auto | cpu | cuda | cuda:N | mps
     # sizes, (height, width)
     "cache_size": [1024, 1024],  # what is stored
-    "input_size": [1024, 1024],  # what the network sees, where it differs from cache_size
-    "crop_size": [1024, 1024],  # training: a random crop of input_size, where it is smaller
+    "input_size": [],  # what the network sees; [] is cache_size
+    "crop_size": [],  # training: a random crop of the input; [] is all of it
     # data
     "cache_boost_train": False,  # hold the whole training cache in memory
     "cache_boost_valid": False,  # likewise the validation caches
@@ -84,6 +84,8 @@ class HyparError(ValueError):
 
 
 def _size(key: str, value: Any) -> list[int]:
+    if value == DEFAULTS[key] == []:
+        return []
     pair = [value, value] if isinstance(value, int) and not isinstance(value, bool) else value
     if (
         isinstance(pair, str)
@@ -149,11 +151,9 @@ def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
     for key in hypar:
         if key not in DEFAULTS:
             raise HyparError(f"hypar has no key {key!r}{_nearest(key, list(DEFAULTS))}")
-    # a smaller cache or input means a smaller crop: it is not meant to cut anything unless it is set too
-    given = dict(hypar)
-    given.setdefault("input_size", given.get("cache_size", DEFAULTS["input_size"]))
-    given.setdefault("crop_size", given["input_size"])
-    settings = {key: _value(key, given.get(key, default)) for key, default in DEFAULTS.items()}
+    settings = {key: _value(key, hypar.get(key, default)) for key, default in DEFAULTS.items()}
+    settings["input_size"] = settings["input_size"] or settings["cache_size"]
+    settings["crop_size"] = settings["crop_size"] or settings["input_size"]
     if any(crop > whole for crop, whole in zip(settings["crop_size"], settings["input_size"], strict=True)):
         raise HyparError(
             f"hypar['crop_size']: {settings['crop_size']} is larger than input_size {settings['input_size']}"
@@ -162,7 +162,7 @@ def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
         raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder to write the maps to")
     if settings["mode"] != "train" and not settings["restore_model"]:
         raise HyparError(
-            f"hypar['restore_model']: is empty, but mode {settings['mode']!r} needs trained weights; name a checkpoint"
+            f"hypar['restore_model']: is empty, but mode {settings['mode']!r} needs weights; name a checkpoint"
         )
     for key in ("valid_out_dir", "model_path"):
         if settings[key]:

@@ -1,0 +1,193 @@
+"""Save and load weights and whole training states.
+
+Weights are safetensors files with a few facts beside them (metadata); ``.pth`` files of the published IS-Net and
+DIS-SAM load too. ``last.pt`` holds everything that a run needs to go on. All files appear whole or not at all, and
+none can run code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from IS_Net.images import atomic_file
+from IS_Net.models import ISNetDIS, ISNetGTEncoder
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+STATE_VERSION = 1
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_GT_ENCODER_STEM = "conv_in.conv.weight"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, or of another network; the message names the file."""
+
+
+def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
+    """Write a network's weights as safetensors, with facts about them (JSON-serialisable) as metadata."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_file(path) as file:
+        file.write(serialise(weights, metadata={"dis-sam": json.dumps(dict(facts))}))
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a training state (plain Python values and tensors only), for :func:`load_state`."""
+    with atomic_file(path) as file:
+        torch.save({"version": STATE_VERSION, **state}, file)
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values, which could run code when loaded, or is damaged; "
+            f"save its state_dict() alone and load that ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read; it is damaged or no checkpoint ({error})") from error
+
+
+def _require_file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint; see saved_models/README.md for where to get one")
+    return path
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a training state.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or no training state of this version.
+    """
+    path = _require_file(path)
+    state = _torch_load(path)
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != STATE_VERSION:
+        raise CheckpointError(
+            f"{path}: is no training state of version {STATE_VERSION} (found {version}); to start from its weights "
+            "alone, give the file another name than last.pt"
+        )
+    return state
+
+
+def read_weights(path: str | Path) -> tuple[Weights, dict[str, Any]]:
+    """Read the weights of any checkpoint, and the facts saved beside them ({} where there are none).
+
+    Args:
+        path: ``.safetensors``; a training state; or a published ``.pth``: a bare state dict, one under
+            ``state_dict`` or the like, with or without the ``module.`` that DataParallel puts before its names.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds no state dict.
+    """
+    path = _require_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {}).get("dis-sam", "{}"))
+                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+    content = _torch_load(path)
+    facts = content.get("facts", {}) if isinstance(content, dict) else {}
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict (names to tensors), but {type(content).__name__}")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, facts
+
+
+def input_channels(weights: Weights, where: str | Path) -> int:
+    """Return the input channels of IS-Net weights, read off the first convolution.
+
+    Raises:
+        CheckpointError: If there is no such convolution, or it is a ground-truth encoder's.
+    """
+    stem = weights.get("conv_in.weight")
+    if stem is None or stem.ndim != 4:
+        what = "a ground-truth encoder" if _GT_ENCODER_STEM in weights else "another network"
+        raise CheckpointError(f"{where}: expected weights of ISNetDIS (conv_in.weight), found those of {what}")
+    return stem.shape[1]
+
+
+def widen_input(weights: Weights, in_ch: int) -> Weights:
+    """Give IS-Net weights more input channels, with zero weights: the network computes what it did before.
+
+    Args:
+        weights: A state dict of ISNetDIS.
+        in_ch: The channels wanted, at least as many as there are.
+    """
+    stem = weights["conv_in.weight"]
+    missing = in_ch - stem.shape[1]
+    widened = torch.cat((stem, stem.new_zeros(stem.shape[0], missing, *stem.shape[2:])), dim=1)
+    return {**weights, "conv_in.weight": widened}
+
+
+def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint into a network, strictly: all names and shapes must agree.
+
+    One difference is bridged, and said aloud: an ISNetDIS takes weights with fewer input channels, the further
+    ones getting zeros.
+
+    Returns:
+        The facts saved beside the weights.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or its names or shapes are not the network's.
+    """
+    weights, facts = read_weights(path)
+    if isinstance(model, ISNetDIS):
+        found = input_channels(weights, path)
+        if found < model.in_ch:
+            weights = widen_input(weights, model.in_ch)
+            logger.warning("%s has %d input channels; widened to %d with zero weights", path, found, model.in_ch)
+        elif found > model.in_ch:
+            raise CheckpointError(
+                f"{path}: has {found} input channels, the network {model.in_ch}; set hypar['model'] to {found}"
+            )
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{path}: does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}. Nothing was loaded; "
+            "choose a checkpoint of this network"
+        )
+    model.load_state_dict(weights)
+    logger.info("weights: %s", path)
+    return facts
+
+
+def load_isnet(path: str | Path) -> tuple[ISNetDIS, dict[str, Any]]:
+    """Build the ISNetDIS that a checkpoint is of (its channels are read from its tensors), and load it.
+
+    Returns:
+        The network, on the CPU, and the facts saved beside the weights.
+
+    Raises:
+        CheckpointError: As :func:`load_weights`.
+    """
+    weights, _ = read_weights(path)
+    model = ISNetDIS(input_channels(weights, path))
+    return model, load_weights(model, path)
