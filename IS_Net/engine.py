@@ -1,0 +1,487 @@
+"""The two loops, ``fit`` and ``validate``, that train and score both networks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from IS_Net.checkpoint import save_state, save_weights
+from IS_Net.device import autocast
+from IS_Net.images import atomic_file, write_mask
+from IS_Net.losses import feature_loss, orthogonal_loss, side_output_loss
+from IS_Net.metrics import MAE, FMeasure
+from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.preprocess import alpha_to_uint8, make_alpha, make_input, make_target
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+STATE_FILE = "last.pt"
+_ENDLESS = 1_000_000  # limits from here on are none, and get no bar
+_LOG_EVERY = 10  # iterations between two looks at the loss, each of which makes the host wait for the device
+_LOG_COLUMNS = (
+    "phase",
+    "iteration",
+    "epoch",
+    "data_set",
+    "max_f_mean_pr",
+    "max_f_mean_curve",
+    "mae",
+    "loss",
+    "seconds",
+)
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on."""
+
+
+# --- the two networks' sides of the loops ---------------------------------------------------------------------------
+
+
+class SegmentationTask:
+    """Phase 2: ISNetDIS learns the mask; the frozen ground-truth encoder supervises its features.
+
+    Args:
+        model: The network that is trained.
+        teacher: The trained ground-truth encoder, or None to train without intermediate supervision.
+        settings: A checked ``hypar``, for the losses' weights.
+    """
+
+    name = "segmentation"
+    weights_file = "best.safetensors"
+
+    def __init__(self, model: ISNetDIS, teacher: ISNetGTEncoder | None, settings: dict[str, Any]) -> None:
+        self.model, self.teacher, self.settings = model, teacher, settings
+        self.lr, self.max_ite, self.stop_f = settings["lr"], settings["max_ite"], None
+        self.start_ite = settings["start_ite"]
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)  # eval: its BatchNorm statistics stay as trained
+
+    def input(self, planes: Tensor) -> Tensor:
+        """Return what the network sees of (B, in_ch [+ 1], H, W) uint8 planes."""
+        return make_input(planes[:, : self.model.in_ch])
+
+    def loss(self, planes: Tensor) -> Tensor:
+        """Return side-output loss and feature supervision of (B, in_ch + 1, H, W) uint8 planes."""
+        target = make_target(planes[:, -1:])
+        sides, features = self.model(self.input(planes))
+        loss = side_output_loss(sides, target, self.settings["bce_weight"], self.settings["iou_weight"])
+        if self.teacher is not None:
+            with torch.no_grad():
+                wanted = self.teacher.features(target)
+            loss = loss + self.settings["feature_weight"] * feature_loss(features, wanted)
+        return loss
+
+
+class GTEncoderTask:
+    """Phase 1: the ground-truth encoder learns to give the ground truth back.
+
+    Args:
+        model: The encoder that is trained.
+        settings: A checked ``hypar``.
+    """
+
+    name = "gt_encoder"
+    weights_file = "gt_encoder.safetensors"
+    teacher = None
+
+    def __init__(self, model: ISNetGTEncoder, settings: dict[str, Any]) -> None:
+        self.model, self.settings = model, settings
+        self.lr, self.max_ite = settings["gt_encoder_lr"], settings["gt_encoder_max_ite"]
+        self.stop_f: float | None = settings["gt_encoder_stop_f"]
+        self.start_ite = 0
+
+    def input(self, planes: Tensor) -> Tensor:
+        """Return the ground truth of (B, in_ch + 1, H, W) uint8 planes."""
+        return make_target(planes[:, -1:])
+
+    def loss(self, planes: Tensor) -> Tensor:
+        """Return the side-output loss of (B, in_ch + 1, H, W) uint8 planes."""
+        target = self.input(planes)
+        sides, _ = self.model(target)
+        return side_output_loss(sides, target, self.settings["bce_weight"], self.settings["iou_weight"])
+
+
+Task = SegmentationTask | GTEncoderTask
+
+
+# --- validation -----------------------------------------------------------------------------------------------------
+
+
+class _MapWriter:
+    """Writes maps while the device goes on; never more than a few wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(4)
+        self._pending: list[Future] = []
+
+    def write(self, name: str, alpha: Tensor) -> None:
+        if len(self._pending) >= 16:
+            self._pending.pop(0).result()
+        self._pending.append(self._pool.submit(write_mask, self.folder / f"{name}.png", alpha.cpu().numpy()))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        for future in self._pending:
+            future.result()
+
+
+@torch.inference_mode()
+def validate(
+    task: Task,
+    loader: DataLoader,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    out_dir: str | Path | None = None,
+) -> Metrics:
+    """Score a network on one data set at the ground truth's own size, on maps rounded to uint8 as they are saved.
+
+    Scoring stays on the device; nothing is fetched from it before the end, unless maps are written.
+
+    Args:
+        task: The network and what it sees.
+        loader: Of :class:`IS_Net.data_loader.ValidDataset`, of any batch size.
+        device: Where the network is.
+        dtype: Of autocast; None is float32.
+        out_dir: Where the maps go, as ``<out_dir>/<data set>/<name>.png``; none are written where it is empty.
+
+    Returns:
+        ``max_f_mean_pr``, ``max_f_mean_curve`` and ``mae``; nan where the data set has no ground truth.
+    """
+    name = loader.dataset.name
+    writer = _MapWriter(Path(out_dir) / name) if out_dir else None
+    f_measure, mae = FMeasure(), MAE()
+    was_training = task.model.training
+    task.model.eval()
+    try:
+        with tqdm(total=len(loader.dataset), desc=f"valid {name}", unit="image", leave=False) as bar:
+            for batch in loader:
+                with autocast(device, dtype):
+                    logits = task.model.predict_logits(task.input(batch.planes.to(device, non_blocking=True)))
+                for i, size in enumerate(batch.sizes):
+                    alpha = alpha_to_uint8(make_alpha(logits[i : i + 1], size))[0, 0]
+                    if batch.gts is not None:
+                        gt = batch.gts[i].to(device, non_blocking=True)
+                        if device.type == "mps":  # has no float64, which exact sums need
+                            alpha, gt = alpha.cpu(), gt.cpu()
+                        f_measure.update(alpha, gt)
+                        mae.update(alpha, gt)
+                    if writer:
+                        writer.write(batch.names[i], alpha)
+                bar.update(len(batch.names))
+    finally:
+        task.model.train(was_training)
+        if writer:
+            writer.close()
+    return {**f_measure.compute(), **mae.compute()}
+
+
+def tell(metrics: Metrics) -> str:
+    """Put a validation's metrics into one line."""
+    return (
+        f"max F {metrics['max_f_mean_pr']:.4f} (mean precision and recall), "
+        f"{metrics['max_f_mean_curve']:.4f} (mean curve), MAE {metrics['mae']:.4f}"
+    )
+
+
+def mean_metrics(results: Sequence[Metrics]) -> Metrics:
+    """Average each metric over several data sets."""
+    return {key: sum(result[key] for result in results) / len(results) for key in results[0]}
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a phase is, and what it has reached; all of it is saved with the state."""
+
+    iteration: int = 0
+    """Optimiser steps taken."""
+    batch: int = 0
+    """Batches consumed, over all epochs."""
+    best_f: float = -1.0
+    best_mae: float = float("inf")
+    """MAE of the best checkpoint."""
+    epoch: int = 0
+    loss: float = float("nan")
+    """Mean training loss of the last stretch."""
+    lowest_mae: float = float("inf")
+    """The lowest MAE of any validation."""
+    stale: int = 0
+    """Validations since max F or MAE last improved."""
+    done: str = ""
+    """Why the phase ended, once it has."""
+
+    def record(self, metrics: Metrics) -> bool:
+        """Take a validation in; return whether it is the best so far: the highest max F, ties by the lower MAE."""
+        f, mae = metrics["max_f_mean_pr"], metrics["mae"]
+        improved = f > self.best_f or mae < self.lowest_mae
+        self.stale = 0 if improved else self.stale + 1
+        self.lowest_mae = min(self.lowest_mae, mae)
+        best = (f, -mae) > (self.best_f, -self.best_mae)
+        if best:
+            self.best_f, self.best_mae = f, mae
+        return best
+
+
+class MetricsLog:
+    """A CSV of one line a validation and data set, and the same as TensorBoard curves.
+
+    Args:
+        folder: Gets ``metrics.csv`` and ``tensorboard/``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+        self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def rewind(self, phase: str, iteration: int) -> None:
+        """Drop what an interrupted run noted of this phase after the iteration that it is resumed from."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [
+                row for row in csv.DictReader(file) if row["phase"] != phase or int(row["iteration"]) <= iteration
+            ]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _LOG_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_file(self.path, "w") as file:
+            file.write(text.getvalue())
+
+    def validation(self, row: dict[str, Any]) -> None:
+        """Note one validation of one data set."""
+        new = not self.path.is_file()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _LOG_COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        for key in ("max_f_mean_pr", "max_f_mean_curve", "mae"):
+            self.board.add_scalar(f"{row['phase']}/{row['data_set']}/{key}", row[key], row["iteration"])
+
+    def loss(self, phase: str, iteration: int, value: float) -> None:
+        """Note the training loss."""
+        self.board.add_scalar(f"{phase}/loss", value, iteration)
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self.board.close()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop answers between two iterations."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested.is_set
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def request(_number: int, _frame: Any) -> None:
+        requested.set()
+        for number, handler in before.items():  # a second one stops at once
+            signal.signal(number, handler)
+
+    for number in signals:
+        signal.signal(number, request)
+    try:
+        yield requested.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Run:
+    """What a phase is trained with: the surroundings that do not change while it runs."""
+
+    settings: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype | None
+    valid_loaders: Sequence[DataLoader]
+    make_train_loader: Callable[[int], DataLoader]
+    """Gives an endless loader that starts at the batch of that number."""
+    log: MetricsLog
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.settings["model_path"])
+
+
+def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
+    """Train a network until one of its ends is reached; always validate and save at the end.
+
+    The ends are: ``max_ite`` iterations; ``max_epoch_num`` epochs; ``early_stop`` validations in which neither max F
+    nor MAE improved; in phase 1, a max F above ``gt_encoder_stop_f``; and a request to stop (Ctrl-C, SIGTERM), which
+    saves without validating, so that the resumed run is the one that was not interrupted.
+
+    Args:
+        task: The network and its losses.
+        run: The surroundings.
+        resume: What :func:`IS_Net.checkpoint.load_state` gave of this phase, to go on from.
+
+    Returns:
+        The progress; its ``done`` says which end was reached. ``task.weights_file`` and ``last.pt`` are in the run's
+        folder; the network holds the last weights, not the best.
+
+    Raises:
+        TrainingError: If the loss is not finite.
+    """
+    training = _Training(task, run, resume)
+    progress = training.progress
+    if progress.done in ("max_ite", "max_epoch_num", "interrupted"):
+        progress.done = ""  # those limits may have been raised since; the loop looks at them anew
+    if progress.done:
+        return progress
+
+    loader = run.make_train_loader(progress.batch)
+    validated = progress.iteration if resume else None
+    total = task.max_ite if task.max_ite < _ENDLESS else None
+    with (
+        _stop_requests() as stop_requested,
+        tqdm(total=total, initial=progress.iteration, desc=f"train {task.name}", unit="it") as bar,
+    ):
+        batches = iter(loader)
+        while not progress.done:
+            progress.epoch = progress.batch // loader.batch_sampler.per_epoch
+            if stop_requested():
+                progress.done = "interrupted"
+            elif progress.iteration >= task.max_ite:
+                progress.done = "max_ite"
+            elif progress.epoch >= run.settings["max_epoch_num"]:
+                progress.done = "max_epoch_num"
+            else:
+                training.step(batches)
+                bar.update()
+                if progress.iteration % _LOG_EVERY == 0:
+                    bar.set_postfix(loss=f"{training.look_at_loss():.4g}")
+                if progress.iteration % run.settings["model_save_fre"] == 0:
+                    training.validate()
+                    training.save()
+                    validated = progress.iteration
+        if progress.done in ("max_ite", "max_epoch_num") and validated != progress.iteration:
+            training.validate()
+        training.save()
+    logger.info("%s: stopped at iteration %d (%s)", task.name, progress.iteration, progress.done)
+    return progress
+
+
+class _Training:
+    """What changes while a phase runs, and the three things that are done to it: step, validate, save."""
+
+    def __init__(self, task: Task, run: Run, resume: dict[str, Any] | None) -> None:
+        self.task, self.run = task, run
+        task.model.to(run.device, memory_format=torch.channels_last).train()
+        if task.teacher is not None:
+            task.teacher.to(run.device, memory_format=torch.channels_last)
+        # fused: one kernel for all parameters instead of some thousand; the arithmetic is the same
+        self.optimizer = torch.optim.AdamW(
+            task.model.parameters(), lr=task.lr, weight_decay=run.settings["weight_decay"], fused=True
+        )
+        # float16 gradients underflow without a scaler; bfloat16 has float32's range
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
+        self.progress = Progress(iteration=task.start_ite)
+        if resume:
+            self.progress = Progress(**resume["progress"])
+            self.optimizer.load_state_dict(resume["optimizer"])
+            self.scaler.load_state_dict(resume["scaler"])
+        run.log.rewind(task.name, self.progress.iteration)
+        self.started = time.perf_counter()
+        self._losses = torch.zeros(2, device=run.device)  # sum and number since the last look
+
+    def step(self, batches: Iterator[Tensor]) -> None:
+        """Take one optimiser step over ``accumulation`` batches."""
+        run, accumulation = self.run, self.run.settings["accumulation"]
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(accumulation):
+            planes = next(batches).to(run.device, non_blocking=True)
+            with autocast(run.device, run.dtype):
+                loss = self.task.loss(planes)
+            loss = loss + run.settings["orthogonal_weight"] * orthogonal_loss(self.task.model)
+            self.scaler.scale(loss / accumulation).backward()
+            self._losses += torch.stack((loss.detach(), torch.ones_like(loss)))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.iteration += 1
+        self.progress.batch += accumulation
+
+    def look_at_loss(self) -> float:
+        """Return the mean loss since the last look, note it, and stop a run whose loss is not finite."""
+        total, number = self._losses.tolist()
+        self._losses.zero_()
+        if not number:
+            return self.progress.loss
+        self.progress.loss = total / number
+        if not math.isfinite(self.progress.loss):
+            raise TrainingError(
+                f"{self.task.name}: the loss is {self.progress.loss} at iteration {self.progress.iteration}; lower the "
+                f"learning rate or set hypar['model_digit'] to 'full'. The checkpoints in {self.run.folder} are from before"
+            )
+        self.run.log.loss(self.task.name, self.progress.iteration, self.progress.loss)
+        return self.progress.loss
+
+    def validate(self) -> None:
+        """Score the network on all data sets, note it, keep the best weights, and see whether it is time to stop."""
+        task, run, progress = self.task, self.run, self.progress
+        loss = self.look_at_loss()
+        results = []
+        for loader in run.valid_loaders:
+            out_dir = run.settings["valid_out_dir"] if isinstance(task, SegmentationTask) else None
+            metrics = validate(task, loader, run.device, run.dtype, out_dir)
+            results.append(metrics)
+            logger.info("%s, iteration %d, %s: %s", task.name, progress.iteration, loader.dataset.name, tell(metrics))
+            row = {"phase": task.name, "iteration": progress.iteration, "epoch": progress.epoch}
+            row |= {"data_set": loader.dataset.name, "loss": loss, **metrics}
+            run.log.validation(row | {"seconds": round(time.perf_counter() - self.started, 1)})
+        metrics = mean_metrics(results)
+        if progress.record(metrics):
+            save_weights(run.folder / task.weights_file, task.model, self._facts() | {"metrics": metrics})
+        if task.stop_f is not None and metrics["max_f_mean_pr"] > task.stop_f:
+            progress.done = "stop_f"
+        elif progress.stale >= run.settings["early_stop"]:
+            progress.done = "early_stop"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "network": type(self.task.model).__name__,
+            "in_ch": self.task.model.in_ch,
+            "input_size": self.run.settings["input_size"],
+            "iteration": self.progress.iteration,
+        }
+
+    def save(self) -> None:
+        """Write everything that the run needs to go on to ``last.pt``."""
+        teacher = self.task.teacher
+        state = {
+            "phase": self.task.name,
+            "progress": asdict(self.progress),
+            "model": self.task.model.state_dict(),
+            "teacher": None if teacher is None else teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "facts": self._facts(),
+        }
+        save_state(self.run.folder / STATE_FILE, state)

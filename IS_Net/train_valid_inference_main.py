@@ -1,0 +1,277 @@
+"""Train, validate or run DIS-SAM's second stage.
+
+Choose the data sets, edit ``hypar``, and run ``python train_valid_inference_main.py``; or leave the file as it is and
+give the same settings as key=value:
+
+    python IS_Net/train_valid_inference_main.py mode=valid restore_model=best.safetensors valid_datasets=dataset_te1
+
+``train_datasets`` and ``valid_datasets`` take names from datalist.py or folders that hold im/ (and gt/, mask/),
+separated by commas. What each key means, and the further ones: hypar.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from IS_Net import datalist
+from IS_Net.checkpoint import CheckpointError, load_state, load_weights
+from IS_Net.data_loader import DatasetError, DISDataset, TrainDataset, ValidDataset, train_loader, valid_loader
+from IS_Net.datalist import dataset_tr, dataset_vd
+from IS_Net.device import DeviceError, autocast_dtype, pick_device
+from IS_Net.engine import (
+    STATE_FILE,
+    GTEncoderTask,
+    Metrics,
+    MetricsLog,
+    Progress,
+    Run,
+    SegmentationTask,
+    TrainingError,
+    fit,
+    mean_metrics,
+    validate,
+)
+from IS_Net.hypar import HyparError, check, parse_assignments
+from IS_Net.images import ImageError
+from IS_Net.models import ISNetDIS, ISNetGTEncoder
+
+# --- step 1: the data sets, from datalist.py ---
+train_datasets = [dataset_tr]
+valid_datasets = [dataset_vd]
+
+# --- step 2: the settings ---
+hypar: dict[str, Any] = {
+    "mode": "train",  # train | valid | inference
+    "interm_sup": True,  # train a ground-truth encoder first, and supervise the features with it
+    "model_path": "../saved_models/your_model_weights",  # checkpoints, metrics.csv, TensorBoard
+    "restore_model": "",  # last.pt goes on where a run stopped; any other checkpoint gives its weights
+    "gt_encoder_model": "",  # a trained ground-truth encoder, to skip its training
+    "valid_out_dir": "",  # where maps are written: <valid_out_dir>/<data set>/<name>.png
+    "model": 4,  # 3: image, 4: image + mask, 5: image + mask + box; or an ISNetDIS
+    "model_digit": "auto",  # full (fp32) | half (16-bit) | auto
+    "seed": 0,
+    "cache_size": [1024, 1024],  # (height, width) that is stored
+    "cache_boost_train": False,  # hold the training cache in memory
+    "cache_boost_valid": False,
+    "input_size": [1024, 1024],  # (height, width) that the network sees
+    "crop_size": [1024, 1024],  # a random crop of it, where smaller
+    "random_flip_h": True,
+    "random_flip_v": True,
+    "batch_size_train": 6,
+    "batch_size_valid": 1,
+    "model_save_fre": 2000,  # iterations between two validations
+    "early_stop": 20,  # validations without improvement before the run stops
+    "start_ite": 0,
+    "max_ite": 10_000_000,
+    "max_epoch_num": 1_000_000,
+}
+
+ERRORS = (HyparError, DatasetError, ImageError, CheckpointError, DeviceError, TrainingError)
+"""What is the user's to mend, and is told without a traceback."""
+
+
+class _Session:
+    """The settings, checked, with device, network and data as they follow from them."""
+
+    def __init__(self, hypar: dict[str, Any]) -> None:
+        self.settings = check(hypar)
+        torch.manual_seed(self.settings["seed"])
+        self.device = pick_device(self.settings["device"])
+        self.dtype = autocast_dtype(self.device, self.settings["model_digit"])
+        model = self.settings["model"]
+        self.model: ISNetDIS = ISNetDIS(model) if isinstance(model, int) else model
+        self.pin = self.device.type == "cuda"
+
+    def data(self, dataset: dict[str, str], need_gt: bool, preload: bool) -> DISDataset:
+        sizes = self.settings["cache_size"], self.settings["input_size"]
+        return DISDataset(dataset, self.model.in_ch, *sizes, need_gt=need_gt, preload=preload)
+
+    def valid_loaders(self, datasets: Sequence[dict[str, str]], need_gt: bool) -> list:
+        batch, workers = self.settings["batch_size_valid"], self.settings["workers"]
+        sets = [self.data(entry, need_gt, self.settings["cache_boost_valid"]) for entry in datasets]
+        return [valid_loader(ValidDataset(data), batch, workers, self.pin) for data in sets]
+
+    def run(self, train: Sequence[dict[str, str]], valid: Sequence[dict[str, str]]) -> Run:
+        settings = self.settings
+        sets = [self.data(entry, True, settings["cache_boost_train"]) for entry in train]
+        flips = settings["random_flip_h"], settings["random_flip_v"]
+        data = TrainDataset(sets, settings["seed"], *flips, tuple(settings["crop_size"]))
+        if settings["batch_size_train"] > len(data):
+            logging.warning("batch_size_train is %d, the training set %d", settings["batch_size_train"], len(data))
+
+        def make_loader(start: int) -> Any:
+            return train_loader(data, settings["batch_size_train"], settings["workers"], start, self.pin)
+
+        log = MetricsLog(Path(settings["model_path"]))
+        return Run(settings, self.device, self.dtype, self.valid_loaders(valid, need_gt=True), make_loader, log)
+
+
+def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[dict[str, str]]) -> Progress:
+    """Train both phases, or what is left of them; return the progress of the last one."""
+    settings, folder = session.settings, Path(session.settings["model_path"])
+    restore = Path(settings["restore_model"]) if settings["restore_model"] else None
+    state = load_state(restore) if restore and restore.name == STATE_FILE else None
+    held = [name for name in (STATE_FILE, SegmentationTask.weights_file) if (folder / name).is_file()]
+    if held and not (state and restore.parent == folder):
+        raise HyparError(
+            f"hypar['model_path']: {folder} already holds a training ({', '.join(held)}), which this one would overwrite; "
+            f"go on with it by restore_model={STATE_FILE}, choose another model_path, or move the folder away"
+        )
+    if restore and not state:
+        load_weights(session.model, restore)
+    run = session.run(train, valid)
+    try:
+        teacher = None
+        if settings["interm_sup"]:
+            teacher, ended = _gt_encoder(run, state)
+            if ended is not None:
+                return ended
+        resume = state if state and state["phase"] == SegmentationTask.name else None
+        if resume:
+            session.model.load_state_dict(resume["model"])
+        return fit(SegmentationTask(session.model, teacher, settings), run, resume)
+    finally:
+        run.log.close()
+
+
+def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder, Progress | None]:
+    """Return the trained ground-truth encoder: given, restored, or trained now (phase 1).
+
+    Its progress comes along only if its training was interrupted.
+    """
+    encoder = ISNetGTEncoder()
+    if run.settings["gt_encoder_model"]:
+        load_weights(encoder, run.settings["gt_encoder_model"])
+    elif state and state["phase"] == SegmentationTask.name and state["teacher"]:
+        encoder.load_state_dict(state["teacher"])
+    else:
+        resume = state if state and state["phase"] == GTEncoderTask.name else None
+        if resume:
+            encoder.load_state_dict(resume["model"])
+        progress = fit(GTEncoderTask(encoder, run.settings), run, resume)
+        if progress.done == "interrupted":
+            return encoder, progress
+        load_weights(encoder, run.folder / GTEncoderTask.weights_file)
+    return encoder, None
+
+
+def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> dict[str, Metrics]:
+    """Run the network on data sets; return the metrics of those with a ground truth, by name."""
+    settings, results = session.settings, {}
+    load_weights(session.model, settings["restore_model"])
+    session.model.to(session.device, memory_format=torch.channels_last)
+    task = SegmentationTask(session.model, None, settings)
+    if settings["mode"] == "inference":
+        valid = [{**entry, "gt_dir": ""} for entry in valid]
+    loaders = session.valid_loaders(valid, need_gt=False)
+    for loader in loaders:
+        has_gt = loader.dataset.dataset.has_gt
+        if not has_gt and not settings["valid_out_dir"]:
+            raise HyparError(
+                f"hypar['valid_out_dir']: is empty, and data set {loader.dataset.name!r} has no ground truth to score "
+                "against; name a folder for the maps"
+            )
+        metrics = validate(task, loader, session.device, session.dtype, settings["valid_out_dir"])
+        if has_gt:
+            results[loader.dataset.name] = metrics
+    return results
+
+
+def _print_table(results: dict[str, Metrics]) -> None:
+    if len(results) > 1:
+        results = {**results, "mean": mean_metrics(list(results.values()))}
+    width = max(map(len, results))
+    print(f"{'data set':{width}}  max F (mean P, R)  max F (mean curve)     MAE")
+    for name, metrics in results.items():
+        f_pr, f_curve, mae = (metrics[key] for key in ("max_f_mean_pr", "max_f_mean_curve", "mae"))
+        print(f"{name:{width}}  {f_pr:17.4f}  {f_curve:18.4f}  {mae:.4f}")
+
+
+def main(
+    train_datasets: Sequence[dict[str, str]], valid_datasets: Sequence[dict[str, str]], hypar: dict[str, Any]
+) -> Progress | dict[str, Metrics]:
+    """Do what ``hypar["mode"]`` says.
+
+    Args:
+        train_datasets: As in datalist.py; looked at in mode ``train`` only.
+        valid_datasets: As in datalist.py.
+        hypar: Any of the keys of ``IS_Net.hypar.DEFAULTS``.
+
+    Returns:
+        Mode ``train``: the progress of the last phase. Else: the metrics of each data set with ground truth.
+
+    Raises:
+        HyparError, DatasetError, ImageError, CheckpointError, DeviceError, TrainingError: What is wrong, and how to
+            mend it.
+    """
+    session = _Session(hypar)
+    for key in ("model_path", "restore_model", "gt_encoder_model", "valid_out_dir"):
+        if session.settings[key]:
+            print(f"{key}: {session.settings[key]}")
+    if not valid_datasets or (session.settings["mode"] == "train" and not train_datasets):
+        raise DatasetError("no data sets were given; choose some from datalist.py")
+    if session.settings["mode"] == "train":
+        progress = _train(session, train_datasets, valid_datasets)
+        print(f"ended at iteration {progress.iteration} ({progress.done}); best max F {progress.best_f:.4f}")
+        return progress
+    results = _evaluate(session, valid_datasets)
+    if session.settings["valid_out_dir"]:
+        print(f"maps are in {session.settings['valid_out_dir']}")
+    if results:
+        _print_table(results)
+    return results
+
+
+def _datasets(names: str) -> list[dict[str, str]]:
+    """Turn ``dataset_te1,path/to/folder`` into data set entries."""
+    known, entries = datalist.named(), []
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name in known:
+            entries.append(known[name])
+        elif Path(name).is_dir():
+            entries.append(datalist.from_folder(name))
+        else:
+            raise DatasetError(f"{name!r} is neither a data set of datalist.py ({', '.join(known)}) nor a folder")
+    return entries
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """Run with key=value arguments on top of this file's settings; return the exit code.
+
+    0: done. 1: an error, told in one message. 130: interrupted, everything saved.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(__doc__)
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        given = parse_assignments(arguments, extra=("train_datasets", "valid_datasets"))
+        train, valid = given.pop("train_datasets", None), given.pop("valid_datasets", None)
+        if "cache_size" in given:  # a smaller input follows on the command line, unless it is given there too
+            given = {"input_size": [], "crop_size": [], **given}
+        elif "input_size" in given:
+            given = {"crop_size": [], **given}
+        with logging_redirect_tqdm():
+            result = main(
+                train_datasets if train is None else _datasets(train),
+                valid_datasets if valid is None else _datasets(valid),
+                {**hypar, **given},
+            )
+    except ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 130 if isinstance(result, Progress) and result.done == "interrupted" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(sys.argv[1:]))
