@@ -187,8 +187,10 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         )
     order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
     pixels = image if order is None else cv2.cvtColor(image, order)
+    # OpenCV 5 warns of an option that the format does not have
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
     try:
-        written, data = cv2.imencode(path.suffix.lower(), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        written, data = cv2.imencode(path.suffix.lower(), pixels, options)
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot write files that end in {path.suffix!r}") from error
     if not written:
