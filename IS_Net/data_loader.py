@@ -93,9 +93,7 @@ def _list_files(dataset: dict[str, str], kind: str) -> dict[str, Path]:
         )
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     files = [
-        e
-        for e in entries
-        if e.suffix.lower() == extension or (not extension and e.suffix.lower() in IMAGE_EXTENSIONS)
+        e for e in entries if e.suffix.lower() == extension or (not extension and e.suffix.lower() in IMAGE_EXTENSIONS)
     ]
     if kind == "im" and not files:
         there = ", ".join(sorted({entry.suffix for entry in entries})) or "nothing"
@@ -114,9 +112,7 @@ def _list_files(dataset: dict[str, str], kind: str) -> dict[str, Path]:
     return found
 
 
-def _mask_owners(
-    masks: Iterable[str], images: Collection[str], manifest: dict[str, dict[str, Any]]
-) -> dict[str, str]:
+def _mask_owners(masks: Iterable[str], images: Collection[str], manifest: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Tell which image each mask is of: as stage 1 noted, else NAME of NAME or NAME_OBJECT, the longest that fits."""
     owners = {}
     for mask in masks:
@@ -487,9 +483,7 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
 
 
-def train_loader(
-    dataset: TrainDataset, batch_size: int, workers: int, start: int = 0, pin: bool = False
-) -> DataLoader:
+def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: int = 0, pin: bool = False) -> DataLoader:
     """Return an endless loader of uint8 batches (B, in_ch + 1, height, width), from batch number ``start`` on."""
     batches = EndlessBatches(len(dataset), batch_size, dataset.seed, start)
     if batch_size > len(dataset):

@@ -260,9 +260,7 @@ class MetricsLog:
         if not self.path.is_file():
             return
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                row for row in csv.DictReader(file) if row["phase"] != phase or int(row["iteration"]) <= iteration
-            ]
+            rows = [row for row in csv.DictReader(file) if row["phase"] != phase or int(row["iteration"]) <= iteration]
         text = io.StringIO()
         writer = csv.DictWriter(text, _LOG_COLUMNS)
         writer.writeheader()
@@ -420,7 +418,8 @@ class _Training:
             planes = next(batches).to(run.device, non_blocking=True)
             with autocast(run.device, run.dtype):
                 loss = self.task.loss(planes)
-            loss = loss + run.settings["orthogonal_weight"] * orthogonal_loss(self.task.model)
+            if run.settings["orthogonal_weight"]:
+                loss = loss + run.settings["orthogonal_weight"] * orthogonal_loss(self.task.model)
             self.scaler.scale(loss / accumulation).backward()
             self._losses += torch.stack((loss.detach(), torch.ones_like(loss)))
         self.scaler.step(self.optimizer)
@@ -438,7 +437,7 @@ class _Training:
         if not math.isfinite(self.progress.loss):
             raise TrainingError(
                 f"{self.task.name}: the loss is {self.progress.loss} at iteration {self.progress.iteration}; lower the "
-                f"learning rate or set hypar['model_digit'] to 'full'. The checkpoints in {self.run.folder} are from before"
+                f"learning rate or set hypar['model_digit'] to 'full'; {self.run.folder} holds what was before"
             )
         self.run.log.loss(self.task.name, self.progress.iteration, self.progress.loss)
         return self.progress.loss

@@ -93,9 +93,7 @@ def _size(key: str, value: Any) -> list[int]:
         or len(pair) != 2
         or not all(isinstance(v, int) and not isinstance(v, bool) and v >= MIN_SIZE for v in pair)
     ):
-        raise HyparError(
-            f"hypar[{key!r}]: expected [height, width], integers of at least {MIN_SIZE}, found {value!r}"
-        )
+        raise HyparError(f"hypar[{key!r}]: expected [height, width], integers of at least {MIN_SIZE}, found {value!r}")
     return list(pair)
 
 
@@ -226,9 +224,7 @@ def parse_assignments(arguments: Sequence[str], extra: Sequence[str] = ()) -> di
             try:
                 value = ast.literal_eval(text.strip().capitalize() if isinstance(DEFAULTS[key], bool) else text)
             except (ValueError, SyntaxError) as error:
-                raise HyparError(
-                    f"{key}: cannot read {text!r}; expected a value such as {DEFAULTS[key]!r}"
-                ) from error
+                raise HyparError(f"{key}: cannot read {text!r}; expected a value such as {DEFAULTS[key]!r}") from error
             if isinstance(DEFAULTS[key], int) and isinstance(value, float) and value.is_integer():
                 value = int(value)  # 1e6
             settings[key] = list(value) if isinstance(value, tuple) else value

@@ -6,6 +6,7 @@ The weights with which they are summed stand in ``hypar``; their defaults are th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -66,15 +67,27 @@ def _flat_weights(model: nn.Module) -> Iterable[Tensor]:
             yield parameter.flatten(1) if parameter.ndim > 1 else parameter[:, None]
 
 
+class _GramDistance(torch.autograd.Function):
+    """``sum |W W^T - I|`` of one matrix; as W W^T is symmetric, its gradient takes one product instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        difference = weight @ weight.T
+        difference.diagonal().sub_(1)
+        ctx.save_for_backward(weight, difference.sign())
+        return difference.abs().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        weight, sign = ctx.saved_tensors
+        return (sign @ weight).mul_(2 * gradient)
+
+
 def orthogonal_loss(model: nn.Module) -> Tensor:
     """Sum of ``|W W^T - I|`` over all trainable parameters but the biases, each viewed as (C, -1).
 
     BatchNorm weights are included, as (C, 1). The published code adds it with a weight of 1e-8. Always computed
     in float32: it sums tens of millions of entries.
     """
-    total = torch.zeros((), device=next(model.parameters()).device)
-    with torch.autocast(total.device.type, enabled=False):
-        for weight in _flat_weights(model):
-            gram = weight @ weight.T
-            total = total + (gram - torch.eye(len(gram), device=gram.device)).abs().sum()
-    return total
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        return torch.stack([_GramDistance.apply(weight) for weight in _flat_weights(model)]).sum()

@@ -121,8 +121,8 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
     held = [name for name in (STATE_FILE, SegmentationTask.weights_file) if (folder / name).is_file()]
     if held and not (state and restore.parent == folder):
         raise HyparError(
-            f"hypar['model_path']: {folder} already holds a training ({', '.join(held)}), which this one would overwrite; "
-            f"go on with it by restore_model={STATE_FILE}, choose another model_path, or move the folder away"
+            f"hypar['model_path']: {folder} already holds a training ({', '.join(held)}), which this one would "
+            f"overwrite; go on with restore_model={STATE_FILE}, choose another model_path, or move the folder away"
         )
     if restore and not state:
         load_weights(session.model, restore)

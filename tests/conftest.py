@@ -1,0 +1,68 @@
+"""Small data sets that the tests make for themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from IS_Net.images import write_image, write_mask
+from IS_Net.models import ISNetDIS
+
+
+def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return an image, the ground truth of the ring in it, and a coarse mask (the disc around it)."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+    gt, mask = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
+    radius = int(min(height, width) * rng.uniform(0.2, 0.4))
+    x, y = (int(rng.integers(radius + 2, size - radius - 2)) for size in (width, height))
+    cv2.circle(gt, (x, y), radius, 255, max(radius // 4, 2), cv2.LINE_AA)
+    cv2.circle(mask, (x, y), radius, 255, -1)
+    image[gt > 128] = rng.integers(150, 255, 3, dtype=np.uint8)
+    return image, gt, mask
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path):
+    """Return a function that writes a split in the data contract's layout and returns its entry for datalist."""
+
+    def make(name: str = "tiny", sizes=((150, 200), (160, 140), (131, 177)), cache: bool = True) -> dict[str, str]:
+        folder = tmp_path / name
+        for index, (height, width) in enumerate(sizes):
+            image, gt, mask = draw_sample(index, height, width)
+            write_image(folder / "im" / f"ring_{index}.png", image)
+            write_mask(folder / "gt" / f"ring_{index}.png", gt)
+            write_mask(folder / "mask" / f"ring_{index}.png", mask)
+        return {
+            "name": name,
+            "im_dir": str(folder / "im"),
+            "gt_dir": str(folder / "gt"),
+            "mid_dir": str(folder / "mask"),
+            "im_ext": ".png",
+            "gt_ext": ".png",
+            "mid_ext": ".png",
+            "cache_dir": str(tmp_path / "cache") if cache else "",
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def isnet() -> ISNetDIS:
+    """Return a 4-channel network with random weights, in eval mode; not to be trained."""
+    torch.manual_seed(0)
+    return ISNetDIS(4).eval()
+
+
+@pytest.fixture(scope="session")
+def weights(isnet: ISNetDIS, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of that network, noted to work at 128 x 128."""
+    from IS_Net.checkpoint import save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_weights(path, isnet, {"in_ch": 4, "input_size": [128, 128]})
+    return path
