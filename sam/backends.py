@@ -318,9 +318,7 @@ class GrabCutPredictor:
         for prompt in prompts:
             yield self._cut(prompt.points or (), prompt.labels or (), prompt.box), None
 
-    def _cut(
-        self, points: Sequence[Sequence[float]], labels: Sequence[int], box: Sequence[float] | None
-    ) -> np.ndarray:
+    def _cut(self, points: Sequence[Sequence[float]], labels: Sequence[int], box: Sequence[float] | None) -> np.ndarray:
         if self._image is None:
             raise RuntimeError("no image is set; call set_image first")
         height, width = self._image.shape[:2]
@@ -374,9 +372,7 @@ class GrabCutPredictor:
                 if label:
                     cv2.circle(seeds, centre, max(2, min(seeds.shape) // 5), cv2.GC_PR_FGD, cv2.FILLED)
         for centre, label in zip(centres, labels, strict=True):
-            cv2.circle(
-                seeds, centre, max(1, max(seeds.shape) // 100), cv2.GC_FGD if label else cv2.GC_BGD, cv2.FILLED
-            )
+            cv2.circle(seeds, centre, max(1, max(seeds.shape) // 100), cv2.GC_FGD if label else cv2.GC_BGD, cv2.FILLED)
 
     def _grabcut(self, image: np.ndarray, seeds: np.ndarray) -> np.ndarray | None:
         """Return where the object is, (h, w) bool, or None where GrabCut finds nothing or cannot work."""

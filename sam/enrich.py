@@ -85,7 +85,7 @@ def _is_same(source: Path, link: Path) -> bool:
     return not link.is_symlink() and (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 
-def remove_stale(split: Path, samples: Mapping[str, str], spared: Container[str]) -> list[str]:
+def remove_stale(split: Path, samples: Mapping[str, str], spared: Container[str]) -> set[str]:
     """Remove the files of samples that are no longer there: of an image or a part that is gone.
 
     Args:
@@ -94,7 +94,7 @@ def remove_stale(split: Path, samples: Mapping[str, str], spared: Container[str]
         spared: Stems of images whose samples are not known, for they could not be read; nothing of theirs is removed.
 
     Returns:
-        The names of the samples of which something was removed, sorted.
+        The names of the samples of which something was removed.
     """
     removed = set()
     for kind in ("im", "gt", "mask"):
@@ -106,4 +106,4 @@ def remove_stale(split: Path, samples: Mapping[str, str], spared: Container[str]
             if not wanted:
                 path.unlink()
                 removed.add(path.stem)
-    return sorted(removed)
+    return removed

@@ -48,7 +48,7 @@ class Summary:
         written: Masks made in this run.
         kept: Masks that stood already, made from the same image and prompt by the same model.
         empty: Masks that are all zero, for their ground truths hold no object; no model was asked.
-        removed: Enriched samples that were there before and are no longer.
+        removed: Masks (of an enriched split, samples) that an earlier run made and that are no longer asked for.
         failed: What went wrong, by the stem of the image; all others are done.
     """
 
@@ -63,7 +63,7 @@ class Summary:
         if self.empty:
             lines.append(f"all zero, for the ground truth is empty: {', '.join(self.empty)}")
         if self.removed:
-            lines.append(f"removed, for they are no longer in the data: {', '.join(self.removed)}")
+            lines.append(f"removed, for they are no longer asked for: {', '.join(self.removed)}")
         lines += [f"failed: {message}" for message in self.failed.values()]
         return "\n".join(lines)
 
@@ -80,7 +80,8 @@ def generate_masks(
 ) -> Summary:
     """Write the coarse masks of a folder of images: 8-bit PNG, 0 or 255, of the image's own size.
 
-    Masks that stand already and were made from the same image and prompt by the same model are left alone.
+    Masks that stand already and were made from the same image and prompt by the same model are left alone. Those that
+    an earlier run made of one of the images, and that are no longer asked for, are removed.
 
     Args:
         images: Folder of images.
@@ -208,9 +209,7 @@ def _pair(images: Mapping[str, Path], gt: str | Path) -> list[_Item]:
     missing, unused = sorted(images.keys() - gts.keys()), sorted(gts.keys() - images.keys())
     if missing:
         hint = f"; ground truths without image: {', '.join(unused)}" if unused else ""
-        raise ValueError(
-            f"{gt}: no ground truth for the images {', '.join(missing)}; expected one of each name{hint}"
-        )
+        raise ValueError(f"{gt}: no ground truth for the images {', '.join(missing)}; expected one of each name{hint}")
     if unused:
         logger.warning("%s: no image for the ground truths %s; left out", gt, ", ".join(unused))
     return [_Item(stem, path, gt=gts[stem]) for stem, path in images.items()]
@@ -243,6 +242,7 @@ class _Run:
         """Make the masks of all images that lack them."""
         workers = workers or min(4, os.cpu_count() or 1)
         samples: dict[str, str] = {}
+        stale: set[str] = set()
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
             writes: deque[Future[None]] = deque()
             loads = _ahead(readers, self.load, items, 2 * workers)
@@ -259,16 +259,18 @@ class _Run:
                         writes.popleft().result()
                     writes.append(writers.submit(self.save, entry, mask))
                 samples.update(dict.fromkeys(work.prompts, item.image.suffix))
+                stale |= {entry["mask"] for entry in self.recorded.get(item.stem, ())}
                 self.summary.empty += [name for name, prompt in work.prompts.items() if prompt.empty]
                 self.summary.written += len(work.todo)
                 self.summary.kept += len(work.prompts) - len(work.todo)
             while writes:
                 writes.popleft().result()
         if self.enriched is not None:
-            self.summary.removed = enrich.remove_stale(self.enriched, samples, self.summary.failed)
-            for name in self.summary.removed:
-                if name not in samples:
-                    self.manifest.drop(name)
+            stale |= enrich.remove_stale(self.enriched, samples, self.summary.failed)
+        self.summary.removed = sorted(stale - samples.keys())
+        for name in self.summary.removed:
+            self.path(name).unlink(missing_ok=True)
+            self.manifest.drop(name)
         self.manifest.compact()
         return self.summary
 
@@ -358,9 +360,7 @@ def _named(error: Exception, path: Path) -> str:
     return str(error) if path.stem in str(error) else f"{path}: {error}"
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[Future[R]]:
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[Future[R]]:
     """Yield the future of each item in order, with at most ``ahead`` of them under way or waiting."""
     window: deque[Future[R]] = deque()
     for item in items:

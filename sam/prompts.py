@@ -104,9 +104,7 @@ def prompt_from_record(name: str, record: Mapping[str, Any], where: str = "") ->
     if points is not None:
         points, labels = _clicks(points, labels, where)
         if box is None and 1 not in labels:
-            raise PromptError(
-                f"{where}: found only background points; add a point of label 1 on the object, or a box"
-            )
+            raise PromptError(f"{where}: found only background points; add a point of label 1 on the object, or a box")
     return Prompt(name, label, box, points, labels, where)
 
 
