@@ -146,7 +146,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+        # Of a TIFF, Pillow gives the size as turned already. Of a PNG without an EXIF block up front, it would decode
+        # all of the file to look for one behind the pixels.
+        turned = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if turned and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return height, width
 

@@ -64,7 +64,8 @@ def feature_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tenso
 def _flat_weights(model: nn.Module) -> Iterable[Tensor]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith("bias"):
-            yield parameter.flatten(1) if parameter.ndim > 1 else parameter[:, None]
+            # W W^T does not mind the order of W's columns; in this one a channels_last weight needs no copy
+            yield parameter.movedim(1, -1).flatten(1) if parameter.ndim > 1 else parameter[:, None]
 
 
 class _GramDistance(torch.autograd.Function):
