@@ -213,12 +213,14 @@ def surface(kind: str, rng: Rng, split: str) -> tuple[Array, float]:
 
 
 def _sample(texture: Array, metres: float, x: Array, y: Array, blur: Array) -> Array:
-    """Look a tiling texture up at metric coordinates (H, W), `blur` (H, 1) metres wide."""
+    """Look a tiling texture (n, n, C) up at metric coordinates (H, W), `blur` (H, 1) metres wide: (H, W, C)."""
     levels = [texture]
     while levels[-1].shape[0] > 16:
-        levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
-    level = np.clip(np.log2(np.maximum(blur * 1024 / metres, 1)), 0, len(levels) - 1).astype(np.float32)
-    result = np.zeros((*x.shape, 3), np.float32)
+        small = cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        levels.append(small.reshape(*small.shape[:2], -1))
+    wanted = np.log2(np.maximum(blur * texture.shape[0] / metres, 1))
+    level = np.clip(wanted, 0, len(levels) - 1).astype(np.float32)
+    result = np.zeros((*x.shape, texture.shape[2]), np.float32)
     for k, picture in enumerate(levels):
         share = np.clip(1 - np.abs(level - k), 0, 1)
         rows = np.flatnonzero(share[:, 0])
@@ -228,11 +230,11 @@ def _sample(texture: Array, metres: float, x: Array, y: Array, blur: Array) -> A
         n = picture.shape[0]
         # padded by a pixel, the tile can be interpolated across its seam
         padded = cv2.copyMakeBorder(picture, 1, 1, 1, 1, cv2.BORDER_WRAP)
-        column = (x[span] / metres * n - 0.5) % n + 1
-        row = (y[span] / metres * n - 0.5) % n + 1
-        result[span] += share[span, :, None] * cv2.remap(
-            padded, column.astype(np.float32), row.astype(np.float32), cv2.INTER_LINEAR
+        column, row = (
+            ((c[span] * np.float32(n / metres) - np.float32(0.5)) % n + 1).astype(np.float32) for c in (x, y)
         )
+        found = cv2.remap(padded, column, row, cv2.INTER_LINEAR).reshape(*column.shape, -1)
+        result[span] += share[span, :, None] * found
     return result
 
 
@@ -340,6 +342,77 @@ def _light(rng: Rng, screen: str) -> Light:
     return Light(way, warm * (1 - ambient) / facing, ambient, np.full((2, 2, 3), 0.3, np.float32))
 
 
+OUTDOOR_FLOORS = ("grass", "gravel", "asphalt", "soil", "paving", "concrete", "bricks")
+INDOOR_FLOORS = ("planks", "planks", "tiles", "concrete")
+OUTDOOR_WALLS = ("bricks", "plaster", "panels", "concrete")
+INDOOR_WALLS = ("plaster", "plaster", "bricks", "panels", "tiles")
+BEHIND = ("plaster", "bricks", "panels", "concrete", "gravel", "grass", "planks", "paving", "tiles")
+
+
+def _floor(
+    kind: str, camera: Camera, distance: float, rows: Array, width: int, blur: float, rng: Rng, split: str
+) -> tuple[Array, Array]:
+    """The floor at some image rows (n,): (n, width, 3) linear RGB, and the distance of each row, (n, 1)."""
+    texture, metres = surface(kind, rng, split)
+    below = np.maximum(rows[:, None] - camera.centre[1], 0.5).astype(np.float32)
+    depth = np.float32(camera.focal * camera.height) / below
+    x = (np.arange(width, dtype=np.float32) - camera.centre[0]) / camera.focal * depth
+    # one pixel of floor is longer than wide; out of focus, the lens blurs what is not at the object's distance
+    footprint = depth * np.sqrt(depth / camera.height) / camera.focal
+    defocus = blur * np.abs(1 - distance / depth) * depth
+    away = np.broadcast_to(depth, x.shape)
+    floor = _sample(texture, metres, x + rng.uniform(0, 9), away, np.maximum(footprint, defocus))
+    tones = noise(rng, 256, 5, 0.7)[..., None] * np.float32(0.07)
+    for period in (4.7, 23.0):  # unlike the texture's own period, so that its tiles look different
+        floor *= np.exp(_sample(tones, period, x, away, footprint))
+    return floor, depth
+
+
+def _room(
+    place: str, camera: Camera, distance: float, shape: tuple[int, int], light: Light, rng: Rng, split: str
+) -> tuple[Array, float]:
+    """Floor and what rises behind it: (H, W, 3) linear RGB, and the metres to the wall or to the horizon."""
+    h, w = shape
+    blur = 0.012 * rng.uniform(0.3, 1.5)
+    outdoors = place == "o"
+    walled = not outdoors or rng.random() < 0.35
+    far = distance * (rng.uniform(1.25, 2.2) if walled else 60)
+    horizon = camera.centre[1]
+    foot = float(horizon + camera.focal * camera.height / far)
+    rows = np.arange(h, dtype=np.float32)
+    split_row = int(np.clip(foot, 0, h))
+    kind = str(rng.choice(OUTDOOR_FLOORS if outdoors else INDOOR_FLOORS))
+    floor, depth = _floor(kind, camera, distance, rows[split_row:], w, blur, rng, split)
+    if walled:
+        facing = max(float(light.direction[2]), 0) * float(light.colour.mean()) + light.ambient
+        if rng.random() < 0.2:
+            back = backdrop(rng, split, shape, (0.01, 0.03))[: split_row + 1]
+        else:
+            texture, metres = surface(str(rng.choice(OUTDOOR_WALLS if outdoors else INDOOR_WALLS)), rng, split)
+            x, y = np.meshgrid(np.arange(w, dtype=np.float32) - w / 2, rows[: split_row + 1] - foot)
+            pixel = far / camera.focal
+            spread = np.full((len(y), 1), max(pixel, blur * abs(1 - far / distance) * distance))
+            back = _sample(texture, metres, x * pixel, y * pixel, spread) * facing
+            if not outdoors and rng.random() < 0.7:  # skirting board
+                board = (y > -0.09 / pixel)[..., None]
+                back = np.where(board, back.mean((0, 1)) * rng.uniform(0.3, 1.5), back)
+        # little light gets into the corner
+        shade = 1 - 0.4 * np.exp(-np.abs(rows - foot) / (0.12 * camera.focal / far))[:, None, None]
+        floor, back = floor * shade[split_row:], back * shade[: split_row + 1]
+    else:
+        back = _sky(rng, shape, float(np.clip(horizon, 0.02 * h, 2 * h)))
+        haze = np.clip(depth / (distance * 30), 0, 1)[..., None] ** 0.7 * 0.6
+        floor = floor * (1 - haze) + back[int(np.clip(horizon - 2, 0, h - 1))].mean(0) * haze
+        back = back[: split_row + 1]
+    image = np.empty((h, w, 3), np.float32)
+    image[: split_row + 1] = back
+    if split_row < h:
+        share = foot - split_row  # of the row in which floor and wall meet
+        image[split_row] = image[split_row] * share + floor[0] * (1 - share)
+        image[split_row + 1 :] = floor[1:]
+    return image, far
+
+
 def make_scene(place: str, camera: Camera, distance: float, shape: tuple[int, int], rng: Rng, split: str) -> Scene:
     """Make an empty place.
 
@@ -352,77 +425,22 @@ def make_scene(place: str, camera: Camera, distance: float, shape: tuple[int, in
         split: Whose part of the photographs it is made from.
     """
     h, w = shape
-    x, y = np.meshgrid(
-        np.arange(w, dtype=np.float32) - camera.centre[0], np.arange(h, dtype=np.float32) - camera.centre[1]
-    )
-    focal, blur_up = camera.focal, rng.uniform(0.3, 1.5)
     screen = {"w": "wall", "b": "none"}.get(place, "ground")
     light = _light(rng, screen)
     far = distance
     if place == "b":
         image = backdrop(rng, split, shape)
     elif place == "w":
-        kind = str(
-            rng.choice(["plaster", "bricks", "panels", "concrete", "gravel", "grass", "planks", "paving", "tiles"])
-        )
-        texture, metres = surface(kind, rng, split)
-        image = _sample(texture, metres, x / focal * distance, y / focal * distance, np.full((h, 1), distance / focal))
+        texture, metres = surface(str(rng.choice(BEHIND)), rng, split)
+        pixel = np.float32(distance / camera.focal)
+        x, y = np.meshgrid(np.arange(w, dtype=np.float32) * pixel, np.arange(h, dtype=np.float32) * pixel)
+        image = _sample(texture, metres, x + rng.uniform(0, 9), y + rng.uniform(0, 9), np.full((h, 1), pixel))
     else:
-        outdoors = place == "o"
-        kind = str(
-            rng.choice(
-                ["grass", "gravel", "asphalt", "soil", "paving", "concrete", "bricks"]
-                if outdoors
-                else ["planks", "tiles", "concrete", "planks"]
-            )
-        )
-        texture, metres = surface(kind, rng, split)
-        far = distance * (rng.uniform(1.25, 2.2) if not outdoors or rng.random() < 0.35 else 60)
-        below = np.maximum(y, 0.5)
-        depth = focal * camera.height / below[:, :1]
-        near = np.minimum(depth, far * 1.2)
-        # one pixel of ground is longer than wide; out of focus, the lens blurs what is not at the object's distance
-        footprint = np.sqrt(depth / focal * depth**2 / (focal * camera.height))
-        defocus = blur_up * 0.012 * np.abs(1 - distance / depth) * depth
-        ground = _sample(
-            texture, metres, x * depth / focal + rng.uniform(0, 9), 0 * x + depth, np.maximum(footprint, defocus)
-        )
-        tones = noise(rng, 1024, 6, 0.7)[..., None].repeat(3, 2) * np.float32(0.07)
-        for period in (4.7, 23.0):  # unlike the texture's own period, so that its tiles look different
-            ground = ground * np.exp(_sample(tones, period, x * depth / focal, 0 * x + depth, footprint))
-        foot = camera.centre[1] + focal * camera.height / far
-        if far > distance * 10:
-            back = _sky(rng, shape, float(np.clip(camera.centre[1], 0.02 * h, 2 * h)))
-            haze = np.clip((near / (distance * 30)), 0, 1)[..., None] ** 0.7 * 0.6
-            ground = ground * (1 - haze) + back[int(np.clip(camera.centre[1] - 2, 0, h - 1))].mean(0) * haze
-        else:
-            facing = max(float(light.direction[2]), 0) * float(light.colour.mean()) + light.ambient
-            if rng.random() < 0.2:
-                back = backdrop(rng, split, shape, (0.01, 0.03))
-            else:
-                wall = str(
-                    rng.choice(
-                        ["bricks", "plaster", "panels", "concrete"]
-                        if outdoors
-                        else ["plaster", "plaster", "bricks", "panels", "tiles"]
-                    )
-                )
-                texture, metres = surface(wall, rng, split)
-                out = np.full((h, 1), max(far / focal, blur_up * 0.012 * abs(1 - far / distance) * distance))
-                back = (
-                    _sample(texture, metres, x / focal * far, (y - foot + camera.centre[1]) / focal * far, out) * facing
-                )
-                if not outdoors and rng.random() < 0.7:  # skirting board
-                    board = (y[:, :1] + camera.centre[1] > foot - 0.09 * focal / far)[..., None]
-                    back = np.where(board, back.mean((0, 1)) * rng.uniform(0.3, 1.5), back)
-            gap = np.abs(np.arange(h)[:, None] - foot) / (0.12 * focal / far)
-            shade = 1 - 0.4 * np.exp(-gap)[..., None]  # little light gets into the corner
-            ground, back = ground * shade, back * shade
-        edge = np.clip(np.arange(h)[:, None, None] - foot, 0, 1).astype(np.float32)
-        image = ground * edge + back * (1 - edge)
+        image, far = _room(place, camera, distance, shape, light, rng, split)
     # uneven light: a broad gradient and soft patches
     patches = cv2.resize(noise(rng, 64, 3, 0.5), (w, h), interpolation=cv2.INTER_CUBIC)
-    slope = x / w * rng.uniform(-0.5, 0.5) + y / h * rng.uniform(-0.2, 0.3)
+    across, down = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in (w, h))
+    slope = across * np.float32(rng.uniform(-0.5, 0.5)) + down[:, None] * np.float32(rng.uniform(-0.2, 0.3))
     image = np.clip(image * np.exp(0.04 * patches + slope)[..., None], 0, 1).astype(np.float32)
     small = cv2.GaussianBlur(cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA), (0, 0), 1)
     return Scene(image, camera, replace(light, surroundings=small), screen, far)
