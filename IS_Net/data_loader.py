@@ -402,8 +402,8 @@ class TrainDataset(Dataset):
     def __getitem__(self, key: TrainKey) -> Tensor:
         """Return (in_ch + 1, height, width) uint8: input planes and ground truth."""
         rng = np.random.default_rng((self.seed, key.epoch, key.index))
-        planes = self.all[key.index]
-        return torch.from_numpy(augment(planes, rng, self.flip_h, self.flip_v, self.crop_size))
+        planes = augment(self.all[key.index], rng, self.flip_h, self.flip_v, self.crop_size)
+        return torch.from_numpy(planes if planes.flags.writeable else planes.copy())  # the cache is read-only
 
 
 class EndlessBatches(Sampler[list[TrainKey]]):
@@ -487,9 +487,7 @@ def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: in
     """Return an endless loader of uint8 batches (B, in_ch + 1, height, width), from batch number ``start`` on."""
     batches = EndlessBatches(len(dataset), batch_size, dataset.seed, start)
     if batch_size > len(dataset):
-        logger.warning(
-            "batch_size_train %d is larger than the training set; batches hold all %d", batch_size, len(dataset)
-        )
+        logger.warning("batch_size_train is %d; the training set's %d samples make one batch", batch_size, len(dataset))
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, worker_init_fn=_one_thread)
 
 

@@ -103,8 +103,6 @@ class _Session:
         sets = [self.data(entry, True, settings["cache_boost_train"]) for entry in train]
         flips = settings["random_flip_h"], settings["random_flip_v"]
         data = TrainDataset(sets, settings["seed"], *flips, tuple(settings["crop_size"]))
-        if settings["batch_size_train"] > len(data):
-            logging.warning("batch_size_train is %d, the training set %d", settings["batch_size_train"], len(data))
 
         def make_loader(start: int) -> Any:
             return train_loader(data, settings["batch_size_train"], settings["workers"], start, self.pin)
