@@ -25,6 +25,10 @@ MASK_THRESHOLD = 128
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
+# Pillow warns of large photographs and of damaged EXIF blocks; both are read all the same. Set once, because
+# warnings.catch_warnings around each reading would let threads undo each other's filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class ImageError(ValueError):
     """A file that is missing, damaged, or not an image; the message names it."""
@@ -43,11 +47,9 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ImageError(f"{path}: the image file {what}")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about large photographs and damaged EXIF blocks; both are read all the same.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                yield image
+        # not by its path: Pillow would map an uncompressed TIFF that lies on its side, and read it askew
+        with path.open("rb") as file, Image.open(file) as image:
+            yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -124,9 +126,10 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def _from_palette(image: Image.Image) -> np.ndarray:
-    colours = np.array(image.convert("RGB"))
-    if (colours[..., :1] == colours).all():  # a gray palette is just a way to store gray values
-        return colours[..., 0]
+    # not the colours in use but all of the palette's: VOC draws its seventh object in a gray below the threshold
+    palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+    if (palette[:, :1] == palette).all():  # just a way to store gray values
+        return np.array(image.convert("RGB"))[..., 0]
     return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
 
 
