@@ -41,8 +41,31 @@ def box_from_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
+def _four_numbers(box: Box, where: str) -> list[float]:
+    try:
+        values = np.asarray(box, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.size != 4 or not np.isfinite(values).all():
+        raise BoxError(f"{where}: expected four finite numbers x0, y0, x1, y1, found {box!r}")
+    return values.tolist()
+
+
+def _clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = _four_numbers(box, where)
+    if x1 < x0 or y1 < y0:
+        raise BoxError(f"{where}: {[x0, y0, x1, y1]} is turned around; expected x0 < x1 and y0 < y1")
+    clipped = max(x0, 0.0), max(y0, 0.0), min(x1, width - 1.0), min(y1, height - 1.0)
+    if clipped[2] < clipped[0] or clipped[3] < clipped[1]:
+        raise BoxError(
+            f"{where}: {[x0, y0, x1, y1]} lies outside its image of {width} x {height} pixels; boxes are in pixels "
+            "of the upright image (after its EXIF orientation)"
+        )
+    return clipped
+
+
 def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
-    """Return a box clipped to its image, or say what is wrong with it.
+    """Return a prompt's box clipped to its image, or say what is wrong with it.
 
     Args:
         box: xyxy in pixels.
@@ -53,18 +76,8 @@ def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[fl
     Raises:
         BoxError: If it is not four finite numbers, is turned around, or has no area inside the image.
     """
-    values = np.asarray(box, dtype=np.float64).reshape(-1)
-    if values.size != 4 or not np.isfinite(values).all():
-        raise BoxError(f"{where}: expected four finite numbers x0, y0, x1, y1, found {list(box)}")
-    x0, y0, x1, y1 = values.tolist()
-    if x1 < x0 or y1 < y0:
-        raise BoxError(f"{where}: {[x0, y0, x1, y1]} is turned around; expected x0 < x1 and y0 < y1")
-    clipped = max(x0, 0.0), max(y0, 0.0), min(x1, width - 1.0), min(y1, height - 1.0)
-    if clipped[2] < clipped[0] or clipped[3] < clipped[1]:
-        raise BoxError(
-            f"{where}: {[x0, y0, x1, y1]} lies outside its image of {width} x {height} pixels; boxes are in pixels "
-            "of the upright image (after its EXIF orientation)"
-        )
+    clipped = _clip_box(box, height, width, where)
+    x0, y0, x1, y1 = _four_numbers(box, where)
     if x1 == x0 and y1 == y0:
         raise BoxError(f"{where}: {[x0, y0, x1, y1]} is a single point; expected a box with an area")
     return clipped
@@ -87,9 +100,9 @@ def resize_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a (C, H, W) uint8 stack like :func:`resize_uint8`, to (C, height, width) uint8."""
     if planes.shape[-2:] == tuple(size):
         return np.ascontiguousarray(planes)
-    resized = F.interpolate(
-        torch.tensor(planes, dtype=torch.float32)[None], size=tuple(size), mode="bilinear", align_corners=False
-    )
+    # PyTorch takes no array that steps backwards, as image[..., ::-1] does
+    pixels = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
+    resized = F.interpolate(pixels[None], size=tuple(size), mode="bilinear", align_corners=False)
     return resized[0].round_().to(torch.uint8).contiguous().numpy()
 
 
@@ -97,17 +110,20 @@ def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]
     """Draw the box channel: 255 inside the box, both of its ends included, 0 elsewhere.
 
     Args:
-        box: xyxy in pixels of the image, or None for an all-zero channel.
+        box: xyxy in pixels of the image, or None for an all-zero channel. The tight box of a single pixel counts.
         image_size: (height, width) of the image that the box speaks of.
         size: (height, width) of the channel.
 
     Returns:
         (1, height, width) uint8. A box keeps at least one pixel, however small the channel.
+
+    Raises:
+        BoxError: If the box is not four finite numbers, is turned around, or lies outside the image.
     """
     plane = np.zeros((1, *size), dtype=np.uint8)
     if box is None:
         return plane
-    x0, y0, x1, y1 = check_box(box, *image_size)
+    x0, y0, x1, y1 = _clip_box(box, *image_size)
     (image_h, image_w), (h, w) = image_size, size
     top, left = int(y0 * h / image_h), int(x0 * w / image_w)
     bottom, right = int(np.ceil((y1 + 1) * h / image_h)), int(np.ceil((x1 + 1) * w / image_w))
@@ -131,7 +147,7 @@ def make_planes(
         (in_ch, height, width) uint8.
 
     Raises:
-        ValueError: If shapes disagree, or the mask that ``in_ch`` asks for is missing.
+        ValueError: If shapes or dtypes disagree, or the mask that ``in_ch`` asks for is missing.
         BoxError: If the box lies outside the image.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -145,6 +161,8 @@ def make_planes(
                 f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
                 f"{image.shape[1]} x {image.shape[0]}; both must be of one size"
             )
+        if mask.dtype != np.uint8:  # 0/1 or 0..1 would be taken for all but black
+            raise ValueError(f"expected a mask of uint8 0..255, found {mask.dtype}")
         planes.append(resize_uint8(mask, size))
     if in_ch > BOX_CHANNEL:
         planes.append(fill_box(box_from_mask(mask) if box is None else box, image.shape[:2], size))
