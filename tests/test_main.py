@@ -1,0 +1,220 @@
+"""The training script, by its command line and by its main()."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from IS_Net import train_valid_inference_main as script
+from IS_Net.checkpoint import load_isnet, load_state, read_weights
+from IS_Net.datalist import from_folder
+from IS_Net.images import read_mask
+from IS_Net.predictor import DISPredictor
+from IS_Net.train_valid_inference_main import command_line, main
+
+SHORT = [
+    *("cache_size=128", "batch_size_train=2", "batch_size_valid=2", "workers=0"),
+    *("max_ite=2", "gt_encoder_max_ite=1", "model_save_fre=2"),
+]
+
+
+@pytest.fixture
+def folder(make_dataset) -> Path:
+    """Return a folder in the data contract's layout."""
+    return Path(make_dataset()["im_dir"]).parent
+
+
+def maps_of(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: read_mask(path) for path in folder.iterdir()}
+
+
+# --- what goes wrong is told in one message, with the exit code 1 ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mode=vald"], "expected one of train, valid, inference, found 'vald'"),
+        (["batch_size_tran=4"], "did you mean 'batch_size_train'"),
+        (["mode"], "expected key=value, found 'mode'"),
+        (["valid_datasets=dataset_te9"], "'dataset_te9' is neither a data set"),
+        (["valid_datasets="], "no data sets"),
+        (["device=cuda:7"], "cuda:7.*was asked for"),
+        (["mode=valid"], "'restore_model'.*is empty"),
+        (["mode=valid", "restore_model=gone.pth"], "no checkpoint 'gone.pth'"),
+        (["mode=inference", "restore_model=gone.pth"], "'valid_out_dir'.*is empty"),
+        (["crop_size=2048"], "larger than input_size"),
+    ],
+)
+def test_errors_are_told_without_a_traceback(arguments, message, capsys, tmp_path):
+    assert command_line([f"model_path={tmp_path / 'run'}", *arguments]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "Traceback" not in told
+    assert re.search(message, told), told
+
+
+def test_missing_data_is_told(tmp_path, capsys, monkeypatch):
+    nowhere = {"name": "gone", "im_dir": str(tmp_path / "gone" / "im"), "gt_dir": "x", "mid_dir": "y", "im_ext": ".jpg"}
+    monkeypatch.setattr(script, "train_datasets", [nowhere])
+    assert command_line([f"model_path={tmp_path / 'run'}"]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_folder_without_ground_truth_needs_a_place_for_its_maps(folder, weights, capsys):
+    shutil.rmtree(folder / "gt")
+    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128"]) == 1
+    assert "no ground truth to score against" in capsys.readouterr().err
+
+
+def test_help_says_how(capsys):
+    assert command_line(["--help"]) == 0
+    assert "mode=valid" in capsys.readouterr().out
+
+
+def test_the_file_as_it_is_trains_on_dis_tr_and_validates_on_dis_vd():
+    assert [entry["im_dir"] for entry in script.train_datasets] == ["../data/DIS5K/DIS-TR/im"]
+    assert [entry["im_dir"] for entry in script.valid_datasets] == ["../data/DIS5K/DIS-VD/im"]
+
+
+# --- validation and inference ---
+
+
+def test_valid_mode_scores_and_writes_maps(folder, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"restore_model={weights}", "valid_datasets=tiny", "valid_out_dir=maps", "cache_size=128", "workers=0"]
+    assert command_line(["mode=valid", "model_digit=full", *arguments]) == 0
+    told = capsys.readouterr().out
+    assert f"valid_out_dir: {tmp_path / 'maps'}" in told and "max F" in told and "tiny" in told
+    maps = maps_of(tmp_path / "maps" / "tiny")
+    assert set(maps) == {"ring_0", "ring_1", "ring_2"}
+    assert maps["ring_2"].shape == (131, 177)
+
+
+def test_inference_looks_at_no_ground_truth(folder, weights, tmp_path, capsys):
+    (folder / "gt" / "ring_0.png").unlink()
+    arguments = [f"restore_model={weights}", f"valid_datasets={folder}", f"valid_out_dir={tmp_path / 'maps'}"]
+    assert command_line(["mode=inference", *arguments, "cache_size=128", "workers=0"]) == 0
+    assert "max F" not in capsys.readouterr().out
+    assert set(maps_of(tmp_path / "maps" / "tiny")) == {"ring_0", "ring_1", "ring_2"}
+
+
+def test_several_masks_of_a_photograph_give_several_maps(folder, weights, tmp_path):
+    shutil.rmtree(folder / "gt")
+    (folder / "mask" / "ring_1.png").rename(folder / "mask" / "ring_1_a.png")
+    shutil.copy(folder / "mask" / "ring_1_a.png", folder / "mask" / "ring_1_b.png")
+    hypar = {"mode": "inference", "restore_model": str(weights), "valid_out_dir": str(tmp_path / "maps")}
+    main([], [from_folder(folder)], {**hypar, "cache_size": 128, "workers": 0})
+    maps = maps_of(tmp_path / "maps" / "tiny")
+    assert set(maps) == {"ring_0", "ring_1_a", "ring_1_b", "ring_2"}
+    assert np.array_equal(maps["ring_1_a"], maps["ring_1_b"])
+
+
+def test_a_network_may_be_given_ready_made(folder, isnet, weights):
+    hypar = {"mode": "valid", "model": isnet, "restore_model": str(weights), "cache_size": 128, "workers": 0}
+    results = main([], [from_folder(folder)], hypar)
+    assert 0 < results["tiny"]["max_f_mean_pr"] < 1
+
+
+# --- training ---
+
+
+@pytest.mark.slow
+def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    sets = [f"train_datasets={folder}", f"valid_datasets={folder}"]
+    arguments = [*SHORT, *sets, f"model_path={run}", f"valid_out_dir={tmp_path / 'maps'}"]
+    assert command_line(arguments) == 0
+    assert {path.name for path in run.iterdir()} == {
+        *("best.safetensors", "gt_encoder.safetensors", "last.pt", "metrics.csv", "tensorboard")
+    }
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["phase"], row["iteration"]) for row in rows] == [("gt_encoder", "1"), ("segmentation", "2")]
+    assert set(maps_of(tmp_path / "maps" / "tiny")) == {"ring_0", "ring_1", "ring_2"}
+    state = load_state(run / "last.pt")
+    encoder, _ = read_weights(run / "gt_encoder.safetensors")
+    assert all((state["teacher"][name] == encoder[name]).all() for name in encoder)
+
+    # what stands is not overwritten by a new run ...
+    capsys.readouterr()
+    best = (run / "best.safetensors").read_bytes()
+    assert command_line(arguments) == 1
+    assert "already holds a training" in capsys.readouterr().err
+    assert (run / "best.safetensors").read_bytes() == best
+
+    # ... but a run goes on with it, phase 1 not being trained again
+    assert command_line([*arguments, "restore_model=last.pt", "max_ite=3"]) == 0
+    assert load_state(run / "last.pt")["progress"]["iteration"] == 3
+    with (run / "metrics.csv").open() as file:
+        assert [row["phase"] for row in csv.DictReader(file)] == ["gt_encoder", "segmentation", "segmentation"]
+
+    # its weights alone start another run, with the encoder that is there
+    other = [*SHORT, *sets, f"model_path={tmp_path / 'other'}", f"restore_model={run / 'best.safetensors'}"]
+    assert command_line([*other, f"gt_encoder_model={run / 'gt_encoder.safetensors'}", "max_ite=1"]) == 0
+    assert not (tmp_path / "other" / "gt_encoder.safetensors").exists()
+    assert load_isnet(tmp_path / "other" / "best.safetensors")[1]["iteration"] == 1
+    assert DISPredictor.from_checkpoint(tmp_path / "other" / "best.safetensors").input_size == (128, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["IS_Net", "elsewhere"])
+def test_the_script_runs_from_any_folder_and_stops_on_ctrl_c(folder, tmp_path, where):
+    """As users run it: a process of its own, interrupted in phase 1, and gone on with from there."""
+    path = Path(script.__file__)
+    start = [sys.executable, path.name if where == "IS_Net" else str(path)]
+    sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
+    long = ["gt_encoder_max_ite=10000000", "model_save_fre=50000"]
+    process = subprocess.Popen(
+        [*start, *SHORT, *sets, *long],
+        cwd=path.parent if where == "IS_Net" else tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    told = ""
+    while " 3it " not in told:
+        told += (letter := process.stderr.read(1))
+        assert letter, told
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    state = load_state(tmp_path / "run" / "last.pt")
+    assert state["phase"] == "gt_encoder" and state["progress"]["done"] == "interrupted"
+    assert state["progress"]["iteration"] >= 3
+    if where == "elsewhere":
+        iteration = state["progress"]["iteration"] + 1
+        end = [f"gt_encoder_max_ite={iteration}", "max_ite=1", "restore_model=last.pt"]
+        assert subprocess.run([*start, *SHORT, *sets, *end], cwd=tmp_path, check=False).returncode == 0
+        assert load_state(tmp_path / "run" / "last.pt")["phase"] == "segmentation"
+
+
+@pytest.mark.slow
+def test_a_killed_training_leaves_whole_files(folder, tmp_path):
+    """Killed while it writes checkpoints all the time, a run leaves its last ones whole."""
+    sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
+    often = ["gt_encoder_max_ite=100000", "model_save_fre=1", "gt_encoder_stop_f=2", "early_stop=100000"]
+    process = subprocess.Popen(
+        [sys.executable, script.__file__, *SHORT, *sets, *often],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    told = ""
+    while "iteration 3" not in told:
+        told += (letter := process.stderr.read(1))
+        assert letter, told
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert load_state(tmp_path / "run" / "last.pt")["progress"]["iteration"] >= 2
+    read_weights(tmp_path / "run" / "gt_encoder.safetensors")
+    assert command_line([*SHORT, *sets, "restore_model=last.pt", "gt_encoder_max_ite=1", "max_ite=1"]) == 0
