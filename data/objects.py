@@ -390,7 +390,9 @@ def bicycle(m: Model) -> None:
         m.sweep(bar[-5:], 0.016, black)
     m.sweep(curve(top + (0, 0, 0.1), top + (0.2, 0.1, 0.1), (0.03, 0.4, 0.03), (0, 0.33, 0.02)), 0.003, black, sides=6)
     steer = rng.uniform(-0.5, 0.5)
-    m.move(since, rotation("y", steer), front)
+    pivot = np.array([neck[0], 0, 0])  # the head tube stands nearly upright here
+    m.move(since, offset=front - pivot)
+    m.move(since, rotation("y", steer), pivot)
     if rng.random() < 0.6:  # carrier over the rear wheel
         for z in (-0.06, 0, 0.06):
             m.bar(rear + (-0.2, 0.4, z), rear + (0.22, 0.4, z), 0.005, metal, sides=6)
@@ -844,6 +846,7 @@ def pylon(m: Model) -> None:
                 m.bar(high, tip, 0.01, metal, sides=6)
                 for a, b in ((0.0, 0.3), (0.3, 0.3), (0.3, 0.6), (0.6, 0.6)):
                     m.bar(high + (tip - high) * a, low + (tip - low) * b, 0.007, metal, sides=6)
+            m.bar(tip, tip - (0, 0.19, 0), 0.004, metal, sides=6)
             for k in range(7):
                 m.turned(tip - (0, 0.03 + 0.025 * k, 0), [0.004, 0.022, 0.004], [0.008, 0, -0.008], glass, 10)
 
