@@ -243,6 +243,15 @@ def _first(batch: list[Any]) -> Any:
     return batch[0]
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cache_key(samples: Sequence[Sample], in_ch: int, size: Size) -> str:
     """Return a hash of all that the cached bytes depend on: files (path, size, time), boxes, channels and size."""
 
@@ -302,8 +311,7 @@ def _build_cache(path: Path, planes: _Planes, name: str) -> None:
     try:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         problems = []
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, len(planes)) if len(planes) > 1 else 0
+        workers = min(available_cores(), len(planes)) if len(planes) > 1 else 0
         loader = DataLoader(_Guarded(planes), batch_size=1, num_workers=workers, collate_fn=_first)
         for index, item in enumerate(tqdm(loader, desc=f"cache {name}", unit="image")):
             if isinstance(item, str):
@@ -401,9 +409,18 @@ class TrainDataset(Dataset):
 
     def __getitem__(self, key: TrainKey) -> Tensor:
         """Return (in_ch + 1, height, width) uint8: input planes and ground truth."""
-        rng = np.random.default_rng((self.seed, key.epoch, key.index))
-        planes = augment(self.all[key.index], rng, self.flip_h, self.flip_v, self.crop_size)
-        return torch.from_numpy(planes if planes.flags.writeable else planes.copy())  # the cache is read-only
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[TrainKey]) -> Tensor:
+        """Return (B, in_ch + 1, height, width) uint8, each sample going straight from the cache to its place."""
+        batch = None
+        for place, key in enumerate(keys):
+            rng = np.random.default_rng((self.seed, key.epoch, key.index))
+            planes = self.all[key.index]
+            if batch is None:
+                batch = torch.empty((len(keys), len(planes), *(self.crop_size or planes.shape[1:])), dtype=torch.uint8)
+            augment(planes, rng, self.flip_h, self.flip_v, self.crop_size, out=batch[place].numpy())
+        return batch
 
 
 class EndlessBatches(Sampler[list[TrainKey]]):
@@ -488,7 +505,14 @@ def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: in
     batches = EndlessBatches(len(dataset), batch_size, dataset.seed, start)
     if batch_size > len(dataset):
         logger.warning("batch_size_train is %d; the training set's %d samples make one batch", batch_size, len(dataset))
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, worker_init_fn=_one_thread)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+    )
 
 
 def valid_loader(dataset: ValidDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:

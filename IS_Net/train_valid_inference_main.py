@@ -22,7 +22,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from IS_Net import datalist
 from IS_Net.checkpoint import CheckpointError, load_state, load_weights
-from IS_Net.data_loader import DatasetError, DISDataset, TrainDataset, ValidDataset, train_loader, valid_loader
+from IS_Net.data_loader import (
+    DatasetError,
+    DISDataset,
+    TrainDataset,
+    ValidDataset,
+    available_cores,
+    train_loader,
+    valid_loader,
+)
 from IS_Net.datalist import dataset_tr, dataset_vd
 from IS_Net.device import DeviceError, autocast_dtype, pick_device
 from IS_Net.engine import (
@@ -88,15 +96,16 @@ class _Session:
         model = self.settings["model"]
         self.model: ISNetDIS = ISNetDIS(model) if isinstance(model, int) else model
         self.pin = self.device.type == "cuda"
+        self.workers = min(self.settings["workers"], available_cores())  # more would only wait for each other
 
     def data(self, dataset: dict[str, str], need_gt: bool, preload: bool) -> DISDataset:
         sizes = self.settings["cache_size"], self.settings["input_size"]
         return DISDataset(dataset, self.model.in_ch, *sizes, need_gt=need_gt, preload=preload)
 
     def valid_loaders(self, datasets: Sequence[dict[str, str]], need_gt: bool) -> list:
-        batch, workers = self.settings["batch_size_valid"], self.settings["workers"]
+        batch = self.settings["batch_size_valid"]
         sets = [self.data(entry, need_gt, self.settings["cache_boost_valid"]) for entry in datasets]
-        return [valid_loader(ValidDataset(data), batch, workers, self.pin) for data in sets]
+        return [valid_loader(ValidDataset(data), batch, self.workers, self.pin) for data in sets]
 
     def run(self, train: Sequence[dict[str, str]], valid: Sequence[dict[str, str]]) -> Run:
         settings = self.settings
@@ -105,7 +114,7 @@ class _Session:
         data = TrainDataset(sets, settings["seed"], *flips, tuple(settings["crop_size"]))
 
         def make_loader(start: int) -> Any:
-            return train_loader(data, settings["batch_size_train"], settings["workers"], start, self.pin)
+            return train_loader(data, settings["batch_size_train"], self.workers, start, self.pin)
 
         log = MetricsLog(Path(settings["model_path"]))
         return Run(settings, self.device, self.dtype, self.valid_loaders(valid, need_gt=True), make_loader, log)
