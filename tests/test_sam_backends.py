@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -283,20 +284,21 @@ def test_grabcut_finds_the_disc(disc: tuple[np.ndarray, np.ndarray], prompt: Pro
     assert iou(mask, truth) > 0.9
 
 
-def test_grabcut_stays_inside_its_box_and_repeats_itself(disc: tuple[np.ndarray, np.ndarray]) -> None:
-    image, _ = disc
-    box = np.array([200, 150, 300, 260])
+def test_grabcut_stays_inside_its_box_and_repeats_itself() -> None:
+    # a photograph whose mask hangs on the random numbers that GrabCut's colour models start from
+    image = skimage.data.astronaut()
     results = []
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         cv2.setRNGSeed(seed)
         predictor = GrabCutPredictor()
         predictor.set_image(image)
-        masks, scores, logits = predictor.predict(box=box)
-        assert masks.shape == (1, 500, 700) and np.isnan(scores).all() and logits is None
+        masks, scores, logits = predictor.predict(box=np.array([60, 60, 400, 350]))
+        assert masks.shape == (1, 512, 512) and np.isnan(scores).all() and logits is None
         results.append(masks[0])
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
     outside = results[0].copy()
-    outside[150:261, 200:301] = False
+    outside[60:351, 60:401] = False
     assert not outside.any() and results[0].any()
 
 
