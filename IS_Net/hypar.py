@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,8 @@ def _value(key: str, value: Any) -> Any:
     if key in CHOICES and value not in CHOICES[key]:
         raise HyparError(f"hypar[{key!r}]: expected one of {', '.join(map(str, CHOICES[key]))}, found {value!r}")
     least = 1 if key in _AT_LEAST_ONE else 0
-    if isinstance(value, (int, float)) and not value >= least:
-        raise HyparError(f"hypar[{key!r}]: expected a number of at least {least}, found {value!r}")
+    if isinstance(value, (int, float)) and not least <= value < math.inf:
+        raise HyparError(f"hypar[{key!r}]: expected a finite number of at least {least}, found {value!r}")
     return value
 
 
@@ -156,6 +157,8 @@ def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
         raise HyparError(
             f"hypar['crop_size']: {settings['crop_size']} is larger than input_size {settings['input_size']}"
         )
+    if settings["mode"] == "train" and not settings["model_path"]:
+        raise HyparError("hypar['model_path']: is empty, but mode 'train' needs a folder for its checkpoints")
     if settings["mode"] == "inference" and not settings["valid_out_dir"]:
         raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder to write the maps to")
     if settings["mode"] != "train" and not settings["restore_model"]:
@@ -182,7 +185,7 @@ def find_checkpoint(key: str, name: str, model_path: str) -> Path:
     Raises:
         HyparError: If it is in neither place.
     """
-    places = [resolve(name, Path(model_path)), resolve(name)]
+    places = [resolve(name, Path(model_path or IS_NET_DIR)), resolve(name)]
     for place in places:
         if place.is_file():
             return place
@@ -223,7 +226,7 @@ def parse_assignments(arguments: Sequence[str], extra: Sequence[str] = ()) -> di
         else:
             try:
                 value = ast.literal_eval(text.strip().capitalize() if isinstance(DEFAULTS[key], bool) else text)
-            except (ValueError, SyntaxError) as error:
+            except (ValueError, SyntaxError, TypeError) as error:
                 raise HyparError(f"{key}: cannot read {text!r}; expected a value such as {DEFAULTS[key]!r}") from error
             if isinstance(DEFAULTS[key], int) and isinstance(value, float) and value.is_integer():
                 value = int(value)  # 1e6
