@@ -378,6 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("data, either")
     where.add_argument(
         "--data",
+        action="extend",
         type=Path,
         nargs="+",
         metavar="SPLIT",
