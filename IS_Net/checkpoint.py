@@ -28,6 +28,7 @@ Weights = dict[str, Tensor]
 STATE_VERSION = 1
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _GT_ENCODER_STEM = "conv_in.conv.weight"
+_IN_CH = (3, 4, 5)
 
 
 class CheckpointError(RuntimeError):
@@ -55,7 +56,7 @@ def _torch_load(path: Path) -> Any:
             f"{path}: holds more than tensors and plain values, which could run code when loaded, or is damaged; "
             f"save its state_dict() alone and load that ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes, read as a pickle, raise all kinds
         raise CheckpointError(f"{path}: cannot be read; it is damaged or no checkpoint ({error})") from error
 
 
@@ -116,12 +117,15 @@ def input_channels(weights: Weights, where: str | Path) -> int:
     """Return the input channels of IS-Net weights, read off the first convolution.
 
     Raises:
-        CheckpointError: If there is no such convolution, or it is a ground-truth encoder's.
+        CheckpointError: If there is no such convolution, it is a ground-truth encoder's, or of other than 3, 4 or 5
+            input channels.
     """
     stem = weights.get("conv_in.weight")
     if stem is None or stem.ndim != 4:
         what = "a ground-truth encoder" if _GT_ENCODER_STEM in weights else "another network"
         raise CheckpointError(f"{where}: expected weights of ISNetDIS (conv_in.weight), found those of {what}")
+    if stem.shape[1] not in _IN_CH:
+        raise CheckpointError(f"{where}: has {stem.shape[1]} input channels; expected 3, 4 or 5")
     return stem.shape[1]
 
 
