@@ -26,7 +26,7 @@ test: $(INSTALLED)
 # Each step of the demo skips what stands already: a second run takes seconds, save for the figures.
 demo: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
-	$(BIN)/python -m sam.generate_masks --model grabcut $(addprefix --data data/sample/,$(SPLITS))
+	$(BIN)/python -m sam.generate_masks --model grabcut --data $(addprefix data/sample/,$(SPLITS))
 	test -f $(DEMO)/best.safetensors || $(BIN)/python IS_Net/train_valid_inference_main.py \
 	  train_datasets=sample_tr valid_datasets=sample_vd model_path=$(DEMO) \
 	  cache_size=256 batch_size_train=4 lr=3e-4 gt_encoder_max_ite=40 max_ite=120 model_save_fre=60 workers=1

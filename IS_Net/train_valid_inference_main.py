@@ -226,7 +226,8 @@ def main(
         raise DatasetError("no data sets were given; choose some from datalist.py")
     if session.settings["mode"] == "train":
         progress = _train(session, train_datasets, valid_datasets)
-        print(f"ended at iteration {progress.iteration} ({progress.done}); best max F {progress.best_f:.4f}")
+        best = f"; best max F {progress.best_f:.4f}, MAE {progress.best_mae:.4f}" if progress.best_f >= 0 else ""
+        print(f"ended at iteration {progress.iteration} ({progress.done}){best}")
         return progress
     results = _evaluate(session, valid_datasets)
     if session.settings["valid_out_dir"]:
