@@ -105,6 +105,7 @@ def generate_masks(
         raise ValueError("expected either gt, a folder of ground truths, or prompts, and not both")
     if gt is not None:
         items = _pair(paths, gt)
+        _warn_of_unused(paths, gt)
     else:
         given = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
         of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
@@ -147,7 +148,9 @@ def enrich_split(
         ValueError: If ground truths are missing, or ``out`` holds the images or ground truths themselves.
     """
     out = Path(out)
-    items = _pair(list_images(images), gt)
+    paths = list_images(images)
+    items = _pair(paths, gt)
+    _warn_of_unused(paths, gt)
     if any((out / kind).resolve() in (Path(images).resolve(), Path(gt).resolve()) for kind in ("im", "gt", "mask")):
         raise ValueError(f"{out}: holds the images themselves; the enriched split needs a folder of its own")
     return _Run(out / "mask", predictor, select, enriched=out).do(items, workers)
@@ -210,9 +213,13 @@ def _pair(images: Mapping[str, Path], gt: str | Path) -> list[_Item]:
     if missing:
         hint = f"; ground truths without image: {', '.join(unused)}" if unused else ""
         raise ValueError(f"{gt}: no ground truth for the images {', '.join(missing)}; expected one of each name{hint}")
+    return [_Item(stem, path, gt=gts[stem]) for stem, path in images.items()]
+
+
+def _warn_of_unused(images: Mapping[str, Path], gt: str | Path) -> None:
+    unused = sorted(list_images(gt).keys() - images.keys())
     if unused:
         logger.warning("%s: no image for the ground truths %s; left out", gt, ", ".join(unused))
-    return [_Item(stem, path, gt=gts[stem]) for stem, path in images.items()]
 
 
 class _Run:

@@ -425,6 +425,13 @@ def test_missing_ground_truths_are_all_named(split: Path) -> None:
     assert not (split / "mask").exists()
 
 
+def test_a_ground_truth_without_image_is_told_once(split: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (split / "im" / "b.png").unlink()
+    assert main(["--data", str(split), "--model", "grabcut"]) == 0
+    assert files(split / "mask") == {"a.png", "c.png"}
+    assert caplog.text.count("no image for the ground truths b; left out") == 1
+
+
 def test_unknown_images_are_all_named(split: Path) -> None:
     with (split / "prompts.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
