@@ -141,6 +141,19 @@ def _from_alpha(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB").convert("L"))
 
 
+def _png_has_orientation(path: Path) -> bool:
+    """Say whether a PNG holds EXIF or XMP, before or behind its pixels; only the chunks' heads are read."""
+    with path.open("rb") as file:
+        file.seek(len(b"\x89PNG\r\n\x1a\n"))
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = file.read(min(length, 32))
+            if kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")):
+                return True
+            file.seek(length - len(start) + 4, os.SEEK_CUR)  # what is left of the chunk, and its checksum
+    return False
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) of an image file as the readers would, from its header alone.
 
@@ -149,9 +162,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         width, height = image.size
-        # Of a TIFF, Pillow gives the size as turned already. Of a PNG without an EXIF block up front, it would decode
-        # all of the file to look for one behind the pixels.
-        turned = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        # Of a TIFF, Pillow gives the size as turned already. Of a PNG, it would decode all of the file to look for an
+        # orientation behind the pixels.
+        turned = image.format != "TIFF" and (image.format != "PNG" or _png_has_orientation(Path(path)))
         if turned and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return height, width

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +89,36 @@ def test_exif_orientation_of_jpeg(tmp_path: Path, orientation: int):
     assert image_size(tmp_path / "photo.jpg") == wanted.shape
     np.testing.assert_array_equal(binarise(read_mask(tmp_path / "photo.jpg")), wanted > 128)
     np.testing.assert_array_equal(binarise(read_image(tmp_path / "photo.jpg")[..., 1]), wanted > 128)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # one entry: orientation 6
+RAW_PROFILE = f"\nexif\n{len(EXIF) + 6:8}\n{(b'Exif' + bytes(2) + EXIF).hex()}\n".encode()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"eXIf", EXIF),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_PROFILE)),
+        (b"tEXt", b"Raw profile type exif\0" + RAW_PROFILE),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    ],
+    ids=["exif", "profile", "plain profile", "xmp"],
+)
+def test_png_may_be_turned_in_several_ways(tmp_path: Path, kind: bytes, data: bytes, behind: bool):
+    """All are in use, ImageMagick's and Adobe's among them; the size must be the one that the pixels will have."""
+    content = cv2.imencode(".png", RGB[..., ::-1])[1].tobytes()
+    place = content.index(b"IEND" if behind else b"IDAT") - 4
+    path = tmp_path / "turned.png"
+    path.write_bytes(content[:place] + png_chunk(kind, data) + content[place:])
+    assert image_size(path) == read_image(path).shape[:2]
+    np.testing.assert_array_equal(read_image(path), UPRIGHT[6](RGB))
 
 
 # --- kinds of files ---
