@@ -27,12 +27,13 @@ test: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
 	$(BIN)/python -m sam.generate_masks --model grabcut --data $(addprefix data/sample/,$(SPLITS))
-	test -f $(DEMO)/best.safetensors || $(BIN)/python IS_Net/train_valid_inference_main.py \
+	$(BIN)/python IS_Net/train_valid_inference_main.py $(if $(wildcard $(DEMO)/last.pt),restore_model=last.pt) \
 	  train_datasets=sample_tr valid_datasets=sample_vd model_path=$(DEMO) \
 	  cache_size=256 batch_size_train=4 lr=3e-4 gt_encoder_max_ite=40 max_ite=120 model_save_fre=60 workers=1
 	$(BIN)/python IS_Net/train_valid_inference_main.py mode=valid restore_model=$(DEMO)/best.safetensors \
 	  valid_datasets=sample_vd,sample_te1 valid_out_dir=$(DEMO)/maps cache_size=256 workers=2
-	$(BIN)/python -m nbclient.cli --help >/dev/null
+	$(BIN)/jupyter execute Demo.ipynb
+	@echo "figures: pic/demo_one.png, pic/demo_all.png, and a cut-out of each photograph's object beside them"
 
 clean-demo:
 	rm -rf data/sample data/cache/sample-* $(DEMO) pic/demo_*
