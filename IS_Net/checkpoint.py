@@ -155,6 +155,11 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path) -> dict[str
         CheckpointError: If the file cannot be read, or its names or shapes are not the network's.
     """
     weights, facts = read_weights(path)
+    _assign(model, weights, path)
+    return facts
+
+
+def _assign(model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path) -> None:
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
         if found < model.in_ch:
@@ -180,7 +185,6 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path) -> dict[str
         )
     model.load_state_dict(weights)
     logger.info("weights: %s", path)
-    return facts
 
 
 def load_isnet(path: str | Path) -> tuple[ISNetDIS, dict[str, Any]]:
@@ -192,6 +196,7 @@ def load_isnet(path: str | Path) -> tuple[ISNetDIS, dict[str, Any]]:
     Raises:
         CheckpointError: As :func:`load_weights`.
     """
-    weights, _ = read_weights(path)
+    weights, facts = read_weights(path)
     model = ISNetDIS(input_channels(weights, path))
-    return model, load_weights(model, path)
+    _assign(model, weights, path)
+    return model, facts

@@ -181,12 +181,14 @@ class DISSAM:
 
         Raises:
             RuntimeError: If no image was set.
-            ValueError: If there is no prompt.
+            ValueError: If there is no prompt, or points are given without labels.
         """
         if self._image is None:
             raise RuntimeError("no image is set; call set_image(image) before predict()")
         if point_coords is None and box is None and mask_input is None:
             raise ValueError("no prompt; give a box, points with labels, or a mask_input")
+        if (point_coords is None) != (point_labels is None):
+            raise ValueError("points and labels go together: one label (1 object, 0 background) for each point")
         masks, scores, _ = self.sam.predict(
             point_coords=None if point_coords is None else np.asarray(point_coords),
             point_labels=None if point_labels is None else np.asarray(point_labels),

@@ -331,3 +331,5 @@ def test_dissam_wants_an_image_and_a_prompt(predictor: DISPredictor):
     both.set_image(IMAGE)
     with pytest.raises(ValueError, match="no prompt"):
         both.predict()
+    with pytest.raises(ValueError, match="points and labels go together"):
+        both.predict(point_coords=np.array([[30, 40]]))
