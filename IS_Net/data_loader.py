@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -312,7 +313,9 @@ def _build_cache(path: Path, planes: _Planes, name: str) -> None:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         problems = []
         workers = min(available_cores(), len(planes)) if len(planes) > 1 else 0
-        loader = DataLoader(_Guarded(planes), batch_size=1, num_workers=workers, collate_fn=_first)
+        loader = DataLoader(
+            _Guarded(planes), batch_size=1, num_workers=workers, collate_fn=_first, worker_init_fn=_prepare_worker
+        )
         for index, item in enumerate(tqdm(loader, desc=f"cache {name}", unit="image")):
             if isinstance(item, str):
                 problems.append(item)
@@ -496,8 +499,11 @@ def collate_valid(items: list[ValidItem]) -> ValidBatch:
     return ValidBatch([item.name for item in items], planes, [item.size for item in items], gts)
 
 
-def _one_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
+    # Ctrl-C reaches all processes of a terminal, but it is the main one's to answer; SIGTERM is the loader's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: int = 0, pin: bool = False) -> DataLoader:
@@ -511,7 +517,7 @@ def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: in
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
     )
 
 
@@ -523,5 +529,5 @@ def valid_loader(dataset: ValidDataset, batch_size: int, workers: int, pin: bool
         num_workers=workers,
         collate_fn=collate_valid,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
     )
