@@ -155,11 +155,12 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path) -> dict[str
         CheckpointError: If the file cannot be read, or its names or shapes are not the network's.
     """
     weights, facts = read_weights(path)
-    _assign(model, weights, path)
+    assign_weights(model, weights, path)
     return facts
 
 
-def _assign(model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path) -> None:
+def assign_weights(model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path) -> None:
+    """Put weights that were read from ``path`` into a network, as :func:`load_weights` does."""
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
         if found < model.in_ch:
@@ -198,5 +199,5 @@ def load_isnet(path: str | Path) -> tuple[ISNetDIS, dict[str, Any]]:
     """
     weights, facts = read_weights(path)
     model = ISNetDIS(input_channels(weights, path))
-    _assign(model, weights, path)
+    assign_weights(model, weights, path)
     return model, facts

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -149,7 +150,8 @@ def find_samples(dataset: dict[str, str], need_mask: bool, need_gt: bool) -> lis
     for kind, needed in (("mid", need_mask), ("gt", need_gt)):
         if needed and not dataset[f"{kind}_dir"]:
             what = "coarse masks (mid_dir)" if kind == "mid" else "ground truth (gt_dir)"
-            raise DatasetError(f"{where}: has no folder of {what}, which this run needs")
+            remedy = "; make them with: python -m sam.generate_masks" if kind == "mid" else ""
+            raise DatasetError(f"{where}: has no folder of {what}, which this run needs{remedy}")
     images = _list_files(dataset, "im")
     masks = _list_files(dataset, "mid") if need_mask else {}
     gts = _list_files(dataset, "gt") if dataset["gt_dir"] else {}
@@ -286,7 +288,8 @@ def open_cache(dataset: dict[str, str], samples: Sequence[Sample], in_ch: int, s
         DatasetError: If files cannot be decoded (all are named), or the disk is too full.
     """
     folder = Path(dataset["cache_dir"])
-    prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', dataset['name'])}_{in_ch}ch_{size[0]}x{size[1]}_"
+    with_gt = "" if samples[0].gt is None else "-gt"
+    prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', dataset['name'])}_{in_ch}ch{with_gt}_{size[0]}x{size[1]}_"
     path = folder / f"{prefix}{cache_key(samples, in_ch, size)}.npy"
     if not path.is_file():
         _build_cache(path, _Planes(samples, in_ch, size), dataset["name"])
@@ -364,6 +367,16 @@ class DISDataset(Dataset):
             self._planes = open_cache(dataset, self.samples, in_ch, tuple(cache_size))
             if preload:
                 self._planes = np.array(self._planes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the cache's content out: a worker that is not forked maps the file anew."""
+        mapped = {"_planes": Path(self._planes.filename)} if isinstance(self._planes, np.memmap) else {}
+        return {**self.__dict__, **mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._planes, Path):
+            self._planes = np.load(self._planes, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -500,7 +513,7 @@ def collate_valid(items: list[ValidItem]) -> ValidBatch:
 
 
 def _prepare_worker(_worker: int) -> None:
-    torch.set_num_threads(1)  # the workers are the parallelism
+    cv2.setNumThreads(0)  # the workers are the parallelism; PyTorch knows that by itself
     # Ctrl-C reaches all processes of a terminal, but it is the main one's to answer; SIGTERM is the loader's
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,14 +2,16 @@
 
 Keys: ``name``; ``im_dir``, ``gt_dir``, ``mid_dir`` (the coarse masks of stage 1; ``mask_dir`` says the same);
 ``im_ext``, ``gt_ext``, ``mid_ext`` (``mask_ext``), the files' endings, or "" for any image; ``cache_dir``, where the
-resized copies go, or "" to decode afresh each time. Relative paths start at the folder of this file. An empty
-``gt_dir`` stands for photographs without ground truth, an empty ``mid_dir`` for a plain 3-channel IS-Net.
+resized copies go, or "" to decode afresh each time (``cache_boost_*``, and a ``cache_size`` other than ``input_size``,
+mean nothing then). Relative paths start at the folder of this file. An empty ``gt_dir`` stands for photographs without
+ground truth, an empty ``mid_dir`` for a plain 3-channel IS-Net.
 
 To use data of your own, copy an entry and edit it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 Dataset = dict[str, str]
@@ -29,14 +31,20 @@ def split(name: str, folder: str, im_ext: str = ".jpg") -> Dataset:
     }
 
 
-def from_folder(folder: str | Path) -> Dataset:
-    """Return an entry for a folder that holds ``im`` and, where there are such, ``gt`` and ``mask``; no cache."""
+def from_folder(folder: str | Path, cache: bool = False) -> Dataset:
+    """Return an entry for a folder that holds ``im`` and, where there are such, ``gt`` and ``mask``.
+
+    Args:
+        folder: Its name becomes the data set's.
+        cache: Whether to keep resized copies, in ``data/cache`` of this project.
+    """
     folder = Path(folder).resolve()
     entry = split(folder.name, str(folder), im_ext="")
     for key, sub in (("gt_dir", "gt"), ("mid_dir", "mask")):
         if not (folder / sub).is_dir():
             entry[key] = ""
-    return entry | {"cache_dir": ""}
+    unique = hashlib.sha256(str(folder).encode()).hexdigest()[:8]  # folders of one name must not share a cache
+    return entry | {"cache_dir": f"../data/cache/{folder.name}-{unique}" if cache else ""}
 
 
 # DIS5K (https://xuebinqin.github.io/dis/index.html): 3,000 images to train on, 470 to validate, 4 x 500 to test

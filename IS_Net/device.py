@@ -40,6 +40,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
                 f"device {str(name)!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA devices; "
                 "check nvidia-smi and that this PyTorch was built for CUDA, or ask for auto or cpu"
             )
+        torch.cuda.set_device(device)  # else pinning memory would open a context on the first one
         # the convolutions keep one input size for a whole run, so cuDNN's search for the fastest one pays
         torch.backends.cudnn.benchmark = True
     if device.type == "mps" and not torch.backends.mps.is_available():

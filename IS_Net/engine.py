@@ -227,14 +227,21 @@ class Progress:
     """Mean training loss of the last stretch."""
     lowest_mae: float = float("inf")
     """The lowest MAE of any validation."""
+    last_f: float = -1.0
+    """Max F of the last validation."""
+    validated: int = -1
+    """The iteration of the last validation."""
     stale: int = 0
     """Validations since max F or MAE last improved."""
+    per_epoch: int = 0
+    """Batches an epoch."""
     done: str = ""
     """Why the phase ended, once it has."""
 
     def record(self, metrics: Metrics) -> bool:
         """Take a validation in; return whether it is the best so far: the highest max F, ties by the lower MAE."""
         f, mae = metrics["max_f_mean_pr"], metrics["mae"]
+        self.last_f, self.validated = f, self.iteration
         improved = f > self.best_f or mae < self.lowest_mae
         self.stale = 0 if improved else self.stale + 1
         self.lowest_mae = min(self.lowest_mae, mae)
@@ -253,10 +260,13 @@ class MetricsLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.csv"
-        self.board = SummaryWriter(str(folder / "tensorboard"))
+        self.board: SummaryWriter | None = None
 
-    def rewind(self, phase: str, iteration: int) -> None:
-        """Drop what an interrupted run noted of this phase after the iteration that it is resumed from."""
+    def begin(self, phase: str, iteration: int) -> None:
+        """Begin a phase, or go on with it: what an interrupted run noted of it after ``iteration`` is dropped."""
+        self.close()
+        board = self.path.parent / "tensorboard" / phase
+        self.board = SummaryWriter(str(board), purge_step=iteration + 1)
         if not self.path.is_file():
             return
         with self.path.open(newline="", encoding="utf-8") as file:
@@ -277,15 +287,16 @@ class MetricsLog:
                 writer.writeheader()
             writer.writerow(row)
         for key in ("max_f_mean_pr", "max_f_mean_curve", "mae"):
-            self.board.add_scalar(f"{row['phase']}/{row['data_set']}/{key}", row[key], row["iteration"])
+            self.board.add_scalar(f"{row['data_set']}/{key}", row[key], row["iteration"])
 
-    def loss(self, phase: str, iteration: int, value: float) -> None:
+    def loss(self, iteration: int, value: float) -> None:
         """Note the training loss."""
-        self.board.add_scalar(f"{phase}/loss", value, iteration)
+        self.board.add_scalar("loss", value, iteration)
 
     def close(self) -> None:
         """Write out what is pending."""
-        self.board.close()
+        if self.board:
+            self.board.close()
 
 
 @contextmanager
@@ -323,6 +334,8 @@ class Run:
     make_train_loader: Callable[[int], DataLoader]
     """Gives an endless loader that starts at the batch of that number."""
     log: MetricsLog
+    in_ch: int
+    """Input channels of the segmentation network."""
     folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -348,30 +361,36 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
     Raises:
         TrainingError: If the loss is not finite.
     """
-    training = _Training(task, run, resume)
-    progress = training.progress
-    if progress.done in ("max_ite", "max_epoch_num", "interrupted"):
-        progress.done = ""  # those limits may have been raised since; the loop looks at them anew
-    if progress.done:
-        return progress
-
-    loader = run.make_train_loader(progress.batch)
-    validated = progress.iteration if resume else None
+    training = Training(task, run, resume)
+    progress, batches = training.progress, None
+    per_epoch = run.make_train_loader(0).batch_sampler.per_epoch
+    if progress.per_epoch not in (
+        0,
+        per_epoch,
+    ):  # resumed with other data or batches: go on at the same part of the epoch
+        progress.batch = progress.batch * per_epoch // progress.per_epoch
+    progress.per_epoch = per_epoch
+    progress.done = ""  # the limits may have been moved since the run was saved; they are looked at anew
     total = task.max_ite if task.max_ite < _ENDLESS else None
     with (
         _stop_requests() as stop_requested,
         tqdm(total=total, initial=progress.iteration, desc=f"train {task.name}", unit="it") as bar,
     ):
-        batches = iter(loader)
         while not progress.done:
-            progress.epoch = progress.batch // loader.batch_sampler.per_epoch
+            progress.epoch = progress.batch // per_epoch
             if stop_requested():
                 progress.done = "interrupted"
             elif progress.iteration >= task.max_ite:
                 progress.done = "max_ite"
             elif progress.epoch >= run.settings["max_epoch_num"]:
                 progress.done = "max_epoch_num"
+            elif progress.stale >= run.settings["early_stop"]:
+                progress.done = "early_stop"
+            elif task.stop_f is not None and progress.last_f > task.stop_f:
+                progress.done = "stop_f"
             else:
+                if batches is None:
+                    batches = iter(run.make_train_loader(progress.batch))
                 training.step(batches)
                 bar.update()
                 if progress.iteration % _LOG_EVERY == 0:
@@ -379,18 +398,24 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
                 if progress.iteration % run.settings["model_save_fre"] == 0:
                     training.validate()
                     training.save()
-                    validated = progress.iteration
-        if progress.done in ("max_ite", "max_epoch_num") and validated != progress.iteration:
+        if progress.done != "interrupted" and progress.validated != progress.iteration:
             training.validate()
+        training.look_at_loss()  # rather no new state than one of a network that broke since the last look
         training.save()
     logger.info("%s: stopped at iteration %d (%s)", task.name, progress.iteration, progress.done)
     return progress
 
 
-class _Training:
-    """What changes while a phase runs, and the three things that are done to it: step, validate, save."""
+class Training:
+    """What changes while a phase runs, and the three things that are done to it: step, validate, save.
 
-    def __init__(self, task: Task, run: Run, resume: dict[str, Any] | None) -> None:
+    Args:
+        task: The network and its losses.
+        run: The surroundings.
+        resume: As :func:`fit` takes it.
+    """
+
+    def __init__(self, task: Task, run: Run, resume: dict[str, Any] | None = None) -> None:
         self.task, self.run = task, run
         task.model.to(run.device, memory_format=torch.channels_last).train()
         if task.teacher is not None:
@@ -406,7 +431,9 @@ class _Training:
             self.progress = Progress(**resume["progress"])
             self.optimizer.load_state_dict(resume["optimizer"])
             self.scaler.load_state_dict(resume["scaler"])
-        run.log.rewind(task.name, self.progress.iteration)
+            for group in self.optimizer.param_groups:  # what was saved would overrule what is asked for now
+                group.update(lr=task.lr, weight_decay=run.settings["weight_decay"])
+        run.log.begin(task.name, self.progress.iteration)
         self.started = time.perf_counter()
         self._losses = torch.zeros(2, device=run.device)  # sum and number since the last look
 
@@ -439,7 +466,7 @@ class _Training:
                 f"{self.task.name}: the loss is {self.progress.loss} at iteration {self.progress.iteration}; lower the "
                 f"learning rate or set hypar['model_digit'] to 'full'; {self.run.folder} holds what was before"
             )
-        self.run.log.loss(self.task.name, self.progress.iteration, self.progress.loss)
+        self.run.log.loss(self.progress.iteration, self.progress.loss)
         return self.progress.loss
 
     def validate(self) -> None:
@@ -458,10 +485,6 @@ class _Training:
         metrics = mean_metrics(results)
         if progress.record(metrics):
             save_weights(run.folder / task.weights_file, task.model, self._facts() | {"metrics": metrics})
-        if task.stop_f is not None and metrics["max_f_mean_pr"] > task.stop_f:
-            progress.done = "stop_f"
-        elif progress.stale >= run.settings["early_stop"]:
-            progress.done = "early_stop"
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -482,5 +505,6 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "facts": self._facts(),
+            "settings": {**self.run.settings, "model": self.run.in_ch},
         }
         save_state(self.run.folder / STATE_FILE, state)

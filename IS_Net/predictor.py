@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from IS_Net.checkpoint import load_isnet
 from IS_Net.device import autocast, autocast_dtype, pick_device
 from IS_Net.models import ConvBNReLU, ISNetDIS
-from IS_Net.preprocess import MASK_CHANNEL, Box, make_alpha, make_input, make_planes
+from IS_Net.preprocess import MASK_CHANNEL, Box, check_box, make_alpha, make_input, make_planes
 
 DEFAULT_SIZE = (1024, 1024)
 
@@ -108,7 +108,7 @@ class DISPredictor:
             image: (H, W, 3) uint8 RGB, upright.
             mask: (H, W), bool, uint8 0/1 or 0..255, or float 0..1. May be left out for a 3-channel network alone,
                 which does not look at it.
-            box: xyxy in pixels, for a 5-channel network; None means the mask's bounds.
+            box: xyxy in pixels; None means the mask's bounds. Only a 5-channel network looks at it.
 
         Returns:
             (H, W) float32 alpha in [0, 1]; all 0 where the mask is empty.
@@ -119,6 +119,8 @@ class DISPredictor:
         """
         coarse = None if mask is None else _mask_to_uint8(mask)
         planes = make_planes(image, coarse, box, self.in_ch, self.input_size)
+        if box is not None:
+            check_box(box, *image.shape[:2])
         if self.in_ch > MASK_CHANNEL and not coarse.any():
             return np.zeros(image.shape[:2], dtype=np.float32)
         x = make_input(torch.from_numpy(planes)[None].to(self.device))
@@ -182,6 +184,7 @@ class DISSAM:
         Raises:
             RuntimeError: If no image was set.
             ValueError: If there is no prompt, or points are given without labels.
+            BoxError: If the box has no area, or lies outside the image.
         """
         if self._image is None:
             raise RuntimeError("no image is set; call set_image(image) before predict()")
@@ -189,6 +192,8 @@ class DISSAM:
             raise ValueError("no prompt; give a box, points with labels, or a mask_input")
         if (point_coords is None) != (point_labels is None):
             raise ValueError("points and labels go together: one label (1 object, 0 background) for each point")
+        if box is not None:
+            check_box(box, *self._image.shape[:2])  # rather no answer than one to another question
         masks, scores, _ = self.sam.predict(
             point_coords=None if point_coords is None else np.asarray(point_coords),
             point_labels=None if point_labels is None else np.asarray(point_labels),

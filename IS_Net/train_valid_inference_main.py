@@ -21,7 +21,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from IS_Net import datalist
-from IS_Net.checkpoint import CheckpointError, load_state, load_weights
+from IS_Net.checkpoint import CheckpointError, assign_weights, load_state, load_weights
 from IS_Net.data_loader import (
     DatasetError,
     DISDataset,
@@ -117,7 +117,8 @@ class _Session:
             return train_loader(data, settings["batch_size_train"], self.workers, start, self.pin)
 
         log = MetricsLog(Path(settings["model_path"]))
-        return Run(settings, self.device, self.dtype, self.valid_loaders(valid, need_gt=True), make_loader, log)
+        loaders = self.valid_loaders(valid, need_gt=True)
+        return Run(settings, self.device, self.dtype, loaders, make_loader, log, self.model.in_ch)
 
 
 def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[dict[str, str]]) -> Progress:
@@ -125,8 +126,10 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
     settings, folder = session.settings, Path(session.settings["model_path"])
     restore = Path(settings["restore_model"]) if settings["restore_model"] else None
     state = load_state(restore) if restore and restore.name == STATE_FILE else None
+    if state:
+        _check_state(state, restore, session)
     held = [name for name in (STATE_FILE, SegmentationTask.weights_file) if (folder / name).is_file()]
-    if held and not (state and restore.parent == folder):
+    if held and not state:
         raise HyparError(
             f"hypar['model_path']: {folder} already holds a training ({', '.join(held)}), which this one would "
             f"overwrite; go on with restore_model={STATE_FILE}, choose another model_path, or move the folder away"
@@ -142,10 +145,29 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
                 return ended
         resume = state if state and state["phase"] == SegmentationTask.name else None
         if resume:
-            session.model.load_state_dict(resume["model"])
+            assign_weights(session.model, resume["model"], restore)
         return fit(SegmentationTask(session.model, teacher, settings), run, resume)
     finally:
         run.log.close()
+
+
+def _check_state(state: dict[str, Any], path: Path, session: _Session) -> None:
+    """Refuse to go on with a state that cannot be gone on with here; say aloud which settings are new to it."""
+    now, then = {**session.settings, "model": session.model.in_ch}, state["settings"]
+    if path.parent != Path(now["model_path"]):
+        raise HyparError(
+            f"hypar['restore_model']: {path} is resumed in its own folder; set model_path to {path.parent}, or give "
+            "best.safetensors of that folder to start a new run from its weights"
+        )
+    if now["model"] != then["model"]:
+        raise CheckpointError(
+            f"{path}: is of a network of {then['model']} input channels, hypar['model'] has {now['model']}; set it to "
+            f"{then['model']}"
+        )
+    irrelevant = ("restore_model", "model_path", "device", "workers", "valid_out_dir")
+    changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key not in irrelevant and now[key] != then.get(key)]
+    if changed:
+        logging.warning("%s goes on with other settings than before: %s", path, ", ".join(changed))
 
 
 def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder, Progress | None]:
@@ -157,11 +179,11 @@ def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder,
     if run.settings["gt_encoder_model"]:
         load_weights(encoder, run.settings["gt_encoder_model"])
     elif state and state["phase"] == SegmentationTask.name and state["teacher"]:
-        encoder.load_state_dict(state["teacher"])
+        assign_weights(encoder, state["teacher"], run.folder / STATE_FILE)
     else:
         resume = state if state and state["phase"] == GTEncoderTask.name else None
         if resume:
-            encoder.load_state_dict(resume["model"])
+            assign_weights(encoder, resume["model"], run.folder / STATE_FILE)
         progress = fit(GTEncoderTask(encoder, run.settings), run, resume)
         if progress.done == "interrupted":
             return encoder, progress
@@ -172,7 +194,12 @@ def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder,
 def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> dict[str, Metrics]:
     """Run the network on data sets; return the metrics of those with a ground truth, by name."""
     settings, results = session.settings, {}
-    load_weights(session.model, settings["restore_model"])
+    facts = load_weights(session.model, settings["restore_model"])
+    if facts.get("input_size", settings["input_size"]) != settings["input_size"]:
+        logging.warning(
+            "%s was trained at %s (height, width), and is run at %s; cache_size and input_size set that",
+            *(settings["restore_model"], facts["input_size"], settings["input_size"]),
+        )
     session.model.to(session.device, memory_format=torch.channels_last)
     task = SegmentationTask(session.model, None, settings)
     if settings["mode"] == "inference":
@@ -222,6 +249,12 @@ def main(
     for key in ("model_path", "restore_model", "gt_encoder_model", "valid_out_dir"):
         if session.settings[key]:
             print(f"{key}: {session.settings[key]}")
+    for datasets in (train_datasets, valid_datasets):
+        names = [entry.get("name") for entry in datasets]
+        if len(set(names)) < len(names):
+            raise DatasetError(
+                f"two data sets share a name: {', '.join(map(str, names))}; give each its own, in datalist.py"
+            )
     if not valid_datasets or (session.settings["mode"] == "train" and not train_datasets):
         raise DatasetError("no data sets were given; choose some from datalist.py")
     if session.settings["mode"] == "train":
@@ -237,14 +270,14 @@ def main(
     return results
 
 
-def _datasets(names: str) -> list[dict[str, str]]:
-    """Turn ``dataset_te1,path/to/folder`` into data set entries."""
+def _datasets(names: str, cache: bool) -> list[dict[str, str]]:
+    """Turn ``dataset_te1,path/to/folder`` into data set entries; folders get a cache where ``cache`` is set."""
     known, entries = datalist.named(), []
     for name in filter(None, map(str.strip, names.split(","))):
         if name in known:
             entries.append(known[name])
         elif Path(name).is_dir():
-            entries.append(datalist.from_folder(name))
+            entries.append(datalist.from_folder(name, cache))
         else:
             raise DatasetError(f"{name!r} is neither a data set of datalist.py ({', '.join(known)}) nor a folder")
     return entries
@@ -268,8 +301,8 @@ def command_line(arguments: Sequence[str]) -> int:
             given = {"crop_size": [], **given}
         with logging_redirect_tqdm():
             result = main(
-                train_datasets if train is None else _datasets(train),
-                valid_datasets if valid is None else _datasets(valid),
+                train_datasets if train is None else _datasets(train, cache=True),
+                valid_datasets if valid is None else _datasets(valid, cache=False),
                 {**hypar, **given},
             )
     except ERRORS as error:

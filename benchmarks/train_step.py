@@ -16,7 +16,7 @@ import torch
 from timing import compare, peak_memory
 
 from IS_Net.device import autocast_dtype, describe, pick_device
-from IS_Net.engine import MetricsLog, Run, SegmentationTask, _Training
+from IS_Net.engine import MetricsLog, Run, SegmentationTask, Training
 from IS_Net.hypar import check
 from IS_Net.losses import feature_loss, side_output_loss
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
@@ -68,8 +68,8 @@ def main() -> None:
     task = SegmentationTask(ISNetDIS(4), ISNetGTEncoder(), settings)
     assert make_target(planes).max() == 1
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(settings, device, dtype, [], lambda start: [], MetricsLog(Path(folder)))
-        training = _Training(task, run, None)
+        run = Run(settings, device, dtype, [], lambda start: [], MetricsLog(Path(folder)), 4)
+        training = Training(task, run)
 
         def ours() -> None:
             training.step(iter([planes]))

@@ -286,7 +286,7 @@ class _Run:
         image = None
         image_print = fingerprint(item.image)
         gt_print = None if item.gt is None else fingerprint(item.gt)
-        prompts = self.recorded_prompts(item, gt_print) if item.prompts is None else item.prompts
+        prompts = self.recorded_prompts(item, image_print, gt_print) if item.prompts is None else item.prompts
         if prompts is None:
             image = read_image(item.image)
             prompts = self.prompts_from_gt(item, image)
@@ -309,12 +309,13 @@ class _Run:
             image = read_image(item.image)
         return _Work(prompts, todo, common, image if todo else None)
 
-    def recorded_prompts(self, item: _Item, gt_print: str | None) -> dict[str, Prompt] | None:
-        """Return the prompts that the manifest holds for a ground truth, or None where it does not know it yet.
+    def recorded_prompts(self, item: _Item, image_print: str, gt_print: str | None) -> dict[str, Prompt] | None:
+        """Return the prompts that the manifest holds for image and ground truth, or None where either is new to it.
 
         Reading and splitting all ground truths would take most of the time of a run that has little left to do.
         """
-        entries = [entry for entry in self.recorded.get(item.stem, ()) if entry.get("gt_print") == gt_print]
+        prints = {"image_print": image_print, "gt_print": gt_print}
+        entries = [entry for entry in self.recorded.get(item.stem, ()) if _holds(entry, prints)]
         if not entries or len(entries) != entries[0].get("of"):
             return None
         if self.enriched and not all(enrich.has_sample(self.enriched, e["mask"], item.image) for e in entries):

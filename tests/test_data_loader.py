@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -277,6 +278,22 @@ def test_a_cache_whose_build_was_killed_is_built_anew(make_dataset, tmp_path):
     dataset = DISDataset(entry, 4, SIZE)
     wanted = DISDataset({**entry, "cache_dir": ""}, 4, SIZE)
     assert all(np.array_equal(dataset.planes(i), wanted.planes(i)) for i in range(3))
+
+
+def test_scoring_and_inference_keep_their_caches_apart(make_dataset):
+    entry = make_dataset()
+    for _ in range(2):
+        DISDataset(entry, 4, SIZE)
+        DISDataset({**entry, "gt_dir": ""}, 4, SIZE, need_gt=False)
+    assert len(caches(entry)) == 2
+
+
+def test_a_worker_that_is_not_forked_maps_the_cache_instead_of_getting_it(make_dataset):
+    dataset = DISDataset(make_dataset(), 4, SIZE)
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < dataset.planes(0).nbytes / 4
+    again = pickle.loads(pickled)
+    assert isinstance(again._planes, np.memmap) and np.array_equal(again.planes(2), dataset.planes(2))
 
 
 # --- batches ---

@@ -55,7 +55,7 @@ def make_run(make_dataset):
         train = TrainDataset([data], settings["seed"], settings["random_flip_h"], settings["random_flip_v"])
         make_loader = functools.partial(train_loader, train, settings["batch_size_train"], 0)
         loaders = [valid_loader(ValidDataset(data), settings["batch_size_valid"], 0)] if valid else []
-        return Run(settings, CPU, None, loaders, make_loader, MetricsLog(Path(settings["model_path"])))
+        return Run(settings, CPU, None, loaders, make_loader, MetricsLog(Path(settings["model_path"])), 4)
 
     return make
 
@@ -302,6 +302,64 @@ def test_a_run_that_reached_its_end_does_nothing_more_until_the_end_is_moved(mak
     assert (again.done, again.iteration) == ("max_ite", 7)
 
 
+def test_an_interrupted_run_that_is_asked_for_no_more_is_validated_all_the_same(make_run, settings):
+    chosen = settings(max_ite=100, model_save_fre=50)
+    run = make_run(chosen)
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda start: InterruptedLoader(make_loader(start), 3)
+    fit(SegmentationTask(Canned(), None, chosen), run)
+    folder = Path(chosen["model_path"])
+    assert not (folder / "best.safetensors").exists()
+    over = settings(max_ite=3, model_save_fre=50)
+    progress = fit(SegmentationTask(Canned(), None, over), make_run(over), load_state(folder / "last.pt"))
+    assert (progress.done, progress.iteration, progress.validated) == ("max_ite", 3, 3)
+    assert (folder / "best.safetensors").exists()
+
+
+def test_early_stop_may_be_put_off(make_run, settings):
+    chosen = settings(max_ite=1000, early_stop=2, model_save_fre=1, lr=0.0)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    assert (state["progress"]["done"], state["progress"]["iteration"]) == ("early_stop", 3)
+    again = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen), state)
+    assert (again.done, again.iteration) == ("early_stop", 3)
+    patient = settings(max_ite=1000, early_stop=4, model_save_fre=1, lr=0.0)
+    again = fit(SegmentationTask(Canned(), None, patient), make_run(patient), state)
+    assert (again.done, again.iteration) == ("early_stop", 5)
+
+
+def test_a_resumed_run_takes_the_learning_rate_that_is_asked_for(make_run, settings):
+    chosen = settings(max_ite=2, lr=0.0)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    model, faster = Canned(), settings(max_ite=4, lr=0.5)
+    model.load_state_dict(state["model"])
+    assert model.gain.item() == 1
+    fit(SegmentationTask(model, None, faster), make_run(faster), state)
+    assert abs(model.gain.item() - 1) > 0.1
+
+
+def test_other_batches_go_on_at_the_same_part_of_the_epoch(make_run, settings):
+    chosen = settings(batch_size_train=1, max_ite=5)  # 3 batches an epoch: in the second one
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    larger = settings(batch_size_train=3, max_ite=5)
+    progress = fit(SegmentationTask(Canned(), None, larger), make_run(larger), state)
+    assert (progress.epoch, progress.batch) == (1, 1)
+
+
+def test_a_network_that_broke_is_not_saved_when_the_run_is_stopped(make_run, settings):
+    chosen = settings(max_ite=100, model_save_fre=3)
+    model, run = Canned(), make_run(chosen)
+    make_loader = run.make_train_loader
+    model.gain.register_hook(lambda grad: grad * (float("nan") if run.folder.joinpath("last.pt").exists() else 1))
+    run.make_train_loader = lambda start: InterruptedLoader(make_loader(start), 5)
+    with pytest.raises(TrainingError):
+        fit(SegmentationTask(model, None, chosen), run)
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    assert state["progress"]["iteration"] == 3 and state["model"]["gain"].isfinite().all()
+
+
 def test_accumulated_batches_are_one_step_of_their_mean(make_run, settings):
     """Two batches accumulated move a parameter as one batch of both does, where the loss is a mean over samples."""
     moved = []
@@ -378,6 +436,7 @@ def test_a_network_learns_two_samples_by_heart(make_dataset, settings):
         loaders,
         lambda start: train_loader(train, 2, 0, start),
         MetricsLog(Path(chosen["model_path"])),
+        4,
     )
     torch.manual_seed(0)
     model = ISNetDIS(4)

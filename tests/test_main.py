@@ -124,11 +124,24 @@ def test_a_network_may_be_given_ready_made(folder, isnet, weights):
     assert 0 < results["tiny"]["max_f_mean_pr"] < 1
 
 
+def test_two_data_sets_of_one_name_are_refused(folder, weights, tmp_path, capsys):
+    other = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, other)
+    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder},{other}"]) == 1
+    assert "two data sets share a name: tiny, tiny" in capsys.readouterr().err
+
+
+def test_weights_of_another_size_are_told(folder, weights, caplog):
+    hypar = {"mode": "valid", "restore_model": str(weights), "cache_size": 160, "workers": 0}
+    main([], [from_folder(folder)], hypar)
+    assert "was trained at [128, 128] (height, width), and is run at [160, 160]" in caplog.text
+
+
 # --- training ---
 
 
 @pytest.mark.slow
-def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, capsys, monkeypatch):
+def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, capsys, caplog):
     run = tmp_path / "run"
     sets = [f"train_datasets={folder}", f"valid_datasets={folder}"]
     arguments = [*SHORT, *sets, f"model_path={run}", f"valid_out_dir={tmp_path / 'maps'}"]
@@ -156,6 +169,14 @@ def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, 
     assert load_state(run / "last.pt")["progress"]["iteration"] == 3
     with (run / "metrics.csv").open() as file:
         assert [row["phase"] for row in csv.DictReader(file)] == ["gt_encoder", "segmentation", "segmentation"]
+
+    # not, though, from another folder, nor with another network; other settings are told
+    assert command_line([*arguments, f"restore_model={run / 'last.pt'}", f"model_path={tmp_path / 'new'}"]) == 1
+    assert "is resumed in its own folder" in capsys.readouterr().err
+    assert command_line([*arguments, "restore_model=last.pt", "model=5"]) == 1
+    assert "is of a network of 4 input channels" in capsys.readouterr().err
+    assert command_line([*arguments, "restore_model=last.pt", "max_ite=3", "batch_size_train=3"]) == 0
+    assert "other settings than before: batch_size_train 2 -> 3" in caplog.text
 
     # its weights alone start another run, with the encoder that is there
     other = [*SHORT, *sets, f"model_path={tmp_path / 'other'}", f"restore_model={run / 'best.safetensors'}"]

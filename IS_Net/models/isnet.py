@@ -90,7 +90,7 @@ class RSU(nn.Module):
 
 
 class _SixStages(nn.Module):
-    """What both networks share: six side outputs, and the way from (image size) to them."""
+    """What both networks share: six side outputs, each read from one of six feature maps."""
 
     side_channels = (64, 64, 128, 256, 512, 512)
 
