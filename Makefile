@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 	$(BIN)/python IS_Net/train_valid_inference_main.py mode=valid restore_model=$(DEMO)/best.safetensors \
 	  valid_datasets=sample_vd,sample_te1 valid_out_dir=$(DEMO)/maps cache_size=256 workers=2
 	$(BIN)/jupyter execute Demo.ipynb
-	@echo "figures: pic/demo_one.png, pic/demo_all.png, and a cut-out of each photograph's object beside them"
+	@echo "figures: pic/demo_test.png, pic/demo_one.png, pic/demo_all.png, and a cut-out of each photograph's object beside them"
 
 clean-demo:
 	rm -rf data/sample data/cache/sample-* $(DEMO) pic/demo_*

@@ -27,6 +27,7 @@ def run(folder: Path, weights: Path) -> nbformat.NotebookNode:
     settings.source = (
         "from pathlib import Path\n"
         f"folder = Path({str(folder)!r})\nweights = Path({str(weights)!r})\n"
+        "test_set = folder.parent / 'tiny'\n"
         "photos, prompts, figures = folder / 'im', folder / 'prompts.json', folder / 'pic'\n"
         "trained, sam_model, device = 'not trained at all', 'grabcut', 'cpu'"
     )
@@ -38,13 +39,15 @@ def test_the_notebook_is_committed_with_pictures():
     assert NOTEBOOK.stat().st_size < 3_000_000
     notebook = nbformat.read(NOTEBOOK, 4)
     found = pictures(notebook)
-    assert len(found) == 2 and all(np.asarray(picture).std() > 20 for picture in found)
+    assert len(found) == 3 and all(np.asarray(picture).std() > 20 for picture in found)
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert str(Path.home()) not in said
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path, weights):
+def test_the_notebook_runs(tmp_path, weights, make_dataset):
+    make_dataset("tiny")
+    tmp_path = tmp_path / "photos"
     image, gt, _ = draw_sample(0, 150, 200)
     write_image(tmp_path / "im" / "ring.jpg", image)
     write_image(tmp_path / "im" / "turned.png", image[::-1].copy())
@@ -52,9 +55,9 @@ def test_the_notebook_runs(tmp_path, weights):
     prompts = {"ring": [{"object": "ring", "box": box}], "turned": [{"object": "ring", "box": [20, 10, 180, 140]}]}
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     notebook = run(tmp_path, weights)
-    assert len(pictures(notebook)) == 2
+    assert len(pictures(notebook)) == 3
     assert {path.name for path in (tmp_path / "pic").iterdir()} == {
-        *("demo_one.png", "demo_all.png", "demo_ring.png", "demo_turned.png")
+        *("demo_test.png", "demo_one.png", "demo_all.png", "demo_ring.png", "demo_turned.png")
     }
 
 
