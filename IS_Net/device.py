@@ -40,7 +40,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
                 f"device {str(name)!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA devices; "
                 "check nvidia-smi and that this PyTorch was built for CUDA, or ask for auto or cpu"
             )
-        torch.cuda.set_device(device)  # else pinning memory would open a context on the first one
+        if device.index is not None:
+            torch.cuda.set_device(device)  # else pinning memory would open a context on the first one
         # the convolutions keep one input size for a whole run, so cuDNN's search for the fastest one pays
         torch.backends.cudnn.benchmark = True
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -58,19 +59,26 @@ def describe(device: torch.device) -> str:
     return str(device)
 
 
-def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the 16-bit type in which a device is faster than in float32, or None where there is none.
+def half_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit type that networks run in on a device, or None where there is none.
 
-    bfloat16 where the hardware multiplies it (CUDA from compute capability 8.0, CPUs with AVX512-BF16 or AMX),
-    else float16 on CUDA, which needs a gradient scaler.
+    bfloat16 on CPUs and on CUDA from compute capability 8.0; float16, which needs a gradient scaler, on older CUDA.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" else None
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return :func:`half_dtype` where it is faster than float32: on CUDA, and on CPUs that have AMX; else None.
+
+    AVX512-BF16 alone does not make IS-Net faster (benchmarks/predict.py shows it).
+    """
     if device.type == "cpu":
         # private, and not there in the oldest PyTorch that this project takes
-        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        return torch.bfloat16 if supported() else None
-    return None
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        return half_dtype(device) if amx() else None
+    return half_dtype(device)
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -81,13 +89,15 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
         precision: ``full`` (float32), ``half`` (16 bits) or ``auto`` (16 bits where that is faster).
 
     Raises:
-        DeviceError: If the precision is unknown, or ``half`` is asked of a device that has no fast 16-bit type.
+        DeviceError: If the precision is unknown, or ``half`` is asked of a device that has no 16-bit type.
     """
     if precision not in PRECISIONS:
         raise DeviceError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
-    dtype = None if precision == "full" else fast_dtype(device)
+    if precision == "auto":
+        return fast_dtype(device)
+    dtype = half_dtype(device) if precision == "half" else None
     if precision == "half" and dtype is None:
-        raise DeviceError(f"half precision was asked for, but {describe(device)} has no fast 16-bit type; use auto")
+        raise DeviceError(f"half precision was asked for, but {describe(device)} has no 16-bit type; use auto")
     return dtype
 
 

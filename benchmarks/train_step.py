@@ -3,7 +3,8 @@
 The plain step: float32, NCHW, side-output loss, features of the ground-truth encoder's whole forward pass, the
 orthogonal term by autograd, AdamW without fusion.
 
-python benchmarks/train_step.py [--device auto] [--size 1024] [--batch 1] [--runs 3] [--only plain|ours]
+python benchmarks/train_step.py [--device auto] [--size 1024] [--batch 1] [--runs 3] [--precision auto]
+    [--only plain|ours]
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--precision", default="auto", help="of our side, as hypar's model_digit")
     parser.add_argument("--only", choices=("plain", "ours"), help="run one side alone, to see its memory")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     device = pick_device(options.device)
-    settings = check({"cache_size": options.size, "batch_size_train": options.batch})
+    settings = check({"cache_size": options.size, "batch_size_train": options.batch, "model_digit": options.precision})
     dtype = autocast_dtype(device, settings["model_digit"])
     planes = torch.randint(0, 256, (options.batch, 5, options.size, options.size), dtype=torch.uint8)
     planes[:, 3:] = (planes[:, 3:] > 127) * 255
@@ -75,7 +77,7 @@ def main() -> None:
             training.step(iter([planes]))
 
         size = f"{options.size} x {options.size}, batch {options.batch}"
-        print(f"{describe(device)}, {size}, default precision: {dtype or torch.float32}")
+        print(f"{describe(device)}, {size}, precision {options.precision}: {dtype or torch.float32}")
         if options.only:
             step = {"plain": plain, "ours": ours}[options.only]
             for _ in range(options.runs):

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from IS_Net import device as device_module
 from IS_Net.checkpoint import CheckpointError, save_weights
 from IS_Net.device import DeviceError
 from IS_Net.models import ISNetDIS
@@ -234,8 +233,7 @@ def test_the_callers_network_is_left_alone(trained: ISNetDIS):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_half_precision_is_close(trained: ISNetDIS, predictor: DISPredictor, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(device_module, "fast_dtype", lambda _: torch.bfloat16)
+def test_half_precision_is_close(trained: ISNetDIS, predictor: DISPredictor):
     half = DISPredictor(trained, "cpu", "half", SIZE)
     assert half.dtype == torch.bfloat16
     alpha = half.predict(IMAGE, MASK)
