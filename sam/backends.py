@@ -48,7 +48,7 @@ SAM_MODELS = {
 }
 
 
-class CheckpointError(ValueError):
+class SamCheckpointError(ValueError):
     """A checkpoint that is damaged, or of another model than the one asked for."""
 
 
@@ -102,7 +102,7 @@ def load_predictor(
     Raises:
         ValueError: If the model is unknown, or GrabCut is given a checkpoint.
         FileNotFoundError: If there is no checkpoint; says where its publishers offer it.
-        CheckpointError: If the checkpoint is damaged or holds another model.
+        SamCheckpointError: If the checkpoint is damaged or holds another model.
         DeviceError: If the device is not there.
     """
     if model == GRABCUT:
@@ -143,7 +143,7 @@ def _load_weights(sam: Sam, path: Path, model: str) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         why = f"{path.stat().st_size} bytes; {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise CheckpointError(
+        raise SamCheckpointError(
             f"{path}: cannot be read as a PyTorch checkpoint ({why}); it is damaged or something else: fetch it "
             f"again from {CHECKPOINT_SOURCE}"
         ) from error
@@ -151,7 +151,7 @@ def _load_weights(sam: Sam, path: Path, model: str) -> None:
     wanted = {key: value.shape for key, value in sam.state_dict().items()}
     if found != wanted:
         difference, remedy = _difference(found, wanted), _remedy(found, model)
-        raise CheckpointError(f"{path}: does not hold the weights of SAM {model} ({difference}); {remedy}")
+        raise SamCheckpointError(f"{path}: does not hold the weights of SAM {model} ({difference}); {remedy}")
     sam.load_state_dict(state)
 
 

@@ -20,7 +20,7 @@ from IS_Net.device import DeviceError
 from sam import backends
 from sam.backends import (
     BatchedSamPredictor,
-    CheckpointError,
+    SamCheckpointError,
     GrabCutPredictor,
     SamModel,
     available_model,
@@ -194,36 +194,38 @@ def test_missing_checkpoint_says_where_to_find_it(folders: tuple[Path, Path]) ->
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04rest"])
 def test_damaged_checkpoint(folders: tuple[Path, Path], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "sam.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"sam.pth: cannot be read .*{len(content)} bytes.*fetch it again"):
+    with pytest.raises(SamCheckpointError, match=rf"sam.pth: cannot be read .*{len(content)} bytes.*fetch it again"):
         load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
 
 
 def test_truncated_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = save_sam(tmp_path / "sam.pth")
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(SamCheckpointError, match="cannot be read"):
         load_predictor("vit_b", path, "cpu")
 
 
 def test_checkpoint_that_runs_code_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     torch.save({"weights": Path("x")}, tmp_path / "sam.pth")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(SamCheckpointError, match="cannot be read"):
         load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
 
 
 def test_checkpoint_of_another_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = save_sam(tmp_path / "sam.pth", build=partial(tiny_sam, width=1024))
     with pytest.raises(
-        CheckpointError, match=r"weights of SAM vit_b \(image_encoder.* is .*\); it looks like vit_l: ask for"
+        SamCheckpointError, match=r"weights of SAM vit_b \(image_encoder.* is .*\); it looks like vit_l: ask for"
     ):
         load_predictor("vit_b", path, "cpu")
     state = torch.load(save_sam(path))
     del state["mask_decoder.iou_token.weight"]
     torch.save({**state, "extra": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"1 tensors are missing, 1 are unknown, such as mask_decoder.iou_token"):
+    with pytest.raises(
+        SamCheckpointError, match=r"1 tensors are missing, 1 are unknown, such as mask_decoder.iou_token"
+    ):
         load_predictor("vit_b", path, "cpu")
     torch.save(torch.zeros(3), path)
-    with pytest.raises(CheckpointError, match="does not hold the weights of SAM vit_b"):
+    with pytest.raises(SamCheckpointError, match="does not hold the weights of SAM vit_b"):
         load_predictor("vit_b", path, "cpu")
 
 

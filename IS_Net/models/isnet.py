@@ -98,6 +98,12 @@ class _SixStages(nn.Module):
         for level, channels in enumerate(self.side_channels, start=1):
             self.add_module(f"side{level}", nn.Conv2d(channels, out_ch, 3, padding=1))
 
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        encoded = [self.stage1(self.conv_in(x))]
+        for level in range(2, 7):
+            encoded.append(getattr(self, f"stage{level}")(self.pool(encoded[-1])))
+        return encoded
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the six feature maps that the side outputs are read from, finest first."""
         raise NotImplementedError
@@ -151,9 +157,7 @@ class ISNetDIS(_SixStages):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the six decoder maps, finest first."""
-        encoded = [self.stage1(self.conv_in(x))]
-        for level in range(2, 7):
-            encoded.append(getattr(self, f"stage{level}")(self.pool(encoded[-1])))
+        encoded = self._encode(x)
         decoded = [encoded.pop()]
         for level in range(5, 0, -1):
             skip = encoded.pop()
@@ -213,10 +217,7 @@ class ISNetGTEncoder(_SixStages):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the six encoder maps, finest first."""
-        encoded = [self.stage1(self.conv_in(x))]
-        for level in range(2, 7):
-            encoded.append(getattr(self, f"stage{level}")(self.pool(encoded[-1])))
-        return encoded
+        return self._encode(x)
 
     def predict_logits(self, x: Tensor) -> Tensor:
         """Compute the finest side output only, (B, out_ch, H, W) logits."""
