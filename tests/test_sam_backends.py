@@ -20,8 +20,8 @@ from IS_Net.device import DeviceError
 from sam import backends
 from sam.backends import (
     BatchedSamPredictor,
-    SamCheckpointError,
     GrabCutPredictor,
+    SamCheckpointError,
     SamModel,
     available_model,
     load_predictor,
