@@ -364,10 +364,8 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
     training = Training(task, run, resume)
     progress, batches = training.progress, None
     per_epoch = run.make_train_loader(0).batch_sampler.per_epoch
-    if progress.per_epoch not in (
-        0,
-        per_epoch,
-    ):  # resumed with other data or batches: go on at the same part of the epoch
+    if progress.per_epoch not in (0, per_epoch):
+        # resumed with other data or batches: go on at the same part of the epoch
         progress.batch = progress.batch * per_epoch // progress.per_epoch
     progress.per_epoch = per_epoch
     progress.done = ""  # the limits may have been moved since the run was saved; they are looked at anew

@@ -134,8 +134,11 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
             f"hypar['model_path']: {folder} already holds a training ({', '.join(held)}), which this one would "
             f"overwrite; go on with restore_model={STATE_FILE}, choose another model_path, or move the folder away"
         )
-    if restore and not state:
-        load_weights(session.model, restore)
+    if state:
+        # phase 2, where it has not begun, still starts from the weights that the run was given at first
+        settings["restore_model"] = state["settings"]["restore_model"]
+    if settings["restore_model"] and not (state and state["phase"] == SegmentationTask.name):
+        load_weights(session.model, settings["restore_model"])
     run = session.run(train, valid)
     try:
         teacher = None
@@ -165,7 +168,9 @@ def _check_state(state: dict[str, Any], path: Path, session: _Session) -> None:
             f"{then['model']}"
         )
     irrelevant = ("restore_model", "model_path", "device", "workers", "valid_out_dir")
-    changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key not in irrelevant and now[key] != then.get(key)]
+    changed = [
+        f"{key} {then.get(key)} -> {now[key]}" for key in now if key not in irrelevant and now[key] != then.get(key)
+    ]
     if changed:
         logging.warning("%s goes on with other settings than before: %s", path, ", ".join(changed))
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from IS_Net import train_valid_inference_main as script
-from IS_Net.checkpoint import load_isnet, load_state, read_weights
+from IS_Net.checkpoint import load_isnet, load_state, read_weights, save_weights
 from IS_Net.datalist import from_folder
+from IS_Net.engine import Progress, SegmentationTask, Training
 from IS_Net.images import read_mask
 from IS_Net.predictor import DISPredictor
 from IS_Net.train_valid_inference_main import command_line, main
@@ -184,6 +185,31 @@ def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, 
     assert not (tmp_path / "other" / "gt_encoder.safetensors").exists()
     assert load_isnet(tmp_path / "other" / "best.safetensors")[1]["iteration"] == 1
     assert DISPredictor.from_checkpoint(tmp_path / "other" / "best.safetensors").input_size == (128, 128)
+
+
+def test_phase_2_starts_from_the_weights_given_however_often_phase_1_was_interrupted(
+    folder, weights, isnet, tmp_path, monkeypatch
+):
+    started = []
+
+    def fit(task, run, resume=None):
+        """Be interrupted in phase 1 twice, finish it at the third try, and note what phase 2 starts from."""
+        if isinstance(task, SegmentationTask):
+            started.append(task.model.state_dict()["conv_in.weight"].clone())
+            return Progress(done="max_ite")
+        tries.append(task)
+        Training(task, run, resume).save()
+        save_weights(run.folder / task.weights_file, task.model, {})
+        return Progress(done="interrupted" if len(tries) < 3 else "stop_f")
+
+    tries: list = []
+    monkeypatch.setattr(script, "fit", fit)
+    arguments = [*SHORT, f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
+    assert command_line([*arguments, f"restore_model={weights}"]) == 130
+    assert command_line([*arguments, "restore_model=last.pt"]) == 130
+    assert not started
+    assert command_line([*arguments, "restore_model=last.pt"]) == 0
+    assert (started[0] == isnet.state_dict()["conv_in.weight"]).all()
 
 
 @pytest.mark.slow

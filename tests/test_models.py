@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from IS_Net.models import RSU, ConvBNReLU, ISNetDIS, ISNetGTEncoder

@@ -9,7 +9,7 @@ strictly.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
