@@ -468,7 +468,7 @@ class Training:
         return self.progress.loss
 
     def validate(self) -> None:
-        """Score the network on all data sets, note it, keep the best weights, and see whether it is time to stop."""
+        """Score the network on all data sets, note it, and keep the best weights."""
         task, run, progress = self.task, self.run, self.progress
         loss = self.look_at_loss()
         results = []
