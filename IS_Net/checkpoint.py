@@ -1,8 +1,8 @@
 """Save and load weights and whole training states.
 
-Weights are safetensors files with a few facts beside them (metadata); ``.pth`` files of the published IS-Net and
-DIS-SAM load too. ``last.pt`` holds everything that a run needs to go on. All files appear whole or not at all, and
-none can run code when it is loaded.
+Weights are safetensors files with a few facts beside them (metadata), in full precision or in 8 bits; ``.pth`` files
+of the published IS-Net and DIS-SAM load too, and ``.onnx`` exports of IS-Net. ``last.pt`` holds everything that a run
+needs to go on. All files appear whole or not at all, and none can run code when it is loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from IS_Net.images import atomic_file
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.onnx_weights import OnnxError, read_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,70 @@ STATE_VERSION = 1
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _GT_ENCODER_STEM = "conv_in.conv.weight"
 _IN_CH = (3, 4, 5)
+_STORAGE = "storage"
+_SCALE = ".scale"
+_LEVELS = 127
+_CLIPS = tuple(1 - step / 40 for step in range(17))  # of a channel's largest weight; 1 first, see quantise
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, or of another network; the message names the file."""
 
 
-def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Write a network's weights as safetensors, with facts about them (JSON-serialisable) as metadata."""
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a convolution's weights to 8 bits, with the scale for each output channel that errs least in square.
+
+    What comes out, multiplied together and put in again, comes out the same: a scale has 17 significant bits, so that
+    its products with up to 127 are exact in float32, and of equal errors the one without clipping is taken.
+
+    Args:
+        weight: (out, ...) of any float type, finite.
+
+    Returns:
+        Values of the same shape, int8 in -127..127, and scales (out,), float32, larger than 0.
+    """
+    rows = weight.float().flatten(1)
+    peak = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / _LEVELS  # a channel of zeros needs a scale, too
+    values, scale = torch.zeros_like(rows), peak
+    least = torch.full_like(peak, torch.inf)
+    for clip in _CLIPS:
+        tried = ((peak * clip).view(torch.int32) & ~0x7F).view(torch.float32)
+        rounded = (rows / tried).round().clamp(-_LEVELS, _LEVELS)
+        error = (rows - rounded * tried).square().sum(1, keepdim=True)
+        better = error < least
+        least, scale = torch.where(better, error, least), torch.where(better, tried, scale)
+        values = torch.where(better, rounded, values)
+    return values.to(torch.int8).view(weight.shape), scale.flatten()
+
+
+def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], int8: bool = False) -> None:
+    """Write a network's weights as safetensors, with facts about them (JSON-serialisable) as metadata.
+
+    Args:
+        path: The file.
+        model: The network.
+        facts: Come back from :func:`read_weights`.
+        int8: Store convolution weights in a quarter of the space: ``name`` is (out, in, kh, kw) int8, ``name.scale``
+            (out,) float32, and the weight is their product by output channel; the rest is float32 (counters stay
+            integers). ``"storage": "int8"`` among the facts in the file says so; :func:`read_weights` takes it out
+            again, and multiplies.
+
+    Raises:
+        CheckpointError: If ``int8`` is asked for and a weight is not finite.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    facts = dict(facts)
+    if int8:
+        facts[_STORAGE] = "int8"
+        for name, tensor in list(weights.items()):
+            if tensor.ndim == 4:
+                if not tensor.isfinite().all():
+                    raise CheckpointError(f"{path}: {name} is not finite everywhere, and not to be had as int8")
+                weights[name], weights[name + _SCALE] = quantise(tensor)
+            elif tensor.is_floating_point():
+                weights[name] = tensor.float()
     with atomic_file(path) as file:
-        file.write(serialise(weights, metadata={"dis-sam": json.dumps(dict(facts))}))
+        file.write(serialise(weights, metadata={"dis-sam": json.dumps(facts)}))
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -84,24 +138,48 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = dict(json.loads((file.metadata() or {}).get("dis-sam", "{}")))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+    storage = facts.pop(_STORAGE, None)
+    if storage not in (None, "int8"):
+        raise CheckpointError(f"{path}: is stored as {storage}; expected int8 or plain floats: update DIS-SAM")
+    if storage == "int8":
+        for name in [name for name, tensor in weights.items() if tensor.dtype == torch.int8]:
+            weight, scale = weights[name], weights.pop(name + _SCALE, None)
+            if scale is None or scale.shape != weight.shape[:1] or not (scale.isfinite() & (scale > 0)).all():
+                found = "is missing" if scale is None else f"is damaged (shape {tuple(scale.shape)})"
+                raise CheckpointError(
+                    f"{path}: {name}{_SCALE} {found}; expected {weight.shape[0]} numbers above 0: copy the file again"
+                )
+            weights[name] = weight.float() * scale.float().view(-1, *[1] * (weight.ndim - 1))
+    return weights, facts
+
+
 def read_weights(path: str | Path) -> tuple[Weights, dict[str, Any]]:
     """Read the weights of any checkpoint, and the facts saved beside them ({} where there are none).
 
     Args:
-        path: ``.safetensors``; a training state; or a published ``.pth``: a bare state dict, one under
-            ``state_dict`` or the like, with or without the ``module.`` that DataParallel puts before its names.
+        path: ``.safetensors``, the int8 ones of :func:`save_weights` included; ``.onnx``, an export of IS-Net
+            (:func:`IS_Net.onnx_weights.read_onnx`); a training state; or a published ``.pth``: a bare state dict,
+            one under ``state_dict`` or the like, with or without the ``module.`` that DataParallel puts before its
+            names.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds no state dict.
     """
     path = _require_file(path)
     if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".onnx":
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {}).get("dis-sam", "{}"))
-                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+            return read_onnx(path)
+        except OnnxError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     content = _torch_load(path)
     facts = content.get("facts", {}) if isinstance(content, dict) else {}
     for wrapper in _WRAPPERS:

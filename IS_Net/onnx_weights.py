@@ -1,0 +1,155 @@
+"""Read IS-Net's weights out of ONNX exports, which other projects publish them in.
+
+Only the convolutions and batch normalisations of a graph are looked at, and no code of it is run. All of IS-Net's
+convolutions but the side outputs' form one chain, so their order in the file tells which is which, whatever an
+exporter called them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from IS_Net.models import ISNetDIS
+
+logger = logging.getLogger(__name__)
+
+_PASS_ON = ("Cast", "Identity")
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
+_SIDES = 6
+
+
+class OnnxError(ValueError):
+    """An ONNX file that cannot be read, or is not of IS-Net; the message does not name the file."""
+
+
+@torch.inference_mode()
+def skeleton(in_ch: int) -> tuple[ISNetDIS, list[str]]:
+    """Return an IS-Net without values, and the names of its convolutions in the order in which they run."""
+    with torch.device("meta"):
+        model = ISNetDIS(in_ch).eval()
+    order: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: order.append(name))
+    model.to_empty(device="cpu")(torch.zeros(1, in_ch, 32, 32))  # quicker than on the meta device
+    return model.to("meta"), order
+
+
+class _Graph:
+    """An ONNX graph: its convolutions, the batch normalisation behind each, and the constants they take."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            onnx = importlib.import_module("onnx")  # an extra: nothing else of the project needs it
+        except ImportError as error:
+            raise OnnxError('needs the package onnx to be read; pip install -e ".[import]"') from error
+        try:
+            graph = onnx.load(path).graph
+            value = onnx.numpy_helper.to_array
+            self.constants = {tensor.name: value(tensor) for tensor in graph.initializer}
+            for node in graph.node:
+                if node.op_type == "Constant" and node.attribute[0].name == "value":
+                    self.constants[node.output[0]] = value(node.attribute[0].t)
+            self.sizes = [[dim.dim_value for dim in i.type.tensor_type.shape.dim] for i in graph.input]
+        except Exception as error:  # damaged bytes raise all kinds
+            raise OnnxError(f"cannot be read as ONNX; copy it again ({error})") from error
+        self.origins: dict[str, str] = {}
+        for node in graph.node:  # sorted: what a node takes stands before it
+            if node.op_type in _PASS_ON:
+                self.origins[node.output[0]] = self.origin(node.input[0])
+        self.convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        self.norms = {self.origin(n.input[0]): n for n in graph.node if n.op_type == "BatchNormalization"}
+        self.quantised = any(node.op_type in _QUANTISED for node in graph.node)
+
+    def origin(self, name: str) -> str:
+        """Return the value that ``name`` is but a cast or a copy of."""
+        return self.origins.get(name, name)
+
+    def constant(self, name: str) -> Tensor:
+        """Return a constant as float32."""
+        name = self.origin(name)
+        if name not in self.constants:
+            raise OnnxError(f"computes the weights {name} instead of holding them; export the network in eval mode")
+        return torch.from_numpy(self.constants[name].astype("float32"))
+
+
+def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the weights of an IS-Net exported to ONNX, in half or full precision.
+
+    A batch normalisation that the exporter folded into its convolution becomes an identity behind it. An export
+    without the coarser side outputs gets zeros for these, which is said aloud.
+
+    Args:
+        path: The ``.onnx`` file.
+
+    Returns:
+        A state dict of ISNetDIS, float32, and facts: ``in_ch``, and ``input_size`` where the export fixes it.
+
+    Raises:
+        OnnxError: If the package onnx or the file cannot be read, or it is quantised or another network.
+    """
+    graph = _Graph(Path(path))
+    found = graph.convolutions
+    if graph.quantised:
+        raise OnnxError("is quantised; expected float16 or float32 weights: take the export before quantisation")
+    stem = graph.constant(found[0].input[1]) if found else torch.empty(0)
+    if stem.ndim != 4:
+        raise OnnxError(f"is another network: it has {len(found)} convolutions, the first {tuple(stem.shape)}")
+    in_ch = stem.shape[1]
+    model, order = skeleton(in_ch)
+    fewest = len(order) - _SIDES + 1
+    if not fewest <= len(found) <= len(order):
+        raise OnnxError(
+            f"is another network: it has {len(found)} convolutions, IS-Net {len(order)} ({fewest} with the finest "
+            "side output alone)"
+        )
+
+    weights = {}
+    for name, node in zip(order, found, strict=False):
+        weights |= _convolution(graph, node, name, model)
+    own = model.state_dict()
+    for name in order[len(found) :]:
+        weights |= {key: torch.zeros(own[key].shape) for key in (f"{name}.weight", f"{name}.bias")}
+    if len(found) < len(order):
+        logger.warning("%s has no side outputs %s: they are zero", path, ", ".join(order[len(found) :]))
+
+    size = next((size[2:] for size in graph.sizes if len(size) == 4), [0])
+    return {name: weights[name] for name in own}, {"in_ch": in_ch} | ({"input_size": size} if all(size) else {})
+
+
+def _convolution(graph: _Graph, node: Any, name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of one convolution, and of the batch normalisation that belongs to it."""
+    module = model.get_submodule(name)
+    weight = graph.constant(node.input[1])
+    if weight.shape != module.weight.shape:
+        raise OnnxError(
+            f"is another network: convolution {node.name or node.output[0]} is {tuple(weight.shape)}, "
+            f"IS-Net's {name} {tuple(module.weight.shape)}"
+        )
+    kept, wanted = graph.origin(node.input[1]), f"{name}.weight"
+    # an exporter may store equal weights once, under one of their names: then the other name is not there
+    if kept != wanted and kept in model.state_dict() and wanted in graph.constants:
+        raise OnnxError(f"is not in IS-Net's order: it has {kept} where IS-Net has {wanted}")
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 else torch.zeros(weight.shape[0])
+    weights = {f"{name}.weight": weight, f"{name}.bias": bias}
+
+    norm = graph.norms.get(node.output[0])
+    stem, _, leaf = name.rpartition(".")
+    if leaf != "conv_s1":
+        if norm is not None:
+            raise OnnxError(f"is another network: it normalises the output of {name}")
+        return weights
+    channels, eps = weight.shape[0], model.get_submodule(f"{stem}.bn_s1").eps
+    values = [torch.ones(channels), torch.zeros(channels), torch.zeros(channels), torch.full((channels,), 1 - eps)]
+    if norm is not None:
+        values = [graph.constant(value) for value in norm.input[1:5]]
+        values[3] += next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5) - eps
+    for key, value in zip(("weight", "bias", "running_mean", "running_var"), values, strict=True):
+        weights[f"{stem}.bn_s1.{key}"] = value
+    return {**weights, f"{stem}.bn_s1.num_batches_tracked": torch.tensor(0)}
