@@ -1,64 +1,126 @@
-"""F-measure over all thresholds, and its maximum in both definitions that are in use."""
+"""F-measure over all thresholds: maximum, mean and adaptive, in both definitions that are in use."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from IS_Net.images import MASK_THRESHOLD
+from IS_Net.metrics.pair import LEVELS, GroundTruth, Metric, Pair, check_same_size
 
-LEVELS = 256
+BETA2 = 0.3
+KINDS = ("max", "mean", "adaptive")
 
 
-class FMeasure:
-    """Maximal F-measure (Achanta et al., CVPR 2009; beta squared = 0.3) over the 256 thresholds of a uint8 map.
+def _f(precision: Tensor, recall: Tensor) -> Tensor:
+    top = (1 + BETA2) * precision * recall
+    return top / torch.where(top == 0, 1, BETA2 * precision + recall)
+
+
+def device_levels(pred: Tensor, gt: Tensor) -> Tensor:
+    """Count pixels outside and inside of the object by the map's level, fetching nothing from the device.
+
+    Args:
+        pred: uint8, of any shape.
+        gt: Likewise, on the same device.
+
+    Returns:
+        (2, 256) float64.
+    """
+    # One histogram of 512 bins counts the map's levels outside and inside of the object at once. torch.histc needs no
+    # look at the data from the host, which torch.bincount does; doubles count any image exactly.
+    found = gt > MASK_THRESHOLD
+    levels = (pred.to(torch.int16) + found.to(torch.int16) * LEVELS).flatten().double()
+    return torch.histc(levels, bins=2 * LEVELS, min=0, max=2 * LEVELS).view(2, LEVELS)
+
+
+def f_curves(levels: Tensor) -> Tensor:
+    """Return one image's curves, on the device of the counts and without fetching anything from it.
+
+    Args:
+        levels: (2, 256) float64: pixels outside and inside of the object, by the map's level.
+
+    Returns:
+        (3, 257) float64 in [0, 1]: F, precision and recall at the thresholds 0..255, and at the adaptive one.
+    """
+    false_positive, true_positive = levels.flip(1).cumsum(1).flip(1)
+    precision = true_positive / (true_positive + false_positive).clamp(min=1)
+    recall = true_positive / true_positive[0].clamp(min=1)
+    curves = torch.stack((_f(precision, recall), precision, recall))
+    # whole numbers in doubles, so that their ratio is rounded up exactly
+    per_level = levels.sum(0)
+    twice_mean = 2 * (per_level * torch.arange(LEVELS, device=levels.device)).sum() / per_level.sum()
+    adaptive = twice_mean.ceil().clamp(max=LEVELS - 1).long().view(1)
+    return torch.cat((curves, curves.index_select(1, adaptive)), dim=1)
+
+
+class FMeasure(Metric):
+    """F-measure (Achanta et al., CVPR 2009; beta squared = 0.3) over the 256 thresholds of a uint8 map.
 
     A pixel is found at threshold t where the map is >= t. Maps are not stretched; the ground truth is binarised
     at > 128. Where nothing is found precision is 0, where the ground truth is empty recall is 0, and where both
-    precision and recall are 0 so is F.
+    precision and recall are 0 so is F: an empty ground truth gives 0 whatever the map. The adaptive threshold is
+    twice the map's mean, at most 255; of an empty map it is 0, at which all of the image is found.
 
-    Two definitions of the maximum over a data set are in use, and differ by up to a point:
+    Two definitions over a data set are in use, and differ by up to a point:
 
     - ``max_f_mean_curve``: F of each image at each threshold, averaged over the images, then the maximum.
     - ``max_f_mean_pr``: precision and recall averaged over the images at each threshold, F from these averages,
       then the maximum (the published IS-Net and DIS-SAM tables).
+
+    ``mean_f_*`` is the mean over the thresholds instead of the maximum, ``adaptive_f_*`` is taken at each image's
+    adaptive threshold.
+
+    Args:
+        kinds: Which of ``max``, ``mean`` and ``adaptive`` :meth:`compute` gives.
     """
 
-    beta2 = 0.3
+    def __init__(self, kinds: Iterable[str] = ("max",)) -> None:
+        super().__init__()
+        self.kinds = tuple(kinds)
+        if unknown := set(self.kinds) - set(KINDS):
+            raise ValueError(f"unknown kinds of F-measure {sorted(unknown)}; there are {', '.join(KINDS)}")
 
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None  # (3, 256): F, precision and recall, summed over the images
-        self._images = 0
+    def measure(self, pair: Pair) -> np.ndarray:
+        """Return F, precision and recall of one image, (3, 257) float64; see :func:`f_curves`."""
+        return f_curves(torch.from_numpy(pair.levels).double()).numpy()
 
-    def update(self, pred: Tensor, gt: Tensor) -> None:
+    def update(self, pred: np.ndarray | Tensor, gt: np.ndarray | Tensor | GroundTruth) -> None:
         """Add one image.
 
         Args:
-            pred: (H, W) uint8, on any device. No result is fetched from the device here.
-            gt: (H, W) uint8, on the same device.
-        """
-        found = gt > MASK_THRESHOLD
-        # One histogram of 512 bins counts the map's levels outside and inside of the object at once. torch.histc
-        # needs no look at the data from the host, which torch.bincount does; doubles count any image exactly.
-        levels = (pred.to(torch.int16) + found.to(torch.int16) * LEVELS).flatten().double()
-        counts = torch.histc(levels, bins=2 * LEVELS, min=0, max=2 * LEVELS)
-        false_positive, true_positive = counts.view(2, LEVELS).flip(1).cumsum(1).flip(1)
-        precision = true_positive / (true_positive + false_positive).clamp(min=1)
-        recall = true_positive / true_positive[0].clamp(min=1)
-        curves = torch.stack((self._f(precision, recall), precision, recall))
-        self._sums = curves if self._sums is None else self._sums + curves
-        self._images += 1
+            pred: (H, W) uint8, an array or a tensor on any device. No result is fetched from the device here.
+            gt: (H, W) uint8, likewise, on the same device.
 
-    def _f(self, precision: Tensor, recall: Tensor) -> Tensor:
-        top = (1 + self.beta2) * precision * recall
-        return top / torch.where(top == 0, 1, self.beta2 * precision + recall)
+        Raises:
+            ValueError: If the sizes differ.
+        """
+        if not isinstance(pred, Tensor) or pred.device.type == "cpu":
+            super().update(pred, gt)
+            return
+        check_same_size(pred, gt)
+        self.add(f_curves(device_levels(pred, gt)))
+
+    def _means(self) -> Tensor:
+        """Return F, precision and recall over all images, (3, 257) on the CPU."""
+        if not self._images:
+            return torch.full((3, LEVELS + 1), torch.nan, dtype=torch.float64)
+        return torch.as_tensor(self.mean()).cpu()
+
+    def curves(self) -> dict[str, np.ndarray]:
+        """Return ``f``, ``precision`` and ``recall`` at the thresholds 0..255, means over the images, (256,) each."""
+        return dict(zip(("f", "precision", "recall"), self._means()[:, :LEVELS].numpy(), strict=True))
 
     def compute(self) -> dict[str, float]:
-        """Return ``{"max_f_mean_curve": ..., "max_f_mean_pr": ...}`` in [0, 1]; nan where there was no image."""
-        if self._sums is None:
-            return {"max_f_mean_curve": float("nan"), "max_f_mean_pr": float("nan")}
-        f, precision, recall = self._sums.cpu() / self._images
-        return {
-            "max_f_mean_curve": f.max().item(),
-            "max_f_mean_pr": self._f(precision, recall).max().item(),
-        }
+        """Return ``{"<kind>_f_mean_curve": ..., "<kind>_f_mean_pr": ...}`` in [0, 1]; nan where there was no image."""
+        f, precision, recall = self._means()
+        figures = {}
+        for kind in self.kinds:
+            for name, curve in (("mean_curve", f), ("mean_pr", _f(precision, recall))):
+                every, adaptive = curve[:LEVELS], curve[LEVELS]
+                figure = {"max": every.max(), "mean": every.mean(), "adaptive": adaptive}[kind]
+                figures[f"{kind}_f_{name}"] = figure.item()
+        return figures
