@@ -9,27 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from IS_Net.images import binarise
+from IS_Net.metrics.pair import Metric, Pair
 from IS_Net.preprocess import box_from_mask
 
 Mask = np.ndarray | Tensor
 """(H, W): uint8, the object above 128, or bool. A tensor must lie on the CPU."""
-
-
-def _objects(pred: Mask, gt: Mask) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the prediction and the ground truth are the object, (H, W) bool each."""
-    pred, gt = np.asarray(pred), np.asarray(gt)
-    for name, mask in (("prediction", pred), ("ground truth", gt)):
-        if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_):  # of an alpha in 0..1 nothing would be > 128
-            raise ValueError(
-                f"expected a {name} of shape (H, W), uint8 0..255 or bool; found {mask.shape} {mask.dtype}"
-            )
-    if pred.shape != gt.shape:
-        sizes = [f"{mask.shape[1]} x {mask.shape[0]}" for mask in (pred, gt)]
-        raise ValueError(
-            f"the prediction is {sizes[0]} pixels, its ground truth {sizes[1]}; "
-            "resize the prediction to the ground truth's size"
-        )
-    return tuple(mask if mask.dtype == bool else binarise(mask) for mask in (pred, gt))
 
 
 def _ratio(pred: np.ndarray, gt: np.ndarray) -> float:
@@ -50,7 +34,7 @@ def iou(pred: Mask, gt: Mask) -> float:
     Raises:
         ValueError: If the sizes differ, or a shape or dtype is another.
     """
-    return _ratio(*_objects(pred, gt))
+    return IoU().measure(Pair(pred, gt))
 
 
 def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
@@ -77,41 +61,43 @@ def boundary_iou(pred: Mask, gt: Mask, dilation_ratio: float = 0.02) -> float:
     Raises:
         ValueError: If the sizes differ, or a shape or dtype is another.
     """
-    pred, gt = _objects(pred, gt)
-    bounds = box_from_mask(pred | gt)
-    if bounds is None:
-        return 1.0
-    x0, y0, x1, y1 = bounds
-    window = np.s_[y0 : y1 + 1, x0 : x1 + 1]  # exact: beyond it both are background, as outside of the image
-    width = max(1, round(dilation_ratio * math.hypot(*gt.shape)))
-    return _ratio(_boundary(pred[window], width), _boundary(gt[window], width))
+    return BoundaryIoU(dilation_ratio).measure(Pair(pred, gt))
 
 
-class IoU:
+class IoU(Metric):
     """Mean :func:`iou` over the images."""
 
-    def __init__(self) -> None:
-        self._values: list[float] = []
-
-    def update(self, pred: Mask, gt: Mask) -> None:
-        """Add one image, as :func:`iou` takes it."""
-        self._values.append(iou(pred, gt))
+    def measure(self, pair: Pair) -> float:
+        """Return :func:`iou` of one image."""
+        return _ratio(binarise(pair.pred), pair.gt.mask)
 
     def compute(self) -> dict[str, float]:
         """Return ``{"iou": ...}`` in [0, 1] over all images; nan where there was none."""
-        return {"iou": float(np.mean(self._values)) if self._values else math.nan}
+        return {"iou": float(self.mean())}
 
 
-class BoundaryIoU:
-    """Mean :func:`boundary_iou` over the images."""
+class BoundaryIoU(Metric):
+    """Mean :func:`boundary_iou` over the images.
 
-    def __init__(self) -> None:
-        self._values: list[float] = []
+    Args:
+        dilation_ratio: The boundary's width as a share of the diagonal.
+    """
 
-    def update(self, pred: Mask, gt: Mask) -> None:
-        """Add one image, as :func:`boundary_iou` takes it."""
-        self._values.append(boundary_iou(pred, gt))
+    def __init__(self, dilation_ratio: float = 0.02) -> None:
+        super().__init__()
+        self.dilation_ratio = dilation_ratio
+
+    def measure(self, pair: Pair) -> float:
+        """Return :func:`boundary_iou` of one image."""
+        pred, gt = binarise(pair.pred), pair.gt.mask
+        bounds = box_from_mask(pred | gt)
+        if bounds is None:
+            return 1.0
+        x0, y0, x1, y1 = bounds
+        window = np.s_[y0 : y1 + 1, x0 : x1 + 1]  # exact: beyond it both are background, as outside of the image
+        width = max(1, round(self.dilation_ratio * math.hypot(*gt.shape)))
+        return _ratio(_boundary(pred[window], width), _boundary(gt[window], width))
 
     def compute(self) -> dict[str, float]:
         """Return ``{"boundary_iou": ...}`` in [0, 1] over all images; nan where there was none."""
-        return {"boundary_iou": float(np.mean(self._values)) if self._values else math.nan}
+        return {"boundary_iou": float(self.mean())}
