@@ -24,9 +24,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from IS_Net.augment import augment
+from IS_Net.coarse import coarse_mask
+from IS_Net.composite import composite
 from IS_Net.hypar import resolve
-from IS_Net.images import IMAGE_EXTENSIONS, ImageError, image_size, read_image, read_mask
-from IS_Net.preprocess import BOX_CHANNEL, MASK_CHANNEL, Box, BoxError, make_planes, resize_planes, resize_uint8
+from IS_Net.images import IMAGE_EXTENSIONS, MASK_THRESHOLD, ImageError, image_size, read_image, read_mask
+from IS_Net.preprocess import (
+    BOX_CHANNEL,
+    IMAGE_CHANNELS,
+    MASK_CHANNEL,
+    Box,
+    BoxError,
+    box_from_mask,
+    fill_box,
+    make_planes,
+    resize_planes,
+    resize_uint8,
+)
 from sam.prompts import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -400,6 +413,21 @@ class TrainKey(NamedTuple):
     index: int
 
 
+@dataclass(frozen=True)
+class Synthesis:
+    """What of the training samples is made up; see the keys of the same names in :mod:`IS_Net.hypar`."""
+
+    composite: float = 0.0
+    """Share of the samples that are composed, their masks being simulated."""
+    simulate_mask: float = 0.0
+    """Share of the other samples whose coarse masks are simulated."""
+    backgrounds: DISDataset | None = None
+    """Photographs to compose in front of; None takes the training images."""
+
+
+_LEAST_VISIBLE = 100  # pixels; a composed target with fewer is no target
+
+
 class TrainDataset(Dataset):
     """The training samples of one or more data sets, augmented.
 
@@ -407,18 +435,28 @@ class TrainDataset(Dataset):
     an earlier run was interrupted.
 
     Args:
-        datasets: With ground truth, of equal channels and sizes.
+        datasets: With ground truth, of equal sizes. Of ``in_ch`` channels; or of 3, where all masks are simulated.
         seed: Of the augmentation.
         flip_h: As :func:`IS_Net.augment.augment`.
         flip_v: As :func:`IS_Net.augment.augment`.
         crop_size: As :func:`IS_Net.augment.augment`.
+        in_ch: Channels of the network's input; None takes the data sets'.
+        synthesis: What is made up.
     """
 
     def __init__(
-        self, datasets: Sequence[DISDataset], seed: int, flip_h: bool, flip_v: bool, crop_size: Size | None = None
+        self,
+        datasets: Sequence[DISDataset],
+        seed: int,
+        flip_h: bool,
+        flip_v: bool,
+        crop_size: Size | None = None,
+        in_ch: int | None = None,
+        synthesis: Synthesis = Synthesis(),
     ) -> None:
         self.all = torch.utils.data.ConcatDataset(datasets)
         self.seed, self.flip_h, self.flip_v, self.crop_size = seed, flip_h, flip_v, crop_size
+        self.in_ch, self.synthesis = in_ch or datasets[0].in_ch, synthesis
 
     def __len__(self) -> int:
         return len(self.all)
@@ -432,11 +470,30 @@ class TrainDataset(Dataset):
         batch = None
         for place, key in enumerate(keys):
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
-            planes = self.all[key.index]
+            planes = self._synthesise(self.all[key.index], rng)
             if batch is None:
                 batch = torch.empty((len(keys), len(planes), *(self.crop_size or planes.shape[1:])), dtype=torch.uint8)
             augment(planes, rng, self.flip_h, self.flip_v, self.crop_size, out=batch[place].numpy())
         return batch
+
+    def _synthesise(self, planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Replace a sample by a composite, its coarse mask by a simulated one, or nothing."""
+        share = self.synthesis
+        image, gt, given = planes[:IMAGE_CHANNELS], planes[-1], True
+        if share.composite and rng.random() < share.composite:
+            behind = self.all if share.backgrounds is None else share.backgrounds
+            background = behind[rng.integers(len(behind))][:IMAGE_CHANNELS]
+            scene, target = composite(background, lambda: self.all[rng.integers(len(self.all))], rng)
+            if np.count_nonzero(target > MASK_THRESHOLD) >= _LEAST_VISIBLE:
+                image, gt, given = scene, target, False
+        if given and not (share.simulate_mask and rng.random() < share.simulate_mask):
+            return planes
+        layers = [image]
+        if self.in_ch > MASK_CHANNEL:
+            layers.append(coarse_mask(gt, image, rng)[None])
+        if self.in_ch > BOX_CHANNEL:
+            layers.append(fill_box(box_from_mask(gt), gt.shape, gt.shape))
+        return np.concatenate([*layers, gt[None]])
 
 
 class EndlessBatches(Sampler[list[TrainKey]]):

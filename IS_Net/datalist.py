@@ -31,20 +31,37 @@ def split(name: str, folder: str, im_ext: str = ".jpg") -> Dataset:
     }
 
 
-def from_folder(folder: str | Path, cache: bool = False) -> Dataset:
-    """Return an entry for a folder that holds ``im`` and, where there are such, ``gt`` and ``mask``.
+def from_folder(folder: str | Path, cache: bool = False, masks: str = "mask") -> Dataset:
+    """Return an entry for a folder that holds ``im`` and, where there are such, ``gt`` and coarse masks.
 
     Args:
         folder: Its name becomes the data set's.
         cache: Whether to keep resized copies, in ``data/cache`` of this project.
+        masks: The folder of the coarse masks in it; another than ``mask`` is added to the data set's name.
     """
     folder = Path(folder).resolve()
-    entry = split(folder.name, str(folder), im_ext="")
-    for key, sub in (("gt_dir", "gt"), ("mid_dir", "mask")):
-        if not (folder / sub).is_dir():
-            entry[key] = ""
+    entry = split(folder.name if masks == "mask" else f"{folder.name}-{masks}", str(folder), im_ext="")
+    for key, sub in (("gt_dir", "gt"), ("mid_dir", masks)):
+        entry[key] = str(folder / sub) if (folder / sub).is_dir() else ""
+    return entry | {"cache_dir": _own_cache(folder) if cache else ""}
+
+
+def photographs(folder: str | Path, cache: bool = False) -> Dataset:
+    """Return an entry for a folder of photographs that are nothing else, as backgrounds are.
+
+    Args:
+        folder: Holds the photographs, itself or in ``im``.
+        cache: Whether to keep resized copies, in ``data/cache`` of this project.
+    """
+    folder = Path(folder).resolve()
+    entry = dict.fromkeys(split("", ""), "") | {"name": folder.name}
+    entry["im_dir"] = str(folder / "im" if (folder / "im").is_dir() else folder)
+    return entry | {"cache_dir": _own_cache(folder) if cache else ""}
+
+
+def _own_cache(folder: Path) -> str:
     unique = hashlib.sha256(str(folder).encode()).hexdigest()[:8]  # folders of one name must not share a cache
-    return entry | {"cache_dir": f"../data/cache/{folder.name}-{unique}" if cache else ""}
+    return f"../data/cache/{folder.name}-{unique}"
 
 
 # DIS5K (https://xuebinqin.github.io/dis/index.html): 3,000 images to train on, 470 to validate, 4 x 500 to test

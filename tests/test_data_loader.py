@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from IS_Net import data_loader
+from IS_Net.augment import augment
 from IS_Net.data_loader import (
     DatasetError,
     DISDataset,
     EndlessBatches,
+    Synthesis,
     TrainDataset,
     TrainKey,
     ValidDataset,
@@ -35,6 +37,7 @@ from IS_Net.data_loader import (
     train_loader,
     valid_loader,
 )
+from IS_Net.datalist import photographs
 from IS_Net.images import ImageError, read_image, read_mask, write_image, write_mask
 from IS_Net.preprocess import BoxError, box_from_mask, make_planes, resize_uint8
 
@@ -390,3 +393,149 @@ def test_times_alone_make_a_cache_new(make_dataset):
     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 1))
     DISDataset(entry, 4, SIZE)
     assert caches(entry) != old
+
+
+# --- made-up samples ---
+
+
+@pytest.fixture
+def make_train(make_dataset):
+    """Return a function that gives a training set of the small data set, without any mask file where it stores none."""
+    entries: dict[str, dict[str, str]] = {}
+
+    def make(in_ch: int = 4, stored: int = 3, seed: int = 3, **synthesis) -> TrainDataset:
+        name = f"stored_{stored}"
+        if name not in entries:
+            entries[name] = make_dataset(name)
+            if stored == 3:
+                shutil.rmtree(entries[name]["mid_dir"])
+        data = DISDataset(entries[name], stored, SIZE)
+        return TrainDataset([data], seed, flip_h=False, flip_v=False, in_ch=in_ch, synthesis=Synthesis(**synthesis))
+
+    return make
+
+
+def items(data: TrainDataset, epochs: int = 1) -> list[np.ndarray]:
+    return [data[TrainKey(epoch, index)].numpy() for epoch in range(epochs) for index in range(len(data))]
+
+
+def check_added_planes(planes: np.ndarray, in_ch: int) -> None:
+    """Check the coarse mask and the box of a sample that was made up."""
+    assert planes.shape == (in_ch + 1, *SIZE) and planes.dtype == np.uint8
+    gt = planes[-1] > 128
+    if in_ch > 3:
+        assert set(np.unique(planes[3])) <= {0, 255} and planes[3].any() == gt.any()
+    if in_ch > 4:
+        wanted = np.zeros(SIZE, np.uint8)
+        x0, y0, x1, y1 = box_from_mask(gt)
+        wanted[y0 : y1 + 1, x0 : x1 + 1] = 255
+        assert np.array_equal(planes[4], wanted)
+
+
+@pytest.mark.parametrize("in_ch", [3, 4, 5])
+def test_without_made_up_samples_all_is_as_it_was(make_dataset, in_ch):
+    """The same bytes as the files', and the same chances for the augmentation."""
+    data = DISDataset(make_dataset(), in_ch, SIZE)
+    given = TrainDataset([data], 5, True, True, (128, 120), in_ch, Synthesis(0.0, 0.0))
+    for key in (TrainKey(epoch, index) for epoch in range(4) for index in range(3)):
+        rng = np.random.default_rng((5, *key))
+        wanted = augment(data.planes(key.index), rng, True, True, (128, 120))
+        assert np.array_equal(given[key].numpy(), wanted)
+        assert np.array_equal(TrainDataset([data], 5, True, True, (128, 120))[key].numpy(), wanted)
+
+
+@pytest.mark.parametrize("in_ch", [3, 4, 5])
+def test_masks_are_simulated_where_there_are_none(make_train, in_ch):
+    data = make_train(in_ch, simulate_mask=1.0)
+    stored = data.all
+    for index, planes in enumerate(items(data, epochs=4)):
+        check_added_planes(planes, in_ch)
+        assert np.array_equal(planes[:3], stored[index % 3][:3]) and np.array_equal(planes[-1], stored[index % 3][-1])
+    if in_ch > 3:
+        masks = {planes[3].tobytes() for planes in items(data, epochs=4)}
+        assert len(masks) > 8  # another one in each epoch
+
+
+def test_a_share_of_the_masks_is_simulated(make_train):
+    data = make_train(4, stored=4, simulate_mask=0.5)
+    same = []
+    for index, planes in enumerate(items(data, epochs=14)):
+        stored = data.all[index % 3]
+        same.append(np.array_equal(planes[3], stored[3]))
+        assert np.array_equal(planes[[0, 1, 2, 4]], stored[[0, 1, 2, 4]])
+    assert 10 < sum(same) < 32
+
+
+def test_of_an_empty_ground_truth_the_simulated_mask_and_box_are_empty(make_dataset):
+    entry = make_dataset()
+    write_mask(Path(entry["gt_dir"]) / "ring_0.png", np.zeros((150, 200), np.uint8))
+    data = TrainDataset([DISDataset(entry, 3, SIZE)], 0, False, False, in_ch=5, synthesis=Synthesis(simulate_mask=1.0))
+    for epoch in range(10):
+        planes = data[TrainKey(epoch, 0)].numpy()
+        assert planes.shape[0] == 6 and planes[:3].any() and not planes[3:].any()
+
+
+@pytest.mark.parametrize("in_ch", [3, 4, 5])
+def test_composites_are_samples_like_any_other(make_train, in_ch):
+    data = make_train(in_ch, composite=1.0, simulate_mask=1.0)
+    known = [data.all[index][:3] for index in range(3)]
+    new = 0
+    for planes in items(data, epochs=5):
+        check_added_planes(planes, in_ch)
+        assert np.count_nonzero(planes[-1] > 128) >= 50
+        new += not any(np.array_equal(planes[:3], image) for image in known)
+    assert new > 8
+
+
+def test_composites_depend_on_seed_epoch_and_index_alone(make_train):
+    first = items(make_train(4, composite=1.0, simulate_mask=1.0), epochs=3)
+    again = items(make_train(4, composite=1.0, simulate_mask=1.0), epochs=3)
+    other = items(make_train(4, composite=1.0, simulate_mask=1.0, seed=4), epochs=3)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert len({planes.tobytes() for planes in first}) == 9
+    key = TrainKey(2, 1)  # whatever was asked for before
+    assert np.array_equal(make_train(4, composite=1.0, simulate_mask=1.0)[key].numpy(), first[7])
+
+
+def test_made_up_batches_do_not_depend_on_workers(make_train):
+    data = make_train(5, composite=0.7, simulate_mask=1.0)
+    alone = list(islice(train_loader(data, 2, workers=0), 6))
+    shared = list(islice(train_loader(data, 2, workers=2), 6))
+    assert [tuple(b.shape) for b in alone] == [(2, 6, *SIZE), (1, 6, *SIZE)] * 3
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("given_ones", [True, False])
+def test_composites_stand_before_the_photographs_given_or_the_training_images(
+    make_train, tmp_path, monkeypatch, given_ones
+):
+    for number in range(5):
+        write_image(tmp_path / "streets" / f"{number}.png", np.full((70, 90, 3), 40 * number, np.uint8))
+    streets = DISDataset(photographs(tmp_path / "streets"), 3, SIZE, need_gt=False)
+    seen, objects = [], []
+
+    def noted(background, draw, rng):
+        seen.append(background)
+        objects.append(draw())
+        return background, np.full(SIZE, 255, np.uint8)
+
+    monkeypatch.setattr(data_loader, "composite", noted)
+    data = make_train(3, composite=1.0, simulate_mask=1.0, backgrounds=streets if given_ones else None)
+    taken = items(data, epochs=20)
+    wanted = streets if given_ones else data.all
+    pool = {np.ascontiguousarray(wanted[index][:3]).tobytes() for index in range(len(wanted))}
+    assert {np.ascontiguousarray(image).tobytes() for image in seen} == pool
+    assert {planes[:3].tobytes() for planes in taken} == pool
+    assert {planes.tobytes() for planes in objects} == {data.all[index].tobytes() for index in range(3)}
+
+
+@pytest.mark.parametrize(("visible", "used"), [(0, False), (4, False), (60, True)])
+def test_a_composite_that_shows_next_to_nothing_is_not_used(make_train, monkeypatch, visible, used):
+    target = np.zeros(SIZE, np.uint8)
+    target[:visible, :visible] = 255
+    monkeypatch.setattr(data_loader, "composite", lambda background, draw, rng: (255 - background, target))
+    data = make_train(4, stored=4, composite=1.0)
+    for index, planes in enumerate(items(data)):
+        assert np.array_equal(planes[-1], target) == used
+        assert np.array_equal(planes, data.all[index]) == (not used)
