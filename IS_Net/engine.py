@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from IS_Net.device import autocast
 from IS_Net.images import atomic_file, write_mask
 from IS_Net.losses import feature_loss, orthogonal_loss, side_output_loss
 from IS_Net.metrics import MAE, FMeasure
+from IS_Net.metrics.suite import mean_figures
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.preprocess import alpha_to_uint8, make_alpha, make_input, make_target
 
@@ -72,8 +74,29 @@ class SegmentationTask:
         self.model, self.teacher, self.settings = model, teacher, settings
         self.lr, self.max_ite, self.stop_f = settings["lr"], settings["max_ite"], None
         self.start_ite = settings["start_ite"]
+        self.cosine, self.ema = settings["lr_decay"] == "cosine", settings["ema"]
+        if settings["freeze_bn"]:
+            for layer in self._batchnorms():
+                layer.requires_grad_(False)
         if teacher is not None:
             teacher.eval().requires_grad_(False)  # eval: its BatchNorm statistics stay as trained
+
+    def _batchnorms(self) -> Iterator[nn.BatchNorm2d]:
+        return (layer for layer in self.model.modules() if isinstance(layer, nn.BatchNorm2d))
+
+    def train(self) -> None:
+        """Set the network to training mode, save for BatchNorm where it is frozen."""
+        self.model.train()
+        if self.settings["freeze_bn"]:
+            for layer in self._batchnorms():
+                layer.eval()
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups, each with its ``factor`` of the learning rate."""
+        stem, rest = [], []  # frozen ones too, which have no gradient: a resumed run may freeze other ones
+        for name, parameter in self.model.named_parameters():
+            (stem if name.startswith("conv_in.") else rest).append(parameter)
+        return [{"params": rest, "factor": 1.0}, {"params": stem, "factor": self.settings["lr_stem"]}]
 
     def input(self, planes: Tensor) -> Tensor:
         """Return what the network sees of (B, in_ch [+ 1], H, W) uint8 planes."""
@@ -107,7 +130,15 @@ class GTEncoderTask:
         self.model, self.settings = model, settings
         self.lr, self.max_ite = settings["gt_encoder_lr"], settings["gt_encoder_max_ite"]
         self.stop_f: float | None = settings["gt_encoder_stop_f"]
-        self.start_ite = 0
+        self.start_ite, self.cosine, self.ema = 0, False, 0.0
+
+    def train(self) -> None:
+        """Set the network to training mode."""
+        self.model.train()
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return the optimiser's one group."""
+        return [{"params": list(self.model.parameters()), "factor": 1.0}]
 
     def input(self, planes: Tensor) -> Tensor:
         """Return the ground truth of (B, in_ch + 1, H, W) uint8 planes."""
@@ -146,16 +177,14 @@ class _MapWriter:
 
 
 @torch.inference_mode()
-def validate(
+def predict_maps(
     task: Task,
     loader: DataLoader,
     device: torch.device,
     dtype: torch.dtype | None,
     out_dir: str | Path | None = None,
-) -> Metrics:
-    """Score a network on one data set at the ground truth's own size, on maps rounded to uint8 as they are saved.
-
-    Scoring stays on the device; nothing is fetched from it before the end, unless maps are written.
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Run a network on one data set, in eval mode, and write its maps on the way.
 
     Args:
         task: The network and what it sees.
@@ -164,12 +193,12 @@ def validate(
         dtype: Of autocast; None is float32.
         out_dir: Where the maps go, as ``<out_dir>/<data set>/<name>.png``; none are written where it is empty.
 
-    Returns:
-        ``max_f_mean_pr``, ``max_f_mean_curve`` and ``mae``; nan where the data set has no ground truth.
+    Yields:
+        Name; map, (H, W) uint8 on the device, of the image's own size and rounded as it is saved; ground truth,
+        (H, W) uint8 on the CPU, or None where the data set has none.
     """
     name = loader.dataset.name
     writer = _MapWriter(Path(out_dir) / name) if out_dir else None
-    f_measure, mae = FMeasure(), MAE()
     was_training = task.model.training
     task.model.eval()
     try:
@@ -179,19 +208,40 @@ def validate(
                     logits = task.model.predict_logits(task.input(batch.planes.to(device, non_blocking=True)))
                 for i, size in enumerate(batch.sizes):
                     alpha = alpha_to_uint8(make_alpha(logits[i : i + 1], size))[0, 0]
-                    if batch.gts is not None:
-                        gt = batch.gts[i].to(device, non_blocking=True)
-                        if device.type == "mps":  # has no float64, which exact sums need
-                            alpha, gt = alpha.cpu(), gt.cpu()
-                        f_measure.update(alpha, gt)
-                        mae.update(alpha, gt)
                     if writer:
                         writer.write(batch.names[i], alpha)
+                    yield batch.names[i], alpha, None if batch.gts is None else batch.gts[i]
                 bar.update(len(batch.names))
     finally:
-        task.model.train(was_training)
+        if was_training:
+            task.train()
         if writer:
             writer.close()
+
+
+def validate(
+    task: Task,
+    loader: DataLoader,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    out_dir: str | Path | None = None,
+) -> Metrics:
+    """Score a network on one data set at the ground truth's own size, on maps rounded to uint8 as they are saved.
+
+    Scoring stays on the device; nothing is fetched from it before the end, unless maps are written. Arguments as for
+    :func:`predict_maps`.
+
+    Returns:
+        ``max_f_mean_pr``, ``max_f_mean_curve`` and ``mae``; nan where the data set has no ground truth.
+    """
+    f_measure, mae = FMeasure(), MAE()
+    for _, alpha, gt in predict_maps(task, loader, device, dtype, out_dir):
+        if gt is not None:
+            gt = gt.to(device, non_blocking=True)
+            if device.type == "mps":  # has no float64, which exact sums need
+                alpha, gt = alpha.cpu(), gt.cpu()
+            f_measure.update(alpha, gt)
+            mae.update(alpha, gt)
     return {**f_measure.compute(), **mae.compute()}
 
 
@@ -201,11 +251,6 @@ def tell(metrics: Metrics) -> str:
         f"max F {metrics['max_f_mean_pr']:.4f} (mean precision and recall), "
         f"{metrics['max_f_mean_curve']:.4f} (mean curve), MAE {metrics['mae']:.4f}"
     )
-
-
-def mean_metrics(results: Sequence[Metrics]) -> Metrics:
-    """Average each metric over several data sets."""
-    return {key: sum(result[key] for result in results) / len(results) for key in results[0]}
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -415,22 +460,29 @@ class Training:
 
     def __init__(self, task: Task, run: Run, resume: dict[str, Any] | None = None) -> None:
         self.task, self.run = task, run
-        task.model.to(run.device, memory_format=torch.channels_last).train()
+        task.model.to(run.device, memory_format=torch.channels_last)
+        task.train()
         if task.teacher is not None:
             task.teacher.to(run.device, memory_format=torch.channels_last)
         # fused: one kernel for all parameters instead of some thousand; the arithmetic is the same
         self.optimizer = torch.optim.AdamW(
-            task.model.parameters(), lr=task.lr, weight_decay=run.settings["weight_decay"], fused=True
+            task.parameters(), lr=task.lr, weight_decay=run.settings["weight_decay"], fused=True
         )
         # float16 gradients underflow without a scaler; bfloat16 has float32's range
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
         self.progress = Progress(iteration=task.start_ite)
+        # what is validated and kept: the network itself, or the moving average of its weights
+        self.kept = deepcopy(task.model).requires_grad_(False) if task.ema else task.model
         if resume:
+            if task.ema and resume.get("average") is not None:
+                self.kept.load_state_dict(resume["average"])
             self.progress = Progress(**resume["progress"])
+            factors = [group["factor"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(resume["optimizer"])
             self.scaler.load_state_dict(resume["scaler"])
-            for group in self.optimizer.param_groups:  # what was saved would overrule what is asked for now
-                group.update(lr=task.lr, weight_decay=run.settings["weight_decay"])
+            # what was saved would overrule what is asked for now
+            for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+                group.update(factor=factor, weight_decay=run.settings["weight_decay"])
         run.log.begin(task.name, self.progress.iteration)
         self.started = time.perf_counter()
         self._losses = torch.zeros(2, device=run.device)  # sum and number since the last look
@@ -438,6 +490,9 @@ class Training:
     def step(self, batches: Iterator[Tensor]) -> None:
         """Take one optimiser step over ``accumulation`` batches."""
         run, accumulation = self.run, self.run.settings["accumulation"]
+        lr = self._lr()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(accumulation):
             planes = next(batches).to(run.device, non_blocking=True)
@@ -451,6 +506,33 @@ class Training:
         self.scaler.update()
         self.progress.iteration += 1
         self.progress.batch += accumulation
+        if self.task.ema:
+            self._average()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        steps = self.progress.iteration - self.task.start_ite
+        decay = min(self.task.ema, steps / (steps + 10))  # a young average would be one of the first weights
+        for mean, now in zip(self.kept.state_dict().values(), self.task.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    @contextmanager
+    def _with_kept(self) -> Iterator[None]:
+        """Let the task's network be the one that is kept, for a while."""
+        trained, self.task.model = self.task.model, self.kept
+        try:
+            yield
+        finally:
+            self.task.model = trained
+
+    def _lr(self) -> float:
+        if not self.task.cosine:
+            return self.task.lr
+        share = min(self.progress.iteration / max(self.task.max_ite, 1), 1)
+        return self.task.lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def look_at_loss(self) -> float:
         """Return the mean loss since the last look, note it, and stop a run whose loss is not finite."""
@@ -474,15 +556,16 @@ class Training:
         results = []
         for loader in run.valid_loaders:
             out_dir = run.settings["valid_out_dir"] if isinstance(task, SegmentationTask) else None
-            metrics = validate(task, loader, run.device, run.dtype, out_dir)
+            with self._with_kept():
+                metrics = validate(task, loader, run.device, run.dtype, out_dir)
             results.append(metrics)
             logger.info("%s, iteration %d, %s: %s", task.name, progress.iteration, loader.dataset.name, tell(metrics))
             row = {"phase": task.name, "iteration": progress.iteration, "epoch": progress.epoch}
             row |= {"data_set": loader.dataset.name, "loss": loss, **metrics}
             run.log.validation(row | {"seconds": round(time.perf_counter() - self.started, 1)})
-        metrics = mean_metrics(results)
+        metrics = mean_figures(results)
         if progress.record(metrics):
-            save_weights(run.folder / task.weights_file, task.model, self._facts() | {"metrics": metrics})
+            save_weights(run.folder / task.weights_file, self.kept, self._facts() | {"metrics": metrics})
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -499,6 +582,7 @@ class Training:
             "phase": self.task.name,
             "progress": asdict(self.progress),
             "model": self.task.model.state_dict(),
+            "average": self.kept.state_dict() if self.task.ema else None,
             "teacher": None if teacher is None else teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),

@@ -11,12 +11,15 @@ from typing import Any
 
 from torch import nn
 
+from IS_Net.metrics.suite import choose
+
 IS_NET_DIR = Path(__file__).resolve().parent
 """Where relative paths that stand in files start, as in the published code, which runs inside this folder."""
 
 DEFAULTS: dict[str, Any] = {
     # what to do
     "mode": "train",  # train | valid (score, and write maps where valid_out_dir is set) | inference (maps only)
+    "metrics": "all",  # of mode valid: any of f, wf, mae, s, e, hce, iou, biou
     "interm_sup": True,  # supervise the features with a ground-truth encoder (phase 1 trains it)
     "seed": 0,
     # where things are; "" is none
@@ -28,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "model": 4,  # an ISNetDIS, or its input channels: 3 image, 4 image + mask, 5 image + mask + box
     "model_digit": "auto",  # full: fp32 | half: 16-bit autocast | auto: half where the device is faster at it
     "device": "auto",  # auto | cpu | cuda | cuda:N | mps
+    "mask_highlight": 0.0,  # how a network widened from 3 channels sees the mask at first: the image this much brighter
     # sizes, (height, width)
     "cache_size": [1024, 1024],  # what is stored
     "input_size": [],  # what the network sees; [] is cache_size
@@ -37,7 +41,10 @@ DEFAULTS: dict[str, Any] = {
     "cache_boost_valid": False,  # likewise the validation caches
     "random_flip_h": True,  # p = 0.5 each, independently: the published p = 0.25 of H, V and both
     "random_flip_v": True,
-    "workers": 4,  # processes that load data; 0 loads in the main process
+    "composite": 0.0,  # share of training samples that are composed: objects of the set in other photographs
+    "backgrounds": "",  # a folder of photographs to compose in front of; "" takes the training images
+    "simulate_mask": 0.0,  # share of coarse masks that are simulated from the ground truth; 1.0 needs no mask files
+    "workers": 4,  # processes that load data, and in mode valid as many that score; 0: the main process does
     # the run's length
     "start_ite": 0,  # the number the iterations start from, where weights were restored
     "max_ite": 10_000_000,
@@ -49,6 +56,10 @@ DEFAULTS: dict[str, Any] = {
     "accumulation": 1,  # batches whose gradients make one iteration
     # the optimiser (AdamW) and the losses' weights
     "lr": 4e-5,
+    "lr_decay": "none",  # none | cosine (phase 2: to 0 at max_ite)
+    "lr_stem": 1.0,  # times lr for the first convolution, which alone sees the mask
+    "ema": 0.0,  # phase 2: validate and keep a moving average of the weights; this share of it stays each iteration
+    "freeze_bn": False,  # phase 2: BatchNorm as in eval mode, for small batches and imported (folded) weights
     "weight_decay": 0.0,
     "bce_weight": 20.0,
     "iou_weight": 0.5,
@@ -63,10 +74,12 @@ DEFAULTS: dict[str, Any] = {
 CHOICES = {
     "mode": ("train", "valid", "inference"),
     "model_digit": ("auto", "full", "half"),
+    "lr_decay": ("none", "cosine"),
     "model": (3, 4, 5),
 }
 SIZES = ("cache_size", "input_size", "crop_size")
-PATHS = ("valid_out_dir", "model_path", "restore_model", "gt_encoder_model")
+SHARES = ("composite", "simulate_mask", "ema")
+PATHS = ("valid_out_dir", "model_path", "restore_model", "gt_encoder_model", "backgrounds")
 _AT_LEAST_ONE = (
     "model_save_fre",
     "early_stop",
@@ -124,9 +137,16 @@ def _value(key: str, value: Any) -> Any:
         )
     if key in CHOICES and value not in CHOICES[key]:
         raise HyparError(f"hypar[{key!r}]: expected one of {', '.join(map(str, CHOICES[key]))}, found {value!r}")
+    if key == "metrics":
+        try:
+            choose(value)
+        except ValueError as error:
+            raise HyparError(f"hypar['metrics']: {error}") from error
     least = 1 if key in _AT_LEAST_ONE else 0
     if isinstance(value, (int, float)) and not least <= value < math.inf:
         raise HyparError(f"hypar[{key!r}]: expected a finite number of at least {least}, found {value!r}")
+    if key in SHARES and value > 1:
+        raise HyparError(f"hypar[{key!r}]: expected a share of 0 to 1, found {value!r}")
     return value
 
 
@@ -165,7 +185,9 @@ def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
         raise HyparError(
             f"hypar['restore_model']: is empty, but mode {settings['mode']!r} needs weights; name a checkpoint"
         )
-    for key in ("valid_out_dir", "model_path"):
+    if settings["lr_decay"] == "cosine" and settings["max_ite"] == DEFAULTS["max_ite"]:
+        raise HyparError("hypar['lr_decay']: cosine falls to 0 at max_ite, which is not set; set it")
+    for key in ("valid_out_dir", "model_path", "backgrounds"):
         if settings[key]:
             settings[key] = str(resolve(settings[key]))
     for key in ("restore_model", "gt_encoder_model"):

@@ -39,6 +39,30 @@ def binarise(mask: np.ndarray) -> np.ndarray:
     return mask > MASK_THRESHOLD
 
 
+def list_images(folder: str | Path) -> dict[str, Path]:
+    """Return the image files of a folder by their stems, sorted by name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image, or two of the same stem, whose masks would have one name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: the folder does not exist; expected one of images")
+    images: dict[str, Path] = {}
+    twins = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and not path.is_dir():
+            first = images.setdefault(path.stem, path)
+            if first != path:
+                twins.append(f"{first.name} and {path.name}")
+    if twins:
+        raise ValueError(f"{folder}: found {', '.join(twins)}; names must differ in more than their ending")
+    if not images:
+        raise ValueError(f"{folder}: found no image; expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
+    return images
+
+
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
     """Open a file as a PIL image, with every way in which that can fail turned into an ImageError."""
@@ -112,17 +136,31 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: If the file is missing, damaged, cut short, or not an image.
     """
+    mask = read_map(path)
+    return mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
+
+
+def read_map(path: str | Path) -> np.ndarray:
+    """Read a predicted map: as :func:`read_mask` does, but a map whose highest level is 1 is taken as it is.
+
+    Args:
+        path: A file in any format that Pillow reads.
+
+    Returns:
+        (H, W) uint8, 0..255, turned upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: If the file is missing, damaged, cut short, or not an image.
+    """
     with _open(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
-            mask = _to_8_bits(image)
-        elif image.mode == "P":
-            mask = _from_palette(image)
-        elif image.mode in ("LA", "PA", "RGBA"):
-            mask = _from_alpha(image)
-        else:
-            mask = np.array(image.convert("L"))
-    return mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
+            return _to_8_bits(image)
+        if image.mode == "P":
+            return _from_palette(image)
+        if image.mode in ("LA", "PA", "RGBA"):
+            return _from_alpha(image)
+        return np.array(image.convert("L"))
 
 
 def _from_palette(image: Image.Image) -> np.ndarray:
@@ -188,32 +226,48 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def encode_image(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
+    """Return an image as the content of a file.
+
+    Args:
+        image: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8.
+        ending: ``.png``, ``.jpg`` or another that OpenCV writes.
+        quality: Of a JPEG, up to 100.
+
+    Raises:
+        ValueError: If the array is of another shape or dtype, or the ending is unknown.
+    """
+    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
+    if image.dtype != np.uint8 or channels not in (1, 3, 4) or image.size == 0:
+        raise ValueError(f"expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}")
+    order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
+    pixels = image if order is None else cv2.cvtColor(image, order)
+    # OpenCV 5 warns of an option that the format does not have
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if ending in (".jpg", ".jpeg") else []
+    try:
+        written, data = cv2.imencode(ending, pixels, options)
+    except cv2.error as error:
+        raise ValueError(f"OpenCV cannot write files that end in {ending!r}") from error
+    if not written:
+        raise ValueError(f"OpenCV cannot write this {image.shape} array as {ending!r}")
+    return data.tobytes()
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image, whole or not at all.
 
     Args:
         path: Ends in ``.png``, ``.jpg`` (quality 95) or another ending that OpenCV writes.
-        image: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8.
+        image: As :func:`encode_image` takes it.
 
     Raises:
         ValueError: If the array is of another shape or dtype, or the ending is unknown.
     """
     path = Path(path)
-    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
-    if image.dtype != np.uint8 or channels not in (1, 3, 4) or image.size == 0:
-        raise ValueError(
-            f"{path}: expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}"
-        )
-    order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
-    pixels = image if order is None else cv2.cvtColor(image, order)
-    # OpenCV 5 warns of an option that the format does not have
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
     try:
-        written, data = cv2.imencode(path.suffix.lower(), pixels, options)
-    except cv2.error as error:
-        raise ValueError(f"{path}: OpenCV cannot write files that end in {path.suffix!r}") from error
-    if not written:
-        raise ValueError(f"{path}: OpenCV cannot write this {image.shape} array as {path.suffix!r}")
+        data = encode_image(image, path.suffix.lower())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     with atomic_file(path) as file:
         file.write(data)
 

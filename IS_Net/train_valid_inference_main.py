@@ -6,7 +6,8 @@ give the same settings as key=value:
     python IS_Net/train_valid_inference_main.py mode=valid restore_model=best.safetensors valid_datasets=dataset_te1
 
 ``train_datasets`` and ``valid_datasets`` take names from datalist.py or folders that hold im/ (and gt/, mask/),
-separated by commas. What each key means, and the further ones: hypar.py.
+separated by commas; FOLDER:SUB takes the coarse masks from FOLDER/SUB instead of FOLDER/mask. What each key means, and
+the further ones: hypar.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from IS_Net.checkpoint import CheckpointError, assign_weights, load_state, load_
 from IS_Net.data_loader import (
     DatasetError,
     DISDataset,
+    Synthesis,
     TrainDataset,
     ValidDataset,
     available_cores,
@@ -43,12 +45,14 @@ from IS_Net.engine import (
     SegmentationTask,
     TrainingError,
     fit,
-    mean_metrics,
-    validate,
+    predict_maps,
 )
 from IS_Net.hypar import HyparError, check, parse_assignments
 from IS_Net.images import ImageError
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.preprocess import IMAGE_CHANNELS
+from IS_Net.report import Scores, text_table
+from IS_Net.scoring import Job, Scorer, ScoringError
 
 # --- step 1: the data sets, from datalist.py ---
 train_datasets = [dataset_tr]
@@ -81,7 +85,7 @@ hypar: dict[str, Any] = {
     "max_epoch_num": 1_000_000,
 }
 
-ERRORS = (HyparError, DatasetError, ImageError, CheckpointError, DeviceError, TrainingError)
+ERRORS = (HyparError, DatasetError, ImageError, CheckpointError, DeviceError, TrainingError, ScoringError)
 """What is the user's to mend, and is told without a traceback."""
 
 
@@ -98,9 +102,9 @@ class _Session:
         self.pin = self.device.type == "cuda"
         self.workers = min(self.settings["workers"], available_cores())  # more would only wait for each other
 
-    def data(self, dataset: dict[str, str], need_gt: bool, preload: bool) -> DISDataset:
+    def data(self, dataset: dict[str, str], need_gt: bool, preload: bool, in_ch: int | None = None) -> DISDataset:
         sizes = self.settings["cache_size"], self.settings["input_size"]
-        return DISDataset(dataset, self.model.in_ch, *sizes, need_gt=need_gt, preload=preload)
+        return DISDataset(dataset, in_ch or self.model.in_ch, *sizes, need_gt=need_gt, preload=preload)
 
     def valid_loaders(self, datasets: Sequence[dict[str, str]], need_gt: bool) -> list:
         batch = self.settings["batch_size_valid"]
@@ -109,9 +113,16 @@ class _Session:
 
     def run(self, train: Sequence[dict[str, str]], valid: Sequence[dict[str, str]]) -> Run:
         settings = self.settings
-        sets = [self.data(entry, True, settings["cache_boost_train"]) for entry in train]
+        preload, in_ch = settings["cache_boost_train"], self.model.in_ch
+        stored = IMAGE_CHANNELS if settings["simulate_mask"] == 1 else in_ch  # no mask file is looked at then
+        sets = [self.data(entry, True, preload, stored) for entry in train]
+        behind = None
+        if settings["composite"] and settings["backgrounds"]:
+            entry = datalist.photographs(settings["backgrounds"], cache=True)
+            behind = self.data(entry, False, preload, IMAGE_CHANNELS)
+        synthesis = Synthesis(settings["composite"], settings["simulate_mask"], behind)
         flips = settings["random_flip_h"], settings["random_flip_v"]
-        data = TrainDataset(sets, settings["seed"], *flips, tuple(settings["crop_size"]))
+        data = TrainDataset(sets, settings["seed"], *flips, tuple(settings["crop_size"]), in_ch, synthesis)
 
         def make_loader(start: int) -> Any:
             return train_loader(data, settings["batch_size_train"], self.workers, start, self.pin)
@@ -138,7 +149,7 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
         # phase 2, where it has not begun, still starts from the weights that the run was given at first
         settings["restore_model"] = state["settings"]["restore_model"]
     if settings["restore_model"] and not (state and state["phase"] == SegmentationTask.name):
-        load_weights(session.model, settings["restore_model"])
+        load_weights(session.model, settings["restore_model"], settings["mask_highlight"])
     run = session.run(train, valid)
     try:
         teacher = None
@@ -167,7 +178,7 @@ def _check_state(state: dict[str, Any], path: Path, session: _Session) -> None:
             f"{path}: is of a network of {then['model']} input channels, hypar['model'] has {now['model']}; set it to "
             f"{then['model']}"
         )
-    irrelevant = ("restore_model", "model_path", "device", "workers", "valid_out_dir")
+    irrelevant = ("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics")
     changed = [
         f"{key} {then.get(key)} -> {now[key]}" for key in now if key not in irrelevant and now[key] != then.get(key)
     ]
@@ -196,9 +207,9 @@ def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder,
     return encoder, None
 
 
-def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> dict[str, Metrics]:
-    """Run the network on data sets; return the metrics of those with a ground truth, by name."""
-    settings, results = session.settings, {}
+def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> list[Scores]:
+    """Run the network on data sets; return the scores of those with a ground truth."""
+    settings = session.settings
     facts = load_weights(session.model, settings["restore_model"])
     if facts.get("input_size", settings["input_size"]) != settings["input_size"]:
         logging.warning(
@@ -210,27 +221,27 @@ def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> dict[str, M
     if settings["mode"] == "inference":
         valid = [{**entry, "gt_dir": ""} for entry in valid]
     loaders = session.valid_loaders(valid, need_gt=False)
-    for loader in loaders:
-        has_gt = loader.dataset.dataset.has_gt
-        if not has_gt and not settings["valid_out_dir"]:
+    for data in (loader.dataset.dataset for loader in loaders):
+        if not data.has_gt and not settings["valid_out_dir"]:
             raise HyparError(
-                f"hypar['valid_out_dir']: is empty, and data set {loader.dataset.name!r} has no ground truth to score "
-                "against; name a folder for the maps"
+                f"hypar['valid_out_dir']: is empty, and data set {data.name!r} has no ground truth to score against; "
+                "name a folder for the maps"
             )
-        metrics = validate(task, loader, session.device, session.dtype, settings["valid_out_dir"])
-        if has_gt:
-            results[loader.dataset.name] = metrics
-    return results
+    results = [_score(session, task, loader) for loader in loaders]
+    return [scores for scores in results if scores.images]
 
 
-def _print_table(results: dict[str, Metrics]) -> None:
-    if len(results) > 1:
-        results = {**results, "mean": mean_metrics(list(results.values()))}
-    width = max(map(len, results))
-    print(f"{'data set':{width}}  max F (mean P, R)  max F (mean curve)     MAE")
-    for name, metrics in results.items():
-        f_pr, f_curve, mae = (metrics[key] for key in ("max_f_mean_pr", "max_f_mean_curve", "mae"))
-        print(f"{name:{width}}  {f_pr:17.4f}  {f_curve:18.4f}  {mae:.4f}")
+def _score(session: _Session, task: SegmentationTask, loader: Any) -> Scores:
+    """Predict one data set's maps, and score those that have a ground truth while the device goes on."""
+    settings, name = session.settings, loader.dataset.name
+    maps = predict_maps(task, loader, session.device, session.dtype, settings["valid_out_dir"])
+    method = Path(settings["restore_model"]).stem
+    scores = Scores(name, method, settings["metrics"])
+    jobs = (Job(image, gt.numpy(), {method: alpha.cpu().numpy()}) for image, alpha, gt in maps if gt is not None)
+    with Scorer(settings["metrics"], session.workers) as scorer:
+        for outcome in scorer.measure(jobs):
+            scores.add(outcome.name, outcome.measured[method])
+    return scores
 
 
 def main(
@@ -244,11 +255,12 @@ def main(
         hypar: Any of the keys of ``IS_Net.hypar.DEFAULTS``.
 
     Returns:
-        Mode ``train``: the progress of the last phase. Else: the metrics of each data set with ground truth.
+        Mode ``train``: the progress of the last phase. Else: the figures of each data set with ground truth, by its
+        name and the keys of ``IS_Net.metrics.suite.FIGURES``.
 
     Raises:
-        HyparError, DatasetError, ImageError, CheckpointError, DeviceError, TrainingError: What is wrong, and how to
-            mend it.
+        HyparError, DatasetError, ImageError, CheckpointError, DeviceError, TrainingError, ScoringError: What is wrong,
+            and how to mend it.
     """
     session = _Session(hypar)
     for key in ("model_path", "restore_model", "gt_encoder_model", "valid_out_dir"):
@@ -271,18 +283,21 @@ def main(
     if session.settings["valid_out_dir"]:
         print(f"maps are in {session.settings['valid_out_dir']}")
     if results:
-        _print_table(results)
-    return results
+        print(text_table(results))
+    return {scores.data_set: scores.figures() for scores in results}
 
 
 def _datasets(names: str, cache: bool) -> list[dict[str, str]]:
     """Turn ``dataset_te1,path/to/folder`` into data set entries; folders get a cache where ``cache`` is set."""
     known, entries = datalist.named(), []
     for name in filter(None, map(str.strip, names.split(","))):
+        folder, _, masks = name.rpartition(":")
         if name in known:
             entries.append(known[name])
         elif Path(name).is_dir():
             entries.append(datalist.from_folder(name, cache))
+        elif folder and (Path(folder) / masks).is_dir():
+            entries.append(datalist.from_folder(folder, cache, masks))
         else:
             raise DatasetError(f"{name!r} is neither a data set of datalist.py ({', '.join(known)}) nor a folder")
     return entries

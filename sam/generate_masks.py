@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from IS_Net.device import DeviceError
-from IS_Net.images import IMAGE_EXTENSIONS, read_image, read_mask, write_mask
+from IS_Net.images import list_images, read_image, read_mask, write_mask
 from sam import enrich
 from sam.backends import GRABCUT, SAM_MODELS, Predictor, Select, load_predictor
 from sam.prompts import (
@@ -154,30 +154,6 @@ def enrich_split(
     if any((out / kind).resolve() in (Path(images).resolve(), Path(gt).resolve()) for kind in ("im", "gt", "mask")):
         raise ValueError(f"{out}: holds the images themselves; the enriched split needs a folder of its own")
     return _Run(out / "mask", predictor, select, enriched=out).do(items, workers)
-
-
-def list_images(folder: str | Path) -> dict[str, Path]:
-    """Return the image files of a folder by their stems, sorted by name.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no image, or two of the same stem, whose masks would have one name.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder does not exist; expected one of images")
-    images: dict[str, Path] = {}
-    twins = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and not path.is_dir():
-            first = images.setdefault(path.stem, path)
-            if first != path:
-                twins.append(f"{first.name} and {path.name}")
-    if twins:
-        raise ValueError(f"{folder}: found {', '.join(twins)}; names must differ in more than their ending")
-    if not images:
-        raise ValueError(f"{folder}: found no image; expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
-    return images
 
 
 @dataclass(frozen=True)

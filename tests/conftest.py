@@ -8,9 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from IS_Net.images import write_image, write_mask
 from IS_Net.models import ISNetDIS
+
+settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("patient")
 
 
 def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -24,6 +28,14 @@ def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndar
     cv2.circle(mask, (x, y), radius, 255, -1)
     image[gt > 128] = rng.integers(150, 255, 3, dtype=np.uint8)
     return image, gt, mask
+
+
+@pytest.fixture(autouse=True)
+def gt_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what is cached of ground truths out of the project; return where it goes instead."""
+    folder = tmp_path_factory.getbasetemp() / "gt_cache"
+    monkeypatch.setattr("IS_Net.scoring.GT_CACHE", folder)
+    return folder
 
 
 @pytest.fixture

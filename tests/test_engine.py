@@ -20,13 +20,16 @@ from IS_Net.engine import (
     Progress,
     Run,
     SegmentationTask,
+    Training,
     TrainingError,
     _stop_requests,
     fit,
+    predict_maps,
     validate,
 )
 from IS_Net.hypar import check
 from IS_Net.images import read_image, read_mask
+from IS_Net.metrics.suite import Suite
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.predictor import DISPredictor
 
@@ -118,6 +121,16 @@ def test_validation_scores_the_maps_that_it_saves_at_any_batch_size(
         again = predictor.predict(read_image(sample.image), read_mask(sample.mask))
         # rounding to steps of 1/255 may fall either way where BatchNorm was folded
         assert np.abs(again * 255 - alpha).max() < 0.51
+
+
+def test_validation_gives_the_figures_of_the_full_suite(make_dataset, isnet, settings):
+    data = DISDataset(make_dataset(), 4, SIZE)
+    arguments = SegmentationTask(isnet, None, settings()), valid_loader(ValidDataset(data), 2, 0), CPU, None
+    found, suite = validate(*arguments), Suite()
+    for _, alpha, gt in predict_maps(*arguments):
+        suite.update(alpha.numpy(), gt.numpy())
+    assert found.keys() == set(METRICS)
+    assert found == {key: suite.compute()[key] for key in METRICS}
 
 
 def test_validation_writes_maps_only_when_asked_and_leaves_the_mode_alone(make_dataset, isnet, settings, tmp_path):
@@ -383,6 +396,191 @@ def test_accumulated_batches_are_one_step_of_their_mean(make_run, settings):
         fit(SegmentationTask(model, None, chosen), run)
         moved.append(captured["grad"].item())
     assert moved[0] == pytest.approx(moved[1], rel=1e-5)
+
+
+# --- learning rates and frozen BatchNorm ---
+
+
+class Small(torch.nn.Module):
+    """Stands in for IS-Net where a test is about its kinds of layers: a first convolution, BatchNorm, a side output."""
+
+    in_ch = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = torch.nn.Conv2d(4, 3, 3, padding=1)
+        self.bn = torch.nn.BatchNorm2d(3)
+        self.inner = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))
+        self.side = torch.nn.Conv2d(3, 1, 1)
+        self.modes: list[tuple[bool, ...]] = []
+
+    def predict_logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.modes.append((self.training, self.bn.training, self.inner[1].training))
+        return self.side(self.inner(self.bn(self.conv_in(x)).relu()))
+
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [self.predict_logits(x)], []
+
+
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+def of_batchnorm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items() if name.startswith(("bn.", "inner.1."))}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batchnorm_stays_as_it_is(make_run, settings, frozen):
+    """Over steps before and after a validation; decay of weights must not reach it either."""
+    chosen = settings(freeze_bn=frozen, max_ite=4, model_save_fre=2, lr=0.01, weight_decay=0.1)
+    model = small()
+    before, rest = of_batchnorm(model.state_dict()), model.side.weight.detach().clone()
+    fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    changed = {
+        name for name, tensor in of_batchnorm(model.state_dict()).items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == (set() if frozen else set(before)) and len(before) == 10
+    assert not torch.equal(model.side.weight, rest)
+    step, valid = (True, not frozen, not frozen), (False, False, False)
+    assert model.modes == [step] * 2 + [valid] * 3 + [step] * 2 + [valid] * 3
+
+
+def test_a_networks_batchnorm_can_be_frozen(settings):
+    model = ISNetDIS(4)
+    task = SegmentationTask(model, None, settings(freeze_bn=True))
+    task.train()
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(norms) > 100 and model.training and model.stage1.training
+    assert not any(layer.training or layer.weight.requires_grad or layer.bias.requires_grad for layer in norms)
+    others = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert all(layer.training and layer.weight.requires_grad for layer in others)
+
+
+def test_every_parameter_is_trained_once(settings):
+    """Whatever is frozen: a state that was saved must fit the groups of a run that freezes other layers."""
+    for frozen in (False, True):
+        model = ISNetDIS(4)
+        rest, stem = SegmentationTask(model, None, settings(freeze_bn=frozen, lr_stem=3.0)).parameters()
+        assert {id(p) for p in stem["params"]} == {id(p) for p in model.conv_in.parameters()}
+        assert (rest["factor"], stem["factor"]) == (1.0, 3.0)
+        both = [id(p) for p in rest["params"] + stem["params"]]
+        assert sorted(both) == sorted(id(p) for p in model.parameters())
+
+
+def record_rates(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[float, int]]]:
+    """Return a list that gets, at each step that the optimiser takes, the rate and the size of each group."""
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer, *args, **kwargs):
+        rates.append([(group["lr"], len(group["params"])) for group in optimizer.param_groups])
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    return rates
+
+
+@pytest.mark.parametrize("decay", ["none", "cosine"])
+def test_the_learning_rate_of_each_iteration(make_run, settings, monkeypatch, decay):
+    rates, total = record_rates(monkeypatch), 12
+    chosen = settings(lr=0.02, lr_decay=decay, lr_stem=5.0, max_ite=total, model_save_fre=50)
+    fit(SegmentationTask(small(), None, chosen), make_run(chosen, valid=True))
+    share = [(1 + np.cos(np.pi * k / total)) / 2 if decay == "cosine" else 1 for k in range(total)]
+    assert [[lr for lr, _ in groups] for groups in rates] == [pytest.approx([0.02 * s, 0.1 * s]) for s in share]
+    assert {tuple(size for _, size in groups) for groups in rates} == {(8, 2)}  # the stem: a weight and a bias
+    assert (rates[-1][0][0] < 0.02 * 0.02) == (decay == "cosine")
+
+
+def test_cosine_counts_from_start_ite(make_run, settings, monkeypatch):
+    rates = record_rates(monkeypatch)
+    chosen = settings(lr=1.0, lr_decay="cosine", start_ite=6, max_ite=8)
+    fit(SegmentationTask(small(), None, chosen), make_run(chosen))
+    assert [groups[0][0] for groups in rates] == pytest.approx([(1 + np.cos(np.pi * k / 8)) / 2 for k in (6, 7)])
+
+
+def test_phase_1_keeps_its_rate(make_run, settings, monkeypatch):
+    rates = record_rates(monkeypatch)
+    changes = {"gt_encoder_lr": 0.3, "gt_encoder_max_ite": 1, "gt_encoder_stop_f": 2.0}
+    chosen = settings(lr_decay="cosine", lr_stem=7.0, freeze_bn=True, **changes)
+    model = ISNetGTEncoder()
+    before = model.conv_in.bn.running_mean.clone()
+    fit(GTEncoderTask(model, chosen), make_run(chosen))
+    assert [[lr for lr, _ in groups] for groups in rates] == [[0.3]]
+    assert not torch.equal(model.conv_in.bn.running_mean, before)
+
+
+def test_the_moving_average_is_what_is_validated_and_kept(make_run, settings, monkeypatch):
+    chosen = settings(lr=0.05, max_ite=3, ema=0.2)
+    model = small()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    passed, take = [], Training.step
+
+    def step(training, batches):
+        take(training, batches)
+        passed.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    monkeypatch.setattr(Training, "step", step)
+    fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    for number, now in enumerate(passed, 1):
+        decay = min(0.2, number / (number + 10))
+        for name, tensor in now.items():
+            mean = expected[name]
+            expected[name] = decay * mean + (1 - decay) * tensor if mean.is_floating_point() else tensor
+    kept, _ = read_weights(Path(chosen["model_path"]) / "best.safetensors")
+    assert kept.keys() == expected.keys() and len(passed) == 3
+    assert all(torch.allclose(kept[name], expected[name], atol=1e-6) for name in kept)
+    assert not torch.allclose(kept["side.weight"], model.side.weight, atol=1e-6)
+    assert model.modes[-1] != (False, False, False)  # the average was validated, not the network
+
+
+def test_a_stem_without_a_rate_stands_still(make_run, settings):
+    chosen = settings(lr=0.01, lr_stem=0.0, max_ite=3)
+    model = small()
+    stem, side = model.conv_in.weight.detach().clone(), model.side.weight.detach().clone()
+    fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    assert torch.equal(model.conv_in.weight, stem) and not torch.equal(model.side.weight, side)
+
+
+@pytest.mark.parametrize(("frozen", "ema"), [(True, 0.0), (False, 0.9)])
+def test_an_interrupted_cosine_run_goes_on_as_if_nothing_had_happened(make_run, settings, tmp_path, frozen, ema):
+    def start(folder: str) -> tuple[SegmentationTask, Run]:
+        changes = {"lr": 0.02, "lr_decay": "cosine", "lr_stem": 4.0, "freeze_bn": frozen, "accumulation": 2, "ema": ema}
+        chosen = settings(model_path=str(tmp_path / folder), max_ite=7, model_save_fre=3, **changes)
+        return SegmentationTask(small(), None, chosen), make_run(chosen)
+
+    fit(*start("whole"))
+    task, run = start("resumed")
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda first: InterruptedLoader(make_loader(first), after=7)
+    progress = fit(task, run)
+    assert (progress.done, progress.iteration) == ("interrupted", 4)
+    state = load_state(tmp_path / "resumed" / "last.pt")
+    task, run = start("resumed")
+    task.model.load_state_dict(state["model"])
+    fit(task, run, state)
+
+    whole, resumed = (load_state(tmp_path / folder / "last.pt") for folder in ("whole", "resumed"))
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert [g["lr"] for g in whole["optimizer"]["param_groups"]] == [
+        g["lr"] for g in resumed["optimizer"]["param_groups"]
+    ]
+    if ema:
+        assert all(torch.equal(whole["average"][name], resumed["average"][name]) for name in whole["average"])
+        assert not torch.equal(whole["average"]["side.weight"], whole["model"]["side.weight"])
+    else:
+        assert whole["average"] is None
+    assert not torch.equal(whole["model"]["side.weight"], state["model"]["side.weight"])
+
+
+def test_a_resumed_run_takes_the_stems_factor_and_the_freezing_that_are_asked_for(make_run, settings, monkeypatch):
+    chosen = settings(lr=0.1, max_ite=2, lr_stem=2.0)
+    fit(SegmentationTask(small(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    rates = record_rates(monkeypatch)
+    other = settings(lr=0.1, max_ite=3, lr_stem=30.0, freeze_bn=True)
+    fit(SegmentationTask(small(), None, other), make_run(other), state)
+    assert [[lr for lr, _ in groups] for groups in rates] == [pytest.approx([0.1, 3.0])]
 
 
 # --- learning ---

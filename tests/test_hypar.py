@@ -56,6 +56,13 @@ def checkpoint(tmp_path: Path) -> Path:
 # --- keys and types ---
 
 
+@pytest.mark.parametrize("chosen", ["", "mae,hse", "f;wf"])
+def test_metrics_are_checked(chosen: str):
+    assert check({"metrics": "f, hce"})["metrics"] == "f, hce"
+    with pytest.raises(HyparError, match=r"hypar\['metrics'\]: .*expected f, wf, mae, s, e, hce, iou, biou, or all"):
+        check({"metrics": chosen})
+
+
 def test_defaults_pass_their_own_check():
     checked = check({})
     assert checked.keys() == DEFAULTS.keys()
@@ -101,7 +108,7 @@ def test_unknown_key_names_its_nearest(key: str, nearest: str):
 
 
 def test_key_that_is_near_none():
-    with pytest.raises(HyparError, match=r"no key 'xyzzy'; known are accumulation, batch_size_train, .* workers"):
+    with pytest.raises(HyparError, match=r"no key 'xyzzy'; known are accumulation, backgrounds, .* workers"):
         check({"xyzzy": 1})
 
 
@@ -134,6 +141,7 @@ def test_wrong_sizes(key: str, value: Any):
     [
         ("mode", "test", "train, valid, inference"),
         ("model_digit", "fp16", "auto, full, half"),
+        ("lr_decay", "linear", "none, cosine"),
         ("model", 6, "3, 4, 5"),
         ("model", 1, "3, 4, 5"),
     ],
@@ -149,6 +157,30 @@ def test_choices(key: str, value: Any, choices: str):
 def test_numbers_that_may_not_be_zero(key: str):
     with pytest.raises(HyparError, match=rf"hypar\['{key}'\]: expected a finite number of at least 1, found 0"):
         check({key: 0})
+
+
+@pytest.mark.parametrize("key", ["composite", "simulate_mask"])
+def test_shares_are_of_0_to_1(key: str):
+    assert [check({key: value})[key] for value in (0, 0.25, 1)] == [0.0, 0.25, 1.0]
+    for value in (1.0001, 2, 50):
+        with pytest.raises(HyparError, match=rf"^hypar\['{key}'\]: expected a share of 0 to 1, found {float(value)}"):
+            check({key: value})
+
+
+def test_nothing_is_made_up_frozen_or_decayed_unless_asked_for():
+    wanted = {"composite": 0, "simulate_mask": 0, "backgrounds": ""}
+    wanted |= {"lr_decay": "none", "lr_stem": 1, "freeze_bn": False}
+    assert {key: check({})[key] for key in wanted} == wanted
+
+
+def test_cosine_needs_an_end_to_fall_to():
+    with pytest.raises(HyparError, match=r"^hypar\['lr_decay'\]: cosine .* max_ite"):
+        check({"lr_decay": "cosine"})
+    assert check({"lr_decay": "cosine", "max_ite": 500})["lr_decay"] == "cosine"
+
+
+def test_the_stems_rate_may_be_larger_or_none():
+    assert [check({"lr_stem": value})["lr_stem"] for value in (0, 1, 25.5)] == [0.0, 1.0, 25.5]
 
 
 def test_flips_may_be_written_as_numbers():
@@ -229,6 +261,8 @@ def test_relative_paths_start_at_the_package(tmp_path: Path, monkeypatch: pytest
     assert checked["valid_out_dir"] == str(IS_NET_DIR / "maps")
     assert resolve("~/x") == Path.home().resolve() / "x"
     assert check({"model_path": str(tmp_path)})["model_path"] == str(tmp_path)
+    assert check({"backgrounds": "../data/streets"})["backgrounds"] == str(IS_NET_DIR.parent / "data" / "streets")
+    assert check({"backgrounds": ""})["backgrounds"] == ""
 
 
 @pytest.mark.parametrize("key", ["restore_model", "gt_encoder_model"])
@@ -275,6 +309,10 @@ def test_checkpoint_in_neither_place(tmp_path: Path):
         ("model=5", 5),
         ("device=cuda:0", "cuda:0"),
         ("workers=2", 2),
+        ("composite=0.5", 0.5),
+        ("simulate_mask=1", 1.0),
+        ("freeze_bn=true", True),
+        ("lr_decay=none", "none"),
     ],
 )
 def test_assignments_are_read_by_type(argument: str, value: Any, checkpoint: Path):
@@ -316,10 +354,11 @@ def test_further_keys_are_left_as_text():
 def test_typed_paths_start_at_the_current_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     folder = checkpoint.parent
     monkeypatch.chdir(folder)
-    given = parse_assignments(["model_path=run", "valid_out_dir=../maps", f"restore_model={checkpoint.name}"])
-    assert given == {
+    typed = ["model_path=run", "valid_out_dir=../maps", "backgrounds=streets", f"restore_model={checkpoint.name}"]
+    assert parse_assignments(typed) == {
         "model_path": str(folder / "run"),
         "valid_out_dir": str(folder.parent / "maps"),
+        "backgrounds": str(folder / "streets"),
         "restore_model": str(checkpoint),
     }
     assert parse_assignments(["valid_out_dir="]) == {"valid_out_dir": ""}

@@ -19,7 +19,18 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from IS_Net import images
-from IS_Net.images import ImageError, atomic_file, binarise, image_size, read_image, read_mask, write_image, write_mask
+from IS_Net.images import (
+    ImageError,
+    atomic_file,
+    binarise,
+    encode_image,
+    image_size,
+    read_image,
+    read_map,
+    read_mask,
+    write_image,
+    write_mask,
+)
 
 READERS = (read_image, read_mask, image_size)
 RNG = np.random.default_rng(0)
@@ -245,6 +256,12 @@ def test_empty_mask_stays_empty(tmp_path: Path):
     assert not read_mask(tmp_path / "gt.png").any()
 
 
+@pytest.mark.parametrize("levels", [GRAY, np.uint8([[0, 1], [1, 0]]), np.uint8([[0, 0]])], ids=["gray", "0/1", "empty"])
+def test_maps_keep_their_levels(tmp_path: Path, levels: np.ndarray):
+    write_mask(tmp_path / "map.png", levels)
+    np.testing.assert_array_equal(read_map(tmp_path / "map.png"), levels)
+
+
 def test_threshold_is_above_128():
     np.testing.assert_array_equal(binarise(np.uint8([0, 127, 128, 129, 255])), [False, False, False, True, True])
 
@@ -375,6 +392,15 @@ def test_jpeg_is_of_high_quality(tmp_path: Path):
     smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
     write_image(tmp_path / "photo.jpg", smooth)
     assert np.abs(read_image(tmp_path / "photo.jpg").astype(int) - smooth).mean() < 1
+
+
+def test_encoded_images_are_what_is_written(tmp_path: Path):
+    for ending in (".png", ".jpg"):
+        write_image(tmp_path / f"photo{ending.upper()}", RGB)
+        assert (tmp_path / f"photo{ending.upper()}").read_bytes() == encode_image(RGB, ending)
+    assert len(encode_image(RGB, ".jpg", quality=30)) < len(encode_image(RGB, ".jpg"))
+    with pytest.raises(ValueError, match=r"^expected uint8 of shape"):
+        encode_image(RGB / 255, ".png")
 
 
 @pytest.mark.parametrize(

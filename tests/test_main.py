@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from IS_Net import datalist, evaluate
 from IS_Net import train_valid_inference_main as script
 from IS_Net.checkpoint import load_isnet, load_state, read_weights, save_weights
 from IS_Net.datalist import from_folder
 from IS_Net.engine import Progress, SegmentationTask, Training
 from IS_Net.images import read_mask
+from IS_Net.metrics.suite import FIGURES
 from IS_Net.predictor import DISPredictor
 from IS_Net.train_valid_inference_main import command_line, main
 
@@ -98,6 +101,30 @@ def test_valid_mode_scores_and_writes_maps(folder, weights, tmp_path, capsys, mo
     maps = maps_of(tmp_path / "maps" / "tiny")
     assert set(maps) == {"ring_0", "ring_1", "ring_2"}
     assert maps["ring_2"].shape == (131, 177)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_valid_mode_scores_what_evaluate_finds_in_its_maps(make_dataset, weights, tmp_path, capsys, workers):
+    folders = [Path(make_dataset(name)["im_dir"]).parent for name in ("one", "two")]
+    hypar = {"mode": "valid", "restore_model": str(weights), "valid_out_dir": tmp_path / "maps", "cache_size": 128}
+    found = main([], [from_folder(folder) for folder in folders], {**hypar, "workers": workers, "batch_size_valid": 2})
+    printed = capsys.readouterr().out
+    told = tmp_path / "told.json"
+    pred = ["--pred", str(tmp_path / "maps"), "--workers", "0"]
+    assert evaluate.main(["--gt", *map(str, folders), *pred, "--json", str(told)]) == 0
+    assert found == {result["data_set"]: result["figures"] for result in json.loads(told.read_text())["results"]}
+    assert found.keys() == {"one", "two"} and found["one"].keys() == FIGURES.keys()
+    table = capsys.readouterr().out.removesuffix(f"wrote {told}\n")
+    assert len(table.splitlines()) == 4 and printed.endswith(table)  # a heading, two data sets, their mean
+
+
+def test_valid_mode_scores_what_it_is_asked_for(folder, weights, capsys):
+    arguments = ["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128", "workers=0"]
+    assert command_line([*arguments, "metrics=hce,mae"]) == 0
+    head, _ = capsys.readouterr().out.splitlines()[-2:]
+    assert head.split() == ["data", "set", "MAE", "HCE"]
+    assert command_line([*arguments, "metrics=hce,maw"]) == 1
+    assert "hypar['metrics']: there is no metric 'maw'" in capsys.readouterr().err
 
 
 def test_inference_looks_at_no_ground_truth(folder, weights, tmp_path, capsys):
@@ -265,3 +292,44 @@ def test_a_killed_training_leaves_whole_files(folder, tmp_path):
     assert load_state(tmp_path / "run" / "last.pt")["progress"]["iteration"] >= 2
     read_weights(tmp_path / "run" / "gt_encoder.safetensors")
     assert command_line([*SHORT, *sets, "restore_model=last.pt", "gt_encoder_max_ite=1", "max_ite=1"]) == 0
+
+
+def test_simulating_some_masks_still_needs_the_others(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datalist, "_own_cache", lambda _: "")
+    shutil.rmtree(folder / "mask")
+    sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
+    assert command_line([*SHORT, *sets, "simulate_mask=0.5"]) == 1
+    assert "coarse masks" in capsys.readouterr().err
+
+
+def test_a_missing_folder_of_backgrounds_is_told(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datalist, "_own_cache", lambda _: "")
+    sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
+    made_up = ["composite=0.5", f"backgrounds={tmp_path / 'streets'}"]
+    assert command_line([*SHORT, *sets, *made_up]) == 1
+    assert "streets, does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_on_made_up_samples_needs_no_masks(make_dataset, weights, isnet, tmp_path, capsys, monkeypatch):
+    """From imported weights, with BatchNorm as it came, on composites before other photographs, to a decayed end."""
+    monkeypatch.setattr(datalist, "_own_cache", lambda folder: str(tmp_path / "cache" / folder.name))
+    train = Path(make_dataset("train")["im_dir"]).parent
+    shutil.rmtree(train / "mask")
+    valid = Path(make_dataset("valid")["im_dir"]).parent
+    streets = Path(make_dataset("streets")["im_dir"]).parent
+    run = tmp_path / "run"
+    sets = [f"train_datasets={train}", f"valid_datasets={valid}", f"backgrounds={streets}", f"model_path={run}"]
+    made_up = ["composite=0.5", "simulate_mask=1.0", "freeze_bn=True", "lr_decay=cosine", "lr_stem=10"]
+    arguments = [*SHORT, *sets, *made_up, "interm_sup=False", f"restore_model={weights}"]
+    assert command_line(arguments) == 0
+    assert "ended at iteration 2 (max_ite)" in capsys.readouterr().out
+    trained, facts = read_weights(run / "best.safetensors")
+    assert (facts["in_ch"], facts["iteration"]) == (4, 2)
+    before = isnet.state_dict()
+    norms = [name for name in before if ".bn_s1." in name]
+    assert norms and all((trained[name] == before[name]).all() for name in norms)
+    assert not (trained["conv_in.weight"] == before["conv_in.weight"]).all()
+    rates = [group["lr"] for group in load_state(run / "last.pt")["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([2e-5, 2e-4])  # of the second of two iterations: half of 4e-5, and ten times that
+    assert not {path.name for path in (tmp_path / "cache").iterdir()} - {"train", "streets"}

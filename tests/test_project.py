@@ -26,8 +26,9 @@ else:
 ROOT = IS_NET_DIR.parent
 
 # the layers of the design: each may import what stands above it
-LEAVES = "hypar datalist images preprocess augment losses metrics models checkpoint device distributed"
-MIDDLE = "data_loader predictor engine"
+LEAVES = "hypar datalist images preprocess augment coarse composite losses metrics models checkpoint device distributed"
+LEAVES += " onnx_weights"
+MIDDLE = "data_loader predictor engine scoring report"
 FOR_SAM = "images preprocess device"
 
 IMPORT_NAMES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image"}
@@ -86,7 +87,8 @@ def layer(names: str) -> set[str]:
 
 
 def test_every_module_has_a_layer():
-    assert {"IS_Net.train_valid_inference_main", "sam.generate_masks"} <= ENTRY_POINTS
+    runnable = {"train_valid_inference_main", "evaluate", "self_label", "import_weights"}
+    assert {*(f"IS_Net.{name}" for name in runnable), "sam.generate_masks"} <= ENTRY_POINTS
     of_is_net = {name for name in LIBRARY if name.startswith("IS_Net.")}
     assert of_is_net == layer(LEAVES) | layer(MIDDLE)
 
@@ -248,3 +250,18 @@ def test_data_set_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "photos" / sub).mkdir()
     entry = datalist.from_folder(tmp_path / "photos")
     assert (entry["gt_dir"], entry["mid_dir"]) == (str(tmp_path / "photos/gt"), str(tmp_path / "photos/mask"))
+
+
+@pytest.mark.parametrize("sub", ["im", ""])
+def test_photographs_are_images_alone(tmp_path: Path, sub: str):
+    (tmp_path / "streets" / sub).mkdir(parents=True)
+    (tmp_path / "streets" / "gt").mkdir()  # not looked at: of a background nothing is asked for but its pixels
+    entry = datalist.photographs(tmp_path / "streets")
+    assert entry.keys() == KEYS
+    assert entry["name"] == "streets"
+    assert entry["im_dir"] == str(tmp_path / "streets" / sub).rstrip("/")
+    assert not any(entry[key] for key in KEYS - {"name", "im_dir"})
+    cached = datalist.photographs(tmp_path / "streets", cache=True)["cache_dir"]
+    assert cached == datalist.from_folder(tmp_path / "streets", cache=True)["cache_dir"] != ""
+    (tmp_path / "other" / "streets").mkdir(parents=True)
+    assert datalist.photographs(tmp_path / "other" / "streets", cache=True)["cache_dir"] != cached

@@ -1,0 +1,85 @@
+"""Time a scored run: python -m IS_Net.evaluate on drawn maps, and the peak memory of all its processes. Linux only.
+
+python benchmarks/scoring.py [--images 500] [--size 1024] [--workers 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from metrics import draw
+
+from IS_Net.images import write_mask
+
+
+def draw_data_set(folder: Path, images: int, size: int) -> None:
+    """Write ground truths and maps: one pair, turned and shifted so that all ground truths differ."""
+    pred, gt = draw(size, size)
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        shift, turns = rng.integers(0, size, 2), number % 4
+        for kind, plane in (("gt", gt), ("maps", pred)):
+            write_mask(folder / kind / f"{number:04}.png", np.rot90(np.roll(plane, shift, (0, 1)), turns).copy())
+
+
+def memory(session: int) -> int:
+    """Return the bytes that the processes of a session hold; what they share counts once."""
+    total = 0
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and os.getsid(int(process.name)) == session:
+                lines = (process / "smaps_rollup").read_text().splitlines()
+                total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (OSError, ProcessLookupError):
+            continue  # it has ended meanwhile
+    return total
+
+
+def run(cache: Path, arguments: list[str]) -> tuple[float, int]:
+    """Return the wall time in seconds and the peak memory in bytes of a scored run that keeps its cache there."""
+    code = (
+        "import sys; from IS_Net import evaluate, scoring\n"
+        f"scoring.GT_CACHE = {str(cache)!r}\n"
+        "sys.exit(evaluate.main())"
+    )
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        peak = max(peak, memory(process.pid))
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"the run ended with exit code {process.returncode}")
+    return time.perf_counter() - started, peak
+
+
+def main() -> None:
+    """Score the same maps twice: computing what depends on the ground truths alone, and reading it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw_data_set(folder, options.images, options.size)
+        arguments = ["--gt", str(folder / "gt"), "--pred", str(folder / "maps"), "--workers", str(options.workers)]
+        for state in ("cold", "warm"):
+            seconds, peak = run(folder / "cache", arguments)
+            print(
+                f"{state}: {options.images} images of {options.size} x {options.size}, {options.workers} workers: "
+                f"{seconds:.1f} s, at most {peak / 2**20:.0f} MiB"
+            )
+
+
+if __name__ == "__main__":
+    main()

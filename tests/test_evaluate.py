@@ -1,0 +1,399 @@
+"""``python -m IS_Net.evaluate``: its pairing, its messages and exit codes, and what it writes."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import draw_sample
+
+from IS_Net import datalist, evaluate
+from IS_Net.evaluate import main
+from IS_Net.images import read_mask, write_image, write_mask
+from IS_Net.metrics import Pair
+from IS_Net.metrics.suite import FIGURES, Suite
+
+SIZES = ((60, 80), (97, 64), (45, 45))
+
+
+@pytest.fixture
+def make_split(tmp_path: Path):
+    """Return a function that writes a split and, apart from it, perfect and rough maps; it gives the split's folder."""
+
+    def make(name: str = "DIS-VD", names=("a", "b", "c"), sub: str = "") -> Path:
+        split = tmp_path / name
+        for index, (stem, size) in enumerate(zip(names, SIZES, strict=True)):
+            image, gt, mask = draw_sample(index, *size)
+            gt = (gt > 128).astype(np.uint8) * np.uint8(255)
+            soft = (0.6 * mask + 0.3 * gt + np.random.default_rng(index).uniform(0, 25, size)).astype(np.uint8)
+            write_image(split / "im" / f"{stem}.jpg", image)
+            write_mask(split / "gt" / f"{stem}.png", gt)
+            write_mask(split / "mask" / f"{stem}.png", mask)
+            write_mask(tmp_path / "perfect" / sub / f"{stem}.png", gt)
+            write_mask(tmp_path / "rough" / sub / f"{stem}.png", soft)
+        return split
+
+    return make
+
+
+def run(*arguments: str | Path, workers: int = 0) -> int:
+    return main([*map(str, arguments), "--workers", str(workers)])
+
+
+def table(text: str) -> list[list[str]]:
+    """Return the printed table's lines, split at two or more spaces."""
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
+
+
+# --- figures ---
+
+
+def test_perfect_maps_get_perfect_figures(make_split, tmp_path, capsys):
+    assert run("--gt", make_split(), "--pred", tmp_path / "perfect") == 0
+    head, row = table(capsys.readouterr().out)
+    assert head == ["data set", *(figure.heading for figure in FIGURES.values() if figure.published)]
+    assert row[0] == "DIS-VD"
+    assert row[1:6] == ["1.0000", "1.0000", "1.0000", "0.0000", "1.0000"] and row[7:] == ["0.0", "1.0000", "1.0000"]
+
+
+def test_a_folder_of_ground_truths_or_the_split_or_its_gt_are_the_same(make_split, tmp_path, capsys):
+    split = make_split()
+    plain = shutil.copytree(split / "gt", tmp_path / "plain" / "DIS-VD")
+    told = []
+    for where in (split, split / "gt", plain):
+        assert run("--gt", where, "--pred", tmp_path / "rough") == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
+
+
+def test_several_methods_on_several_data_sets(make_split, tmp_path, capsys):
+    one, two = make_split("one", sub="one"), make_split("two", names=("x", "y", "z"), sub="two")
+    files = [tmp_path / "out" / name for name in ("r.csv", "r.json")]
+    arguments = ["--gt", one, two, "--pred", tmp_path / "perfect", f"mine={tmp_path / 'rough'}", "--coarse"]
+    assert run(*arguments, "--csv", files[0], "--json", files[1]) == 0
+    told = table(capsys.readouterr().out)
+    assert [row[:2] for row in told[1:-2]] == [
+        [data_set, method] for data_set in ("one", "two", "mean") for method in ("coarse", "perfect", "mine")
+    ]
+    content = json.loads(files[1].read_text())
+    results = {(result["data_set"], result["method"]): result for result in content["results"]}
+    assert len(results) == 6
+    for (data_set, method), result in results.items():
+        folder = {"coarse": tmp_path / data_set / "mask", "perfect": tmp_path / "perfect" / data_set}
+        folder = folder.get(method, tmp_path / "rough" / data_set)
+        suite = Suite()
+        for gt in sorted((tmp_path / data_set / "gt").iterdir()):
+            alone = Suite()
+            for metric in (suite, alone):
+                metric.update(read_mask(folder / gt.name), read_mask(gt))
+            assert result["images"][gt.stem] == alone.compute()
+        assert result["figures"] == suite.compute()
+        assert result["curves"] == {key: curve.tolist() for key, curve in suite.curves().items()}
+    for method, figures in content["mean"].items():
+        own = [result["figures"] for (_, other), result in results.items() if other == method]
+        assert figures == pytest.approx({key: (own[0][key] + own[1][key]) / 2 for key in figures}, abs=1e-15)
+    with files[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["method", "data_set", "name", *FIGURES]
+    assert len(rows) == 18
+    for row in rows:
+        figures = results[row["data_set"], row["method"]]["images"][row["name"]]
+        assert {key: float(row[key]) for key in FIGURES} == figures
+
+
+def test_results_are_the_same_to_the_last_byte_however_they_come_about(make_split, tmp_path, gt_cache):
+    split, contents = make_split(), set()
+    for number, (workers, more) in enumerate([(0, ["--no-cache"]), (1, []), (2, []), (0, []), (2, ["--no-cache"])]):
+        names = [str(tmp_path / f"{number}.{kind}") for kind in ("csv", "json", "html")]
+        outputs = ["--csv", names[0], "--json", names[1], "--html", names[2]]
+        assert run("--gt", split, "--pred", tmp_path / "rough", *outputs, *more, workers=workers) == 0
+        contents.add(tuple(Path(name).read_bytes() for name in names))
+    assert len(contents) == 1
+    assert list(gt_cache.glob("*.npz"))
+
+
+def test_chosen_metrics(make_split, tmp_path, capsys):
+    split = make_split()
+    assert run("--gt", split, "--pred", tmp_path / "rough", "--metrics", "mae,f", "--json", tmp_path / "r.json") == 0
+    assert table(capsys.readouterr().out)[0] == ["data set", "max F (mean curve)", "max F (mean P, R)", "MAE"]
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert set(result["curves"]) == {"f", "precision", "recall"}
+    assert "hce" not in result["figures"]
+
+
+def test_a_data_set_has_its_name_from_datalist(make_split, tmp_path, monkeypatch, capsys):
+    split = make_split("DIS-TE1", sub="my-TE1")
+    monkeypatch.setattr(datalist, "sample_te1", datalist.split("my-TE1", str(split)))
+    for name in ("sample_te1", split):  # maps are where the training script writes them, by the data set's name
+        assert run("--gt", name, "--pred", tmp_path / "perfect") == 0
+        assert table(capsys.readouterr().out)[1][0] == "my-TE1"
+    (tmp_path / "rough" / "my-TE1").rename(tmp_path / "rough" / "DIS-TE1")
+    assert run("--gt", split, "--pred", tmp_path / "rough") == 0
+
+
+def test_a_method_has_the_name_that_it_is_given(make_split, tmp_path, capsys):
+    split = make_split()
+    (tmp_path / "perfect").rename(tmp_path / "x=1")
+    assert run("--gt", split, "--pred", tmp_path / "x=1", f"y={tmp_path / 'x=1'}", f"{tmp_path / 'rough'}/") == 0
+    assert [row[1] for row in table(capsys.readouterr().out)[1:]] == ["x=1", "y", "rough"]
+
+
+# --- what goes wrong ---
+
+
+def test_missing_missized_and_undecodable_maps_are_all_named(make_split, tmp_path, capsys):
+    one, two = make_split("one", sub="one"), make_split("two", sub="two")
+    rough, perfect = tmp_path / "rough", tmp_path / "perfect"
+    (rough / "one" / "a.png").unlink()
+    write_mask(rough / "one" / "b.png", np.zeros((7, 9), np.uint8))
+    (rough / "two" / "c.png").write_bytes(b"no image")
+    (perfect / "two" / "b.png").unlink()
+    out = tmp_path / "r.csv"
+    assert run("--gt", one, two, "--pred", rough, perfect, "--csv", out) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: 4 files cannot be scored:") and "Traceback" not in told
+    assert "one, rough: there is no map of a" in told
+    assert f"{rough / 'one' / 'b.png'}: is 9 x 7 pixels, its ground truth 64 x 97" in told
+    assert f"{rough / 'two' / 'c.png'}: cannot be read as an image" in told
+    assert "two, perfect: there is no map of b" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_break_off_are_all_named(make_split, tmp_path, capsys, workers):
+    """Their headers are whole: it shows when they are decoded."""
+    split = make_split()
+    broken = [tmp_path / "rough" / "a.png", tmp_path / "rough" / "c.png", split / "gt" / "b.png"]
+    for path in broken:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    assert run("--gt", split, "--pred", tmp_path / "rough", "--json", tmp_path / "r.json", workers=workers) == 1
+    told = capsys.readouterr().err
+    assert "error: 3 files cannot be scored:" in told
+    assert all(str(path) in told for path in broken)
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_maps_without_a_ground_truth_are_named_and_left_out(make_split, tmp_path, capsys, caplog):
+    split = make_split()
+    for name in ("extra one", "extra_2"):
+        write_mask(tmp_path / "perfect" / f"{name}.png", np.zeros((5, 5), np.uint8))
+    (tmp_path / "perfect" / "notes.txt").write_text("no map")
+    assert run("--gt", split, "--pred", tmp_path / "perfect", "--csv", tmp_path / "r.csv") == 0
+    assert "2 maps have no ground truth" in caplog.text and "notes" not in caplog.text
+    assert "extra one.png" in caplog.text and "extra_2.png" in caplog.text
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gt", "gone", "--pred", "rough"], "gone: the folder does not exist"),
+        (["--gt", "DIS-VD", "--pred", "gone"], "gone: the folder does not exist; expected one of maps"),
+        (["--gt", "DIS-VD", "--pred", "empty"], "empty: found no image"),
+        (["--gt", "DIS-VD", "other", "--pred", "rough"], "found no folder DIS-VD in it"),
+        (["--gt", "DIS-VD", "DIS-VD/gt", "--pred", "rough"], "two data sets share a name: DIS-VD, DIS-VD"),
+        (["--gt", "DIS-VD", "--pred", "rough", "./rough"], "two methods are named 'rough'"),
+        (["--gt", "DIS-VD", "--pred", "coarse=rough", "--coarse"], "two methods are named 'coarse'"),
+        (["--gt", "perfect", "--coarse"], "perfect has no coarse masks"),
+    ],
+)
+def test_folders_that_do_not_fit_are_told(make_split, tmp_path, monkeypatch, capsys, arguments, message):
+    make_split()
+    shutil.copytree(tmp_path / "DIS-VD", tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and message in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pred", "x"], "--gt"),
+        (["--gt", "x"], "expected --pred"),
+        (["--gt", "x", "--pred", "x", "--metrics", "wff"], "did you mean 'wf'"),
+        (["--gt", "x", "--pred", "x", "--workers", "-1"], "--workers"),
+        (["--gt", "x", "y", "--pred", "x", "--images", "z"], "--images takes a folder for each of --gt: 2, found 1"),
+        (["--gt", "x", "--pred", "x", "--csv", "r", "--json", "r"], "take a file each"),
+        (["--gt", "x", "--pred", "x", "--html", "."], "not a folder"),
+    ],
+)
+def test_wrong_calls_are_told(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# --- interruptions ---
+
+
+@pytest.mark.parametrize("where", ["measuring", "writing"])
+def test_an_interrupted_run_writes_nothing(make_split, tmp_path, monkeypatch, capsys, where):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    target = (evaluate.Scores, "add") if where == "measuring" else (evaluate, "html_page")
+    monkeypatch.setattr(*target, interrupted)
+    split, out = make_split(), tmp_path / "out"
+    assert run("--gt", split, "--pred", tmp_path / "rough", "--html", out / "r.html") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(out.rglob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", [" 0/3003", " 3/3003"], ids=["as workers start", "as they score"])
+def test_ctrl_c_ends_all_processes_quietly(make_split, tmp_path, when):
+    """As a terminal sends it: to the main process and its workers alike."""
+    split = make_split()
+    gt, rough = split / "gt", tmp_path / "rough"
+    for number in range(3000):
+        (gt / f"n{number}.png").symlink_to(gt / "a.png")
+        (rough / f"n{number}.png").symlink_to(rough / "a.png")
+    arguments = ["--gt", gt, "--pred", rough, "--csv", tmp_path / "r.csv", "--workers", "2", "--no-cache"]
+    every = {"TQDM_MININTERVAL": "0"}  # else some numbers would be skipped
+    process = subprocess.Popen(
+        [sys.executable, "-m", "IS_Net.evaluate", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env=os.environ | every,
+    )
+    told = ""
+    while when not in told:
+        told += (letter := process.stderr.read(1))
+        assert letter, told
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.rstrip().endswith("interrupted; nothing was written") and "Traceback" not in rest
+    assert not (tmp_path / "r.csv").exists() and not list(tmp_path.glob(".*"))
+
+
+# --- the report ---
+
+
+class Page(HTMLParser):
+    """What of a page is looked at here; checks on the way that every element that is opened is closed."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append(data)
+
+
+def decoded(uri: str) -> np.ndarray:
+    head, _, content = uri.partition(",")
+    assert head == "data:image/jpeg;base64"
+    return cv2.imdecode(np.frombuffer(base64.b64decode(content, validate=True), np.uint8), cv2.IMREAD_COLOR)
+
+
+ODD = ("with space", "a&b <i>c", "quo\"te's")
+
+
+def test_the_report_stands_alone_and_holds_everything(make_split, tmp_path):
+    split = make_split("set <1> & more", names=ODD)
+    arguments = ["--gt", split, "--pred", f"<b>mine</b>={tmp_path / 'rough'}", tmp_path / "perfect"]
+    assert run(*arguments, "--html", tmp_path / "r.html", "--worst", "2") == 0
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "http" not in text and "<script" not in text and "url(" not in text and "@import" not in text
+    page = Page(text)
+    assert all("src" not in attributes or attributes["src"].startswith("data:") for _, attributes in page.tags)
+    assert not [tag for tag, attributes in page.tags if "href" in attributes or tag == "link"]
+
+    assert {"set <1> & more", "<b>mine</b>", "perfect"} <= set(page.texts)
+    assert [tag for tag, _ in page.tags].count("table") == 2  # the published figures, and the further ones
+    assert [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"] == [
+        *("precision over recall", "F over threshold (mean curve)", "E over threshold")
+    ]
+    lines = [attributes["points"] for tag, attributes in page.tags if tag == "polyline"]
+    assert len(lines) == 6 and all(len(line.split()) == 256 for line in lines)
+    numbers = np.array([[pair.split(",") for pair in line.split()] for line in lines], float)
+    assert numbers.min() >= 0 and numbers.max() <= 345
+
+    # the worst two of each method, by IoU: image, ground truth, coarse mask, map
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 16
+    assert [image["alt"].split(" of ")[0] for image in images[:4]] == [
+        *("image", "ground truth", "coarse mask", "<b>mine</b>")
+    ]
+    pictures = [decoded(image["src"]) for image in images]
+    sizes = {name: size for name, size in zip(ODD, SIZES, strict=True)}
+    for image, picture in zip(images, pictures, strict=True):
+        assert picture.shape[:2] == sizes[image["alt"].split(" of ")[1]]
+    files = {name: [folder / f"{name}.png" for folder in (tmp_path / "rough", split / "gt")] for name in ODD}
+    values = {name: Suite("iou").measure(Pair(*map(read_mask, paths)))["iou"] for name, paths in files.items()}
+    worst = sorted(ODD, key=values.get)[:2]
+    assert [image["alt"].split(" of ")[1] for image in images[:8:4]] == worst
+    assert any(f"IoU {values[worst[0]]:.4f}" in text for text in page.texts)
+
+
+def test_a_report_of_figures_alone(make_split, tmp_path):
+    arguments = ["--gt", make_split(), "--pred", f"a={tmp_path / 'rough'}", "--worst", "0"]
+    assert run(*arguments, "--html", tmp_path / "r.html") == 0
+    assert not {"img", "h3"} & {tag for tag, _ in Page((tmp_path / "r.html").read_text()).tags}
+
+
+def test_large_pictures_are_shown_small(tmp_path):
+    gt = np.zeros((600, 900), np.uint8)
+    gt[100:400, 200:700] = 255
+    write_mask(tmp_path / "gt" / "a.png", gt)
+    write_mask(tmp_path / "maps" / "a.png", gt)
+    assert run("--gt", tmp_path / "gt", "--pred", tmp_path / "maps", "--html", tmp_path / "r.html") == 0
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    shapes = [decoded(attributes["src"]).shape for tag, attributes in page.tags if tag == "img"]
+    assert shapes == [(160, 240, 3)] * 2  # there are neither images nor coarse masks
+
+
+def test_images_and_masks_may_lie_elsewhere_or_be_damaged(make_split, tmp_path, caplog):
+    split = make_split()
+    gt = shutil.copytree(split / "gt", tmp_path / "plain")
+    (split / "im" / "a.jpg").write_bytes(b"no image")
+    beside = ["--images", split / "im", "--masks", split / "mask"]
+    assert run("--gt", gt, "--pred", tmp_path / "rough", *beside, "--html", tmp_path / "r.html") == 0
+    images = [attributes for tag, attributes in Page((tmp_path / "r.html").read_text()).tags if tag == "img"]
+    assert len(images) == 11
+    assert "left out of the report" in caplog.text and "a.jpg" in caplog.text
+
+
+def test_the_report_of_metrics_without_curves(make_split, tmp_path):
+    arguments = ["--gt", make_split(), "--pred", tmp_path / "rough", "--metrics", "mae"]
+    assert run(*arguments, "--html", tmp_path / "r.html") == 0
+    page = Page((tmp_path / "r.html").read_text())
+    assert not [tag for tag, _ in page.tags if tag == "svg"]
+    assert any("of the highest MAE" in text for text in page.texts)
