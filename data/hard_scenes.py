@@ -1031,7 +1031,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.per_set < 1 or args.seed < 0:
         parser.error("--per-set must be positive, and --seed not negative")
-    logging.getLogger("sam").setLevel(logging.ERROR)  # it would warn for each scene that GrabCut is not SAM
     try:
         made = make_hard_scenes(args.out, args.seed, args.per_set)
     except (OSError, ValueError) as error:
@@ -1045,4 +1044,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("sam").setLevel(logging.ERROR)  # it would warn for each scene that GrabCut is not SAM
     sys.exit(main())
