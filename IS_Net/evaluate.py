@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,8 @@ from IS_Net import datalist
 from IS_Net.data_loader import available_cores
 from IS_Net.hypar import resolve
 from IS_Net.images import ImageError, atomic_file, image_size, list_images, read_image, read_map, read_mask
-from IS_Net.metrics.suite import ALL, FAMILIES, choose
-from IS_Net.report import Picture, Scores, csv_text, html_page, json_text, text_table
+from IS_Net.metrics.suite import ALL, choose
+from IS_Net.report import MEAN, Picture, Scores, csv_text, html_page, json_text, text_table
 from IS_Net.scoring import Job, Scorer, ScoringError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class DataSet:
 
     Attributes:
         name: In tables, and of the folder that holds its maps where a method has several data sets'.
-        folder: Holds the ground truths, or is the split that does; maps may be in a folder of its name too.
+        folders: Names of the folders that its maps may be in: its own, its folder's, and that of a link to it.
         gts: The ground truths.
         images: The images, where they were found.
         masks: The coarse masks, where they were found.
@@ -43,7 +45,7 @@ class DataSet:
     """
 
     name: str
-    folder: Path
+    folders: tuple[str, ...]
     gts: dict[str, Path]
     images: dict[str, Path] = field(default_factory=dict)
     masks: dict[str, Path] = field(default_factory=dict)
@@ -65,16 +67,18 @@ def find_data_set(text: str, images: Path | None = None, masks: Path | None = No
     known = datalist.named()
     if text in known:
         gt, im, mid = (resolve(known[text][key]) for key in ("gt_dir", "im_dir", "mid_dir"))
-        folder = im.parent
+        folder, typed = im.parent, Path(known[text]["im_dir"]).parent
     else:
-        gt = Path(text).resolve()
+        typed, gt = Path(os.path.abspath(text)), Path(text).resolve()  # noqa: PTH100 a link has a name too
+        typed = typed.parent if typed.name == "gt" else typed
         gt = gt / "gt" if (gt / "gt").is_dir() else gt
         folder = gt.parent if gt.name == "gt" else gt
         im, mid = folder / "im", folder / "mask"
     names = [entry["name"] for entry in known.values() if entry["gt_dir"] and resolve(entry["gt_dir"]) == gt]
+    name = names[0] if names else folder.name
     return DataSet(
-        name=names[0] if names else folder.name,
-        folder=folder,
+        name=name,
+        folders=tuple(dict.fromkeys((name, folder.name, typed.name))),
         gts=list_images(gt),
         images=list_images(images) if images else _beside(im),
         masks=list_images(masks) if masks else _beside(mid),
@@ -90,8 +94,8 @@ def _beside(folder: Path) -> dict[str, Path]:
         return {}
 
 
-def find_maps(data_set: DataSet, folder: Path, alone: bool) -> Path:
-    """Return where a method's maps of a data set are: in a folder of its name, or right in the method's folder.
+def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
+    """Return a method's maps of a data set: from a folder of its name, or right from the method's folder.
 
     Args:
         data_set: The data set.
@@ -100,17 +104,23 @@ def find_maps(data_set: DataSet, folder: Path, alone: bool) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image file, or two of one stem.
     """
-    names = dict.fromkeys((data_set.name, data_set.folder.name))
-    for name in names:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: the folder does not exist; expected one of maps")
+    for name in data_set.folders:
         if (folder / name).is_dir():
-            return folder / name
-    if alone:
-        return folder
-    raise FileNotFoundError(
-        f"{folder}: found no folder {' or '.join(names)} in it; the maps of several data sets are looked for in "
-        "DIR/<data set>/NAME.png"
-    )
+            return list_images(folder / name)
+    tried = " or ".join(data_set.folders)
+    if not alone:
+        raise FileNotFoundError(
+            f"{folder}: found no folder {tried} in it; the maps of several data sets are looked for in "
+            "DIR/<data set>/NAME.png"
+        )
+    try:
+        return list_images(folder)
+    except ValueError as error:
+        raise EvaluationError(f"{error} (there is no folder {tried} in it either)") from error
 
 
 def pair_up(data_set: DataSet, method: str, maps: dict[str, Path]) -> list[str]:
@@ -176,7 +186,7 @@ def score(data_sets: Sequence[DataSet], scorer: Scorer, metrics: str) -> list[Sc
 
 def _listed(problems: Sequence[str]) -> str:
     unique = list(dict.fromkeys(problems))  # a ground truth is looked at once for each method
-    return f"{len(unique)} files cannot be scored:" + "".join(f"\n  {problem}" for problem in unique)
+    return f"{len(unique)} files or folders cannot be scored:" + "".join(f"\n  {problem}" for problem in unique)
 
 
 def _pictures(data_set: DataSet, method: str, name: str) -> Iterator[Picture]:
@@ -201,55 +211,124 @@ def _methods(options: argparse.Namespace) -> dict[str, Path]:
         name, _, folder = text.partition("=")
         if not folder or Path(text).is_dir():
             name, folder = Path(text).resolve().name, text
-        path = Path(folder)
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: the folder does not exist; expected one of maps")
-        if name in methods or (name == COARSE and options.coarse):
+        if not name:
+            raise EvaluationError(f"--pred {text}: the method has no name; expected DIR or NAME=DIR")
+        if name == COARSE:
+            raise EvaluationError(
+                f"--pred {text}: {COARSE!r} is what --coarse names the data sets' own coarse masks; choose another "
+                "name with --pred NAME=DIR"
+            )
+        if name in methods:
             raise EvaluationError(f"two methods are named {name!r}; name them with --pred NAME=DIR")
-        methods[name] = path
+        methods[name] = Path(folder)
     return methods
 
 
-def _run(options: argparse.Namespace) -> str:
-    """Do what was asked for; return the table."""
+def gather(options: argparse.Namespace) -> list[DataSet]:
+    """Find all data sets with all methods' maps.
+
+    Raises:
+        EvaluationError: If anything is missing or does not fit; all of it is named.
+    """
+    methods, data_sets, problems = _methods(options), [], []
     beside = [options.images or [None] * len(options.gt), options.masks or [None] * len(options.gt)]
-    data_sets = [find_data_set(*given) for given in zip(options.gt, *beside, strict=True)]
+    for given in zip(options.gt, *beside, strict=True):
+        try:
+            data_sets.append(find_data_set(*given))
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
     names = [data_set.name for data_set in data_sets]
     if len(set(names)) < len(names):
         raise EvaluationError(f"two data sets share a name: {', '.join(names)}; rename the folder of one")
-    methods, problems = _methods(options), []
+    if MEAN in names:
+        raise EvaluationError(f"a data set is named {MEAN!r}, as the mean of all of them is; rename its folder")
     for data_set in data_sets:
-        if options.coarse:
-            if not data_set.masks:
-                raise EvaluationError(f"--coarse: {data_set.name} has no coarse masks; name their folder with --masks")
+        if options.coarse and data_set.masks:
             problems += pair_up(data_set, COARSE, data_set.masks)
+        elif options.coarse:
+            problems.append(f"--coarse: {data_set.name} has no coarse masks; name their folder with --masks")
         for method, folder in methods.items():
-            problems += pair_up(data_set, method, list_images(find_maps(data_set, folder, len(data_sets) == 1)))
+            try:
+                maps = find_maps(data_set, folder, len(options.gt) == 1)
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
+            else:
+                problems += pair_up(data_set, method, maps)
     if problems:
         raise EvaluationError(_listed(problems))
+    return data_sets
 
-    cache_dir = "" if options.no_cache else None
-    with Scorer(options.metrics, options.workers, cache_dir) as scorer:
-        results = score(data_sets, scorer, options.metrics)
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+
+def _told(option: str, path: Path, error: OSError) -> str:
+    return f"{option} {path}: cannot be written ({error.strerror or error})"
+
+
+def _check(outputs: Mapping[str, Path]) -> None:
+    """See that outputs, by their options, can be written, before hours go into what they are to hold."""
+    problems = []
+    for option, path in outputs.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.").close()
+        except OSError as error:
+            problems.append(_told(option, path, error))
+    if problems:
+        raise EvaluationError("\n".join(problems))
+
+
+def _contents(options: argparse.Namespace, data_sets: Sequence[DataSet], results: Sequence[Scores]) -> dict[str, bytes]:
+    """Return what is to be written, by the options."""
     of_name = {data_set.name: data_set for data_set in data_sets}
-    writers = {
-        options.csv: csv_text,
-        options.json: json_text,
-        options.html: lambda results: html_page(
+    texts = {}
+    if options.csv:
+        texts["--csv"] = csv_text(results)
+    if options.json:
+        texts["--json"] = json_text(results)
+    if options.html:
+        texts["--html"] = html_page(
             results, lambda scores, name: _pictures(of_name[scores.data_set], scores.method, name), options.worst
-        ),
-    }
-    for path, write in writers.items():
-        if path:
-            text = write(results)
-            with atomic_file(path, "w") as file:
-                file.write(text)
-    return text_table(results)
+        )
+    # a file's name may be bytes that are no text
+    return {option: text.encode("utf-8", "backslashreplace") for option, text in texts.items()}
+
+
+def _print(text: str) -> None:
+    """Print a text, with escapes for what stdout's encoding does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _run(options: argparse.Namespace, outputs: Mapping[str, Path], written: list[Path]) -> int:
+    """Do what was asked for; return the exit code, and add to ``written`` what is."""
+    data_sets = gather(options)
+    _check(outputs)
+    with Scorer(options.metrics, options.workers, "" if options.no_cache else None) as scorer:
+        results = score(data_sets, scorer, options.metrics)
+    _print(text_table(results, every=options.metrics != ALL))
+    code = 0
+    for option, content in _contents(options, data_sets, results).items():
+        path = outputs[option]
+        try:
+            with atomic_file(path) as file:
+                file.write(content)
+        except OSError as error:  # the others may well be written
+            print(f"error: {_told(option, path, error)}", file=sys.stderr)
+            code = 1
+        else:
+            written.append(path)
+            _print(f"wrote {path}")
+    return code
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
 
 
 def _names(text: str) -> str:
     try:
-        return ",".join(choose(text))
+        return ALL if text == ALL else ",".join(choose(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -284,7 +363,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--coarse", action="store_true", help="the data sets' coarse masks, as one more method")
     parser.add_argument(
-        "--metrics", type=_names, default=ALL, metavar="M,M", help=f"any of {', '.join(FAMILIES)}; default: all"
+        "--metrics",
+        type=_names,
+        default=ALL,
+        metavar="M,M",
+        help="any of f (F-measure), wf (weighted F), mae (mean absolute error), s (S-measure), e (E-measure), hce "
+        "(human correction effort), iou (intersection over union), biou (that of the boundaries), and all figures of "
+        "these are printed; default: all, and the figures of the papers' tables are printed",
     )
     parser.add_argument(
         "--workers",
@@ -307,7 +392,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, 1 if files are missing or faulty, 2 for a wrong call, 130 if interrupted."""
+    """Run the command line.
+
+    Returns:
+        0; 1 if files are missing, faulty, or could not be written; 2 for a wrong call; 130 if interrupted.
+    """
     parser = _parser()
     options = parser.parse_args(argv)
     if not options.pred and not options.coarse:
@@ -316,21 +405,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = getattr(options, key)
         if given and len(given) != len(options.gt):
             parser.error(f"--{key} takes a folder for each of --gt: {len(options.gt)}, found {len(given)}")
-    outputs = [path for path in (options.json, options.csv, options.html) if path]
-    if len({path.resolve() for path in outputs}) < len(outputs) or any(path.is_dir() for path in outputs):
+    outputs = {f"--{key}": path for key in ("csv", "json", "html") if (path := getattr(options, key))}
+    paths = outputs.values()
+    if len({path.resolve() for path in paths}) < len(paths) or any(path.is_dir() for path in paths):
         parser.error("--json, --csv and --html take a file each, and not a folder")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    written: list[Path] = []
     try:
-        print(_run(options))
-    except (ValueError, OSError, ScoringError) as error:
+        return _run(options, outputs, written)
+    except (EvaluationError, ScoringError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        told = f"only {', '.join(map(str, written))} was written" if written else "nothing was written"
+        print(f"interrupted; {told}", file=sys.stderr)
         return 130
-    for path in outputs:
-        print(f"wrote {path}")
-    return 0
 
 
 if __name__ == "__main__":

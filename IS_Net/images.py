@@ -86,17 +86,17 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _to_8_bits(image: Image.Image) -> np.ndarray:
+def _to_8_bits(image: Image.Image, guess: bool = True) -> np.ndarray:
     """Scale a one-channel image of more than 8 bits (mode I;16, I or F) to uint8.
 
-    Integers are taken as 16-bit samples, unless all of them fit 8 bits: some tools store an 8-bit mask in a
-    16-bit file, where read as 16-bit samples it would be all black. Floats are taken as 0..1, or as 0..255 where
-    any value is above 1.
+    Integers are taken as 16-bit samples, and floats as 0..1. With ``guess``, integers that all fit 8 bits are taken
+    as they are (some tools store an 8-bit mask in a 16-bit file, where read as 16-bit samples it would be all black),
+    and floats as 0..255 where any value is above 1.
     """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    peak = values.max(initial=0)
+    peak = values.max(initial=0) if guess else (1 if image.mode == "F" else 65535)
     scale = (255 if peak <= 1 else 1) if image.mode == "F" else (1 if peak <= 255 else 255 / 65535)
     return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
 
@@ -136,12 +136,15 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: If the file is missing, damaged, cut short, or not an image.
     """
-    mask = read_map(path)
+    mask = _read_plane(path, guess=True)
     return mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
 
 
 def read_map(path: str | Path) -> np.ndarray:
-    """Read a predicted map: as :func:`read_mask` does, but a map whose highest level is 1 is taken as it is.
+    """Read a predicted map: as :func:`read_mask` does, but never scaled by what it happens to hold.
+
+    The levels of an 8-bit file are taken as they are, 16-bit samples are scaled by 255 / 65535, and floats are taken
+    as 0..1, whatever the highest is. A file of one plain colour under an alpha that is 0 everywhere is an empty map.
 
     Args:
         path: A file in any format that Pillow reads.
@@ -152,14 +155,18 @@ def read_map(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: If the file is missing, damaged, cut short, or not an image.
     """
+    return _read_plane(path, guess=False)
+
+
+def _read_plane(path: str | Path, guess: bool) -> np.ndarray:
     with _open(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
-            return _to_8_bits(image)
+            return _to_8_bits(image, guess)
         if image.mode == "P":
             return _from_palette(image)
         if image.mode in ("LA", "PA", "RGBA"):
-            return _from_alpha(image)
+            return _from_alpha(image, empty=not guess)
         return np.array(image.convert("L"))
 
 
@@ -171,10 +178,11 @@ def _from_palette(image: Image.Image) -> np.ndarray:
     return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
 
 
-def _from_alpha(image: Image.Image) -> np.ndarray:
+def _from_alpha(image: Image.Image, empty: bool) -> np.ndarray:
+    """Return a plain colour's alpha where that varies, and where it is all 0 if ``empty``; else the luminance."""
     pixels = np.array(image.convert("RGBA"))
     colour, alpha = pixels[..., :3], pixels[..., 3]
-    if np.ptp(alpha) > 0 and not np.ptp(colour, axis=(0, 1)).any():
+    if (np.ptp(alpha) > 0 or (empty and not alpha.any())) and not np.ptp(colour, axis=(0, 1)).any():
         return alpha
     return np.array(image.convert("RGB").convert("L"))
 

@@ -85,10 +85,10 @@ def _heading_of_one(key: str) -> str:
 # --- text, CSV, JSON ------------------------------------------------------------------------------------------------
 
 
-def text_table(results: Sequence[Scores]) -> str:
-    """Return the figures of the published tables, a line for each method on each data set, and their means."""
+def text_table(results: Sequence[Scores], every: bool = False) -> str:
+    """Return the figures of the published tables, or every one, for each method on each data set, and their means."""
     rows = _rows(results)
-    keys = [key for key in rows[0].figures if FIGURES[key].published]
+    keys = [key for key in rows[0].figures if every or FIGURES[key].published]
     several = len({row.method for row in rows}) > 1
     table = [["data set", *(["method"] if several else []), *(FIGURES[key].heading for key in keys)]]
     for row in rows:

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import zipfile
 from collections import deque
@@ -29,6 +30,7 @@ import torch
 from IS_Net.hypar import IS_NET_DIR
 from IS_Net.images import ImageError, atomic_file, binarise, read_map, read_mask
 from IS_Net.metrics import GroundTruth, Pair
+from IS_Net.metrics.pair import PARTS
 from IS_Net.metrics.suite import ALL, Suite
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 GT_CACHE = IS_NET_DIR.parent / "data" / "cache" / "gt"
 """Where ground truths' arrays are kept, unless another folder is named."""
 
-CACHE_VERSION = 1  # to be raised with every change of what GroundTruth.arrays() gives
+CACHE_VERSION = 2  # to be raised with every change of what GroundTruth.arrays() gives
 
 
 class ScoringError(RuntimeError):
@@ -65,51 +67,58 @@ class Outcome(NamedTuple):
 
 
 class GTCache:
-    """What :meth:`IS_Net.metrics.GroundTruth.arrays` gives, in a file for each ground truth, found by its pixels.
+    """What :meth:`IS_Net.metrics.GroundTruth.arrays` gives, in a file for each part, found by the mask's pixels.
 
     A file that is damaged, or cannot be written, costs time and nothing else.
 
     Args:
         folder: Is made where it is missing.
+        parts: Which of ``IS_Net.metrics.pair.PARTS`` are read, or computed and kept.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, parts: Iterable[str] = tuple(PARTS)) -> None:
         self.folder = Path(folder)
+        self.parts = sorted(parts)
         self._writable = True
 
-    def path(self, mask: np.ndarray) -> Path:
-        """Return the file of a ground truth, (H, W) bool."""
+    def paths(self, mask: np.ndarray) -> dict[str, Path]:
+        """Return the files of a ground truth, (H, W) bool, by part."""
         content = hashlib.sha256(f"{CACHE_VERSION} {mask.shape}".encode())
         content.update(np.packbits(mask))
-        return self.folder / f"{content.hexdigest()[:32]}.npz"
+        return {part: self.folder / f"{content.hexdigest()[:32]}_{part}.npz" for part in self.parts}
 
     def ground_truth(self, mask: np.ndarray) -> GroundTruth:
-        """Return a ground truth, (H, W) bool, that knows its arrays: read, or else computed and kept."""
-        path = self.path(mask)
-        if path.is_file():
+        """Return a ground truth, (H, W) bool, that knows the parts' arrays: read, or else computed and kept."""
+        known: dict[str, np.ndarray] = {}
+        missing: dict[str, Path] = {}
+        for part, path in self.paths(mask).items():
             try:
-                return GroundTruth(mask, self._read(path, mask.shape))
+                known |= self._read(path, part, mask.shape)
+            except FileNotFoundError:
+                missing[part] = path
             except Exception as error:  # zlib, zipfile and NumPy have a dozen ways to say that bytes are damaged
-                logger.warning("%s: is damaged (%s); computed anew", path, error)
-        gt = GroundTruth(mask)
-        arrays = gt.arrays()
-        if self._writable:
-            try:
-                self._write(path, arrays)
-            except OSError as error:
-                self._writable = False
-                logger.warning("%s: cannot be written (%s); nothing more is kept there", self.folder, error)
+                missing[part] = path
+                if path.is_file():
+                    logger.warning("%s: is damaged (%s); computed anew", path, error)
+        gt = GroundTruth(mask, known)
+        for part, path in missing.items():
+            arrays = gt.arrays([part])
+            if self._writable:
+                try:
+                    self._write(path, arrays)
+                except OSError as error:
+                    self._writable = False
+                    logger.warning("%s: cannot be written (%s); nothing more is kept there", self.folder, error)
         return gt
 
     @staticmethod
-    def _read(path: Path, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    def _read(path: Path, part: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        fits = (
-            arrays["skeleton"].shape == (-(-shape[0] * shape[1] // 8),)
-            and arrays["squared_distance"].shape == shape
-            and arrays["band"].shape == arrays["nearest"].shape
-        )
+            arrays = {name: file[name] for name in PARTS[part]}
+        if part == "skeleton":
+            fits = arrays["skeleton"].shape == (-(-shape[0] * shape[1] // 8),)
+        else:
+            fits = arrays["squared_distance"].shape == shape and arrays["band"].shape == arrays["nearest"].shape
         if not fits:
             raise ValueError("it is of another size")
         return arrays
@@ -131,7 +140,7 @@ class _Judge:
 
     def __init__(self, metrics: str, cache_dir: str) -> None:
         self.suite = Suite(metrics)
-        self.cache = GTCache(cache_dir) if cache_dir and self.suite.slow_gt else None
+        self.cache = GTCache(cache_dir, self.suite.slow_gt) if cache_dir and self.suite.slow_gt else None
 
     def __call__(self, job: Job) -> Outcome:
         outcome = Outcome(job.name, {}, [])
@@ -173,7 +182,32 @@ def _end_with_parent() -> None:
 
 
 def _do(job: Job) -> Outcome:
-    return _judge(job)
+    return _named(_judge, job)
+
+
+def _named(judge: _Judge, job: Job) -> Outcome:
+    """Do a job; an error that nobody expects, such as too little memory, names its file."""
+    try:
+        return judge(job)
+    except Exception as error:
+        file = job.gt if isinstance(job.gt, Path) else job.name
+        raise ScoringError(f"{file}: cannot be scored ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep the processes that are started meanwhile from running the main script's file: they need nothing of it.
+
+    A script without ``if __name__ == "__main__"`` would score anew in each of them, and one from stdin has no file.
+    """
+    main = vars(sys.modules["__main__"])
+    kept = {key: main[key] for key in ("__spec__", "__file__") if key in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 @contextmanager
@@ -226,10 +260,10 @@ class Scorer:
         """Yield the outcomes of jobs in their order; of the jobs, two for each worker are drawn ahead and no more.
 
         Raises:
-            ScoringError: If a worker process died.
+            ScoringError: If a worker process died, or a job failed in a way that is no file's fault.
         """
         if not self.workers:
-            yield from map(self._judge, jobs)
+            yield from (_named(self._judge, job) for job in jobs)
             return
         waiting: deque[Future[Outcome]] = deque()
         try:
@@ -237,13 +271,13 @@ class Scorer:
                 if len(waiting) == 2 * self.workers:
                     yield waiting.popleft().result()
                 self._pool = self._pool or self._start()
-                with _interrupts_wait():  # what is half started cannot be ended
+                with _interrupts_wait(), _main_hidden():  # what is half started cannot be ended
                     waiting.append(self._pool.submit(_do, job))
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise ScoringError(
-                "a process that scores died, as they do where memory is short; try again with fewer workers"
+                "a process that scores died, as they do where memory is short; try again with fewer workers, or 0"
             ) from error
 
     def _start(self) -> ProcessPoolExecutor:

@@ -51,7 +51,7 @@ from IS_Net.hypar import HyparError, check, parse_assignments
 from IS_Net.images import ImageError
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.preprocess import IMAGE_CHANNELS
-from IS_Net.report import Scores, text_table
+from IS_Net.report import MEAN, Scores, text_table
 from IS_Net.scoring import Job, Scorer, ScoringError
 
 # --- step 1: the data sets, from datalist.py ---
@@ -220,6 +220,8 @@ def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> list[Scores
     task = SegmentationTask(session.model, None, settings)
     if settings["mode"] == "inference":
         valid = [{**entry, "gt_dir": ""} for entry in valid]
+    elif MEAN in [entry.get("name") for entry in valid]:
+        raise DatasetError(f"a data set is named {MEAN!r}, as the mean of all of them is; give it another name")
     loaders = session.valid_loaders(valid, need_gt=False)
     for data in (loader.dataset.dataset for loader in loaders):
         if not data.has_gt and not settings["valid_out_dir"]:
@@ -227,20 +229,20 @@ def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> list[Scores
                 f"hypar['valid_out_dir']: is empty, and data set {data.name!r} has no ground truth to score against; "
                 "name a folder for the maps"
             )
-    results = [_score(session, task, loader) for loader in loaders]
+    with Scorer(settings["metrics"], session.workers) as scorer:
+        results = [_score(session, task, loader, scorer) for loader in loaders]
     return [scores for scores in results if scores.images]
 
 
-def _score(session: _Session, task: SegmentationTask, loader: Any) -> Scores:
+def _score(session: _Session, task: SegmentationTask, loader: Any, scorer: Scorer) -> Scores:
     """Predict one data set's maps, and score those that have a ground truth while the device goes on."""
     settings, name = session.settings, loader.dataset.name
     maps = predict_maps(task, loader, session.device, session.dtype, settings["valid_out_dir"])
     method = Path(settings["restore_model"]).stem
     scores = Scores(name, method, settings["metrics"])
     jobs = (Job(image, gt.numpy(), {method: alpha.cpu().numpy()}) for image, alpha, gt in maps if gt is not None)
-    with Scorer(settings["metrics"], session.workers) as scorer:
-        for outcome in scorer.measure(jobs):
-            scores.add(outcome.name, outcome.measured[method])
+    for outcome in scorer.measure(jobs):
+        scores.add(outcome.name, outcome.measured[method])
     return scores
 
 

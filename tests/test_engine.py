@@ -29,6 +29,9 @@ from IS_Net.engine import (
 )
 from IS_Net.hypar import check
 from IS_Net.images import read_image, read_mask
+from IS_Net.metrics import MAE, FMeasure
+from IS_Net.metrics.fmeasure import device_levels, f_curves
+from IS_Net.metrics.mae import device_mae
 from IS_Net.metrics.suite import Suite
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.predictor import DISPredictor
@@ -131,6 +134,19 @@ def test_validation_gives_the_figures_of_the_full_suite(make_dataset, isnet, set
         suite.update(alpha.numpy(), gt.numpy())
     assert found.keys() == set(METRICS)
     assert found == {key: suite.compute()[key] for key in METRICS}
+
+
+def test_what_is_counted_on_a_device_gives_the_figures_of_the_full_suite(make_dataset, isnet, settings):
+    """These are the steps that a validation on a GPU takes; they run on the CPU too."""
+    data = DISDataset(make_dataset(), 4, SIZE)
+    arguments = SegmentationTask(isnet, None, settings()), valid_loader(ValidDataset(data), 2, 0), CPU, None
+    f_measure, mae, suite = FMeasure(), MAE(), Suite()
+    for _, alpha, gt in predict_maps(*arguments):
+        f_measure.add(f_curves(device_levels(alpha, gt)))
+        mae.add(device_mae(alpha, gt))
+        suite.update(alpha.numpy(), gt.numpy())
+    found = f_measure.compute() | mae.compute()
+    assert found == pytest.approx({key: suite.compute()[key] for key in METRICS}, abs=1e-12)
 
 
 def test_validation_writes_maps_only_when_asked_and_leaves_the_mode_alone(make_dataset, isnet, settings, tmp_path):

@@ -20,9 +20,9 @@ from conftest import draw_sample
 
 from IS_Net import datalist, evaluate
 from IS_Net.evaluate import main
-from IS_Net.images import read_mask, write_image, write_mask
+from IS_Net.images import atomic_file, read_mask, write_image, write_mask
 from IS_Net.metrics import Pair
-from IS_Net.metrics.suite import FIGURES, Suite
+from IS_Net.metrics.suite import FAMILIES, FIGURES, Suite
 
 SIZES = ((60, 80), (97, 64), (45, 45))
 
@@ -126,7 +126,9 @@ def test_results_are_the_same_to_the_last_byte_however_they_come_about(make_spli
 def test_chosen_metrics(make_split, tmp_path, capsys):
     split = make_split()
     assert run("--gt", split, "--pred", tmp_path / "rough", "--metrics", "mae,f", "--json", tmp_path / "r.json") == 0
-    assert table(capsys.readouterr().out)[0] == ["data set", "max F (mean curve)", "max F (mean P, R)", "MAE"]
+    of = ("mean curve", "mean P, R")
+    f_figures = [f"{kind} F ({definition})" for kind in ("max", "mean", "adaptive") for definition in of]
+    assert table(capsys.readouterr().out)[0] == ["data set", *f_figures, "MAE"]
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert set(result["curves"]) == {"f", "precision", "recall"}
     assert "hce" not in result["figures"]
@@ -162,7 +164,7 @@ def test_missing_missized_and_undecodable_maps_are_all_named(make_split, tmp_pat
     out = tmp_path / "r.csv"
     assert run("--gt", one, two, "--pred", rough, perfect, "--csv", out) == 1
     told = capsys.readouterr().err
-    assert told.startswith("error: 4 files cannot be scored:") and "Traceback" not in told
+    assert told.startswith("error: 4 files or folders cannot be scored:") and "Traceback" not in told
     assert "one, rough: there is no map of a" in told
     assert f"{rough / 'one' / 'b.png'}: is 9 x 7 pixels, its ground truth 64 x 97" in told
     assert f"{rough / 'two' / 'c.png'}: cannot be read as an image" in told
@@ -180,7 +182,7 @@ def test_files_that_break_off_are_all_named(make_split, tmp_path, capsys, worker
         path.write_bytes(content[: len(content) // 2])
     assert run("--gt", split, "--pred", tmp_path / "rough", "--json", tmp_path / "r.json", workers=workers) == 1
     told = capsys.readouterr().err
-    assert "error: 3 files cannot be scored:" in told
+    assert "error: 3 files or folders cannot be scored:" in told
     assert all(str(path) in told for path in broken)
     assert not (tmp_path / "r.json").exists()
 
@@ -205,13 +207,18 @@ def test_maps_without_a_ground_truth_are_named_and_left_out(make_split, tmp_path
         (["--gt", "DIS-VD", "other", "--pred", "rough"], "found no folder DIS-VD in it"),
         (["--gt", "DIS-VD", "DIS-VD/gt", "--pred", "rough"], "two data sets share a name: DIS-VD, DIS-VD"),
         (["--gt", "DIS-VD", "--pred", "rough", "./rough"], "two methods are named 'rough'"),
-        (["--gt", "DIS-VD", "--pred", "coarse=rough", "--coarse"], "two methods are named 'coarse'"),
+        (["--gt", "DIS-VD", "--pred", "coarse=rough", "--coarse"], "'coarse' is what --coarse names"),
+        (["--gt", "DIS-VD", "--pred", "coarse=rough"], "'coarse' is what --coarse names"),
+        (["--gt", "DIS-VD", "--pred", "=rough"], "the method has no name; expected DIR or NAME=DIR"),
+        (["--gt", "mean", "--pred", "rough"], "a data set is named 'mean'"),
+        (["--gt", "DIS-VD", "--pred", "empty"], "there is no folder DIS-VD in it either"),
         (["--gt", "perfect", "--coarse"], "perfect has no coarse masks"),
     ],
 )
 def test_folders_that_do_not_fit_are_told(make_split, tmp_path, monkeypatch, capsys, arguments, message):
     make_split()
     shutil.copytree(tmp_path / "DIS-VD", tmp_path / "other")
+    shutil.copytree(tmp_path / "DIS-VD", tmp_path / "mean")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 1
@@ -238,10 +245,94 @@ def test_wrong_calls_are_told(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_problems_of_all_folders_are_told_at_once(make_split, tmp_path, capsys):
+    one, two = make_split("one", sub="one"), make_split("two", sub="two")
+    shutil.rmtree(tmp_path / "rough" / "one")
+    for path in (tmp_path / "rough" / "two").iterdir():
+        path.unlink()
+    (tmp_path / "perfect" / "one" / "a.png").unlink()
+    shutil.copy(tmp_path / "perfect" / "two" / "a.png", tmp_path / "perfect" / "two" / "a.bmp")
+    shutil.rmtree(two / "mask")
+    methods = [tmp_path / name for name in ("rough", "perfect", "lost")]
+    assert run("--gt", one, two, tmp_path / "gone", "--pred", *methods, "--coarse") == 1
+    told = capsys.readouterr().err
+    assert "error: 7 files or folders" in told
+    for problem in (
+        f"{tmp_path / 'gone'}: the folder does not exist",
+        f"{tmp_path / 'lost'}: the folder does not exist",
+        f"{tmp_path / 'rough'}: found no folder one in it",
+        f"{tmp_path / 'rough' / 'two'}: found no image",
+        "one, perfect: there is no map of a",
+        "found a.bmp and a.png",
+        "two has no coarse masks",
+    ):
+        assert problem in told
+
+
+def test_a_data_set_may_be_a_link(make_split, tmp_path, capsys):
+    (tmp_path / "DIS-VD").symlink_to(make_split("disk-7", sub="DIS-VD"))
+    for where in ("DIS-VD", "DIS-VD/gt"):
+        assert run("--gt", tmp_path / where, "--pred", tmp_path / "rough") == 0
+    (tmp_path / "rough" / "DIS-VD").rename(tmp_path / "rough" / "x")
+    assert run("--gt", tmp_path / "DIS-VD", "--pred", tmp_path / "rough") == 1
+    assert "there is no folder disk-7 or DIS-VD in it either" in capsys.readouterr().err
+
+
+# --- what cannot be written ---
+
+
+def test_outputs_that_cannot_be_written_are_told_before_scoring(make_split, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "score", None)
+    (tmp_path / "file").write_text("in the way")
+    outputs = ["--csv", tmp_path / "file" / "r.csv", "--json", tmp_path / "r.json", "--html", tmp_path / "file" / "r"]
+    assert run("--gt", make_split(), "--pred", tmp_path / "rough", *outputs) == 1
+    told = capsys.readouterr().err
+    for option, path in (outputs[:2], outputs[4:]):
+        assert f"{option} {path}: cannot be written (" in told
+    assert "--json" not in told and not list(tmp_path.glob(".*"))
+
+
+def test_one_output_that_cannot_be_written_leaves_the_others(make_split, tmp_path, monkeypatch, capsys):
+    def full(path, *rest):
+        if path.suffix == ".json":
+            raise OSError(28, "No space left on device")
+        return atomic_file(path, *rest)
+
+    monkeypatch.setattr(evaluate, "atomic_file", full)
+    outputs = ["--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json", "--html", tmp_path / "r.html"]
+    assert run("--gt", make_split(), "--pred", tmp_path / "rough", *outputs) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == (
+        f"error: --json {tmp_path / 'r.json'}: cannot be written (No space left on device)"
+    )
+    lines = table(told.out)
+    assert lines[1][0] == "DIS-VD" and lines[2:] == [[f"wrote {tmp_path / f'r.{kind}'}"] for kind in ("csv", "html")]
+    assert (tmp_path / "r.csv").is_file() and (tmp_path / "r.html").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_no_text_lose_nothing(make_split, tmp_path, capsys):
+    odd = os.fsdecode(b"caf\xe9")
+    split = make_split(odd, names=(odd, "b", "c"))
+    outputs = [option for kind in ("csv", "json", "html") for option in (f"--{kind}", tmp_path / f"{odd}.{kind}")]
+    method = f"{odd}={tmp_path / 'rough'}"
+    assert run("--gt", split, "--pred", method, tmp_path / "perfect", *outputs, workers=1) == 0
+    assert "caf\\udce9" in capsys.readouterr().out
+    for path in outputs[1::2]:
+        assert "caf\\udce9" in path.read_text(encoding="utf-8")
+
+
+def test_the_help_says_what_the_metrics_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} (" in told for name in FAMILIES)
+
+
 # --- interruptions ---
 
 
-@pytest.mark.parametrize("where", ["measuring", "writing"])
+@pytest.mark.parametrize("where", ["measuring", "rendering"])
 def test_an_interrupted_run_writes_nothing(make_split, tmp_path, monkeypatch, capsys, where):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -249,9 +340,24 @@ def test_an_interrupted_run_writes_nothing(make_split, tmp_path, monkeypatch, ca
     target = (evaluate.Scores, "add") if where == "measuring" else (evaluate, "html_page")
     monkeypatch.setattr(*target, interrupted)
     split, out = make_split(), tmp_path / "out"
-    assert run("--gt", split, "--pred", tmp_path / "rough", "--html", out / "r.html") == 130
-    assert "interrupted" in capsys.readouterr().err
+    outputs = ["--csv", out / "r.csv", "--json", out / "r.json", "--html", out / "r.html"]
+    assert run("--gt", split, "--pred", tmp_path / "rough", *outputs) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
     assert not list(out.rglob("*"))
+
+
+def test_an_interrupted_writing_tells_what_was_written(make_split, tmp_path, monkeypatch, capsys):
+    def interrupted(path, *rest):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        return atomic_file(path, *rest)
+
+    monkeypatch.setattr(evaluate, "atomic_file", interrupted)
+    split, out = make_split(), tmp_path / "out"
+    outputs = ["--csv", out / "r.csv", "--json", out / "r.json", "--html", out / "r.html"]
+    assert run("--gt", split, "--pred", tmp_path / "rough", *outputs) == 130
+    assert f"interrupted; only {out / 'r.csv'} was written" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["r.csv"]
 
 
 @pytest.mark.slow

@@ -262,6 +262,33 @@ def test_maps_keep_their_levels(tmp_path: Path, levels: np.ndarray):
     np.testing.assert_array_equal(read_map(tmp_path / "map.png"), levels)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("top", [255, 1000, 65535])
+def test_16_bit_maps_are_scaled_alike_whatever_their_peak(tmp_path: Path, ending: str, top: int):
+    path, stored = tmp_path / f"map.{ending}", np.array([[0, 1, 130, 200, top]], np.uint16)
+    Image.fromarray(stored).save(path)
+    np.testing.assert_array_equal(read_map(path), np.rint(stored / 257))
+    np.testing.assert_array_equal(read_mask(path), stored if top == 255 else np.rint(stored / 257))
+
+
+def test_float_maps_are_0_to_1_whatever_their_peak(tmp_path: Path):
+    for stored, wanted in (([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 0.5, 1.0 + 1e-6], [0, 128, 255]), ([2.0], [255])):
+        Image.fromarray(np.array([stored], np.float32)).save(tmp_path / "map.tif")
+        np.testing.assert_array_equal(read_map(tmp_path / "map.tif"), [wanted])
+
+
+@pytest.mark.parametrize("colour", [0, 128, 255])
+def test_a_plain_colour_that_is_all_transparent_is_an_empty_map(tmp_path: Path, colour: int):
+    path = tmp_path / "map.png"
+    Image.fromarray(np.dstack([np.full((7, 5, 3), colour, np.uint8), np.zeros((7, 5), np.uint8)])).save(path)
+    assert not read_map(path).any()
+    np.testing.assert_array_equal(read_mask(path), np.full((7, 5), colour))
+    Image.fromarray(np.full((7, 5, 4), 255, np.uint8)).save(path)
+    np.testing.assert_array_equal(read_map(path), np.full((7, 5), 255))
+    Image.fromarray(np.dstack([RGB, np.zeros_like(GRAY)])).save(path)  # several colours: not a mask in the alpha
+    assert read_map(path).any()
+
+
 def test_threshold_is_above_128():
     np.testing.assert_array_equal(binarise(np.uint8([0, 127, 128, 129, 255])), [False, False, False, True, True])
 

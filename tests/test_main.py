@@ -118,6 +118,27 @@ def test_valid_mode_scores_what_evaluate_finds_in_its_maps(make_dataset, weights
     assert len(table.splitlines()) == 4 and printed.endswith(table)  # a heading, two data sets, their mean
 
 
+def test_valid_mode_scores_all_data_sets_with_the_same_workers(make_dataset, weights, monkeypatch):
+    made = []
+
+    class Counted(script.Scorer):
+        def __init__(self, *settings):
+            made.append(settings)
+            super().__init__(*settings)
+
+    monkeypatch.setattr(script, "Scorer", Counted)
+    sets = [from_folder(Path(make_dataset(name)["im_dir"]).parent) for name in ("one", "two")]
+    hypar = {"mode": "valid", "restore_model": str(weights), "cache_size": 128, "workers": 0, "metrics": "mae"}
+    assert main([], sets, hypar).keys() == {"one", "two"}
+    assert len(made) == 1
+
+
+def test_a_data_set_called_mean_is_refused(make_dataset, weights, capsys):
+    folder = Path(make_dataset("mean")["im_dir"]).parent
+    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128"]) == 1
+    assert "a data set is named 'mean'" in capsys.readouterr().err
+
+
 def test_valid_mode_scores_what_it_is_asked_for(folder, weights, capsys):
     arguments = ["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128", "workers=0"]
     assert command_line([*arguments, "metrics=hce,mae"]) == 0

@@ -1,4 +1,9 @@
-"""The metrics against what pysodmetrics says (tests/golden), and what they say where it is silent."""
+"""The metrics against what pysodmetrics says (tests/golden), and what they say where it is silent.
+
+Run as a script, this prints how far they are from the reference (the real pairs too, where they are there):
+
+    python tests/test_metrics_golden.py
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ import json
 import math
 import pickle
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -13,8 +20,22 @@ import pytest
 import torch
 from golden import make_metrics
 from golden.make_metrics import REAL, THRESHOLDS, checksum, procedural, real
+from test_iou import plain_boundary_iou, plain_iou
 
-from IS_Net.metrics import HCE, MAE, EMeasure, FMeasure, GroundTruth, Metric, Pair, SMeasure, WeightedFMeasure
+from IS_Net import metrics as package
+from IS_Net.metrics import (
+    HCE,
+    MAE,
+    EMeasure,
+    FMeasure,
+    GroundTruth,
+    Metric,
+    Pair,
+    SMeasure,
+    WeightedFMeasure,
+    boundary_iou,
+    iou,
+)
 from IS_Net.metrics.fmeasure import KINDS, device_levels
 from IS_Net.metrics.mae import device_mae
 
@@ -22,6 +43,9 @@ GOLDEN = json.loads(make_metrics.FILE.read_text(encoding="utf-8"))
 PAIRS = {name: (pred, gt) for name, pred, gt in procedural()}
 # Before 4.13 OpenCV traced contours in another way, which shifts HCE by some clicks, the reference's like this one's.
 SAME_CONTOURS = tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= (4, 13)
+NEEDS_CONTOURS = pytest.mark.skipif(
+    not SAME_CONTOURS, reason=f"HCE's values are those of OpenCV 4.13 and later; this is {cv2.__version__}"
+)
 
 
 def suite() -> list[Metric]:
@@ -45,14 +69,23 @@ def measured(*pairs: tuple) -> dict[str, float | np.ndarray]:
     return figures(metrics) | {name: curve[THRESHOLDS] for name, curve in curves.items()}
 
 
-def check(found: dict[str, float | np.ndarray], golden: dict) -> None:
+def differences(found: dict[str, float | np.ndarray], golden: dict) -> dict[str, float]:
+    """Return how far each figure is from the reference's, where that has one."""
+    away = {}
     for name, value in found.items():
         if name not in golden:  # the reference has no adaptive F from mean precision and recall
             assert name == "adaptive_f_mean_pr"
         elif golden[name] is None:  # the reference divides by zero
             assert 0 <= value <= 1
-        elif name != "hce" or SAME_CONTOURS:
-            assert np.abs(value - np.array(golden[name])).max() < 1e-9, name
+        else:
+            away[name] = float(np.abs(value - np.array(golden[name])).max())
+    return away
+
+
+def check(found: dict[str, float | np.ndarray], golden: dict) -> None:
+    away = differences(found, golden)
+    del away["hce"]  # has a test of its own
+    assert max(away.values()) < 1e-9, away
 
 
 # --- parity ---
@@ -62,6 +95,23 @@ def check(found: dict[str, float | np.ndarray], golden: dict) -> None:
 def test_agrees_with_the_reference(name: str):
     assert checksum(*PAIRS[name]) == GOLDEN["procedural"][name]["checksum"], "not the pair that the values are of"
     check(measured(PAIRS[name]), GOLDEN["procedural"][name])
+
+
+@NEEDS_CONTOURS
+@pytest.mark.parametrize("name", PAIRS)
+def test_hce_agrees_with_the_reference(name: str):
+    assert HCE().measure(Pair(*PAIRS[name])) == GOLDEN["procedural"][name]["hce"]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_iou_agrees_with_its_plain_reading(name: str):
+    assert iou(*PAIRS[name]) == plain_iou(*PAIRS[name])
+    assert boundary_iou(*PAIRS[name]) == plain_boundary_iou(*PAIRS[name])
+
+
+def test_the_recipe_names_the_versions_that_the_values_come_from():
+    assert GOLDEN["versions"].keys() == set(make_metrics.PACKAGES)
+    assert all(f"{name}=={version}" in make_metrics.__doc__ for name, version in GOLDEN["versions"].items())
 
 
 def test_every_golden_pair_is_there():
@@ -82,7 +132,36 @@ def test_agrees_with_the_reference_on_real_photographs():
         names.add(name)
         assert checksum(pred, gt) == GOLDEN["real"][name]["checksum"], name
         check(measured((pred, gt)), GOLDEN["real"][name])
+        assert iou(pred, gt) == plain_iou(pred, gt)
+        assert boundary_iou(pred, gt) == plain_boundary_iou(pred, gt)
     assert names == GOLDEN["real"].keys()
+
+
+@NEEDS_CONTOURS
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the folder shared/real beside the project")
+def test_hce_agrees_with_the_reference_on_real_photographs():
+    for name, pred, gt in real():
+        assert HCE().measure(Pair(pred, gt)) == GOLDEN["real"][name]["hce"], name
+
+
+# --- what the documentation says ---
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [
+        *(thing for thing in vars(package).values() if isinstance(thing, type) and Metric in thing.__bases__),
+        iou,
+        boundary_iou,
+    ],
+    ids=lambda thing: thing.__name__,
+)
+def test_every_metric_cites_its_paper_and_tells_its_conventions(documented: type):
+    text = documented.__doc__
+    assert re.search(r"\b(19|20)\d\d\b", text)
+    assert all(f"- {topic}: " in text for topic in ("Thresholds", "Stretching"))
+    assert re.search(r"Empty maps: .*empty ground truths", text, re.DOTALL | re.IGNORECASE)
 
 
 # --- edge cases ---
@@ -143,6 +222,27 @@ def test_empty_map():
     assert found["hce"] >= 1
 
 
+def test_what_the_documentation_says_of_empty_maps():
+    found = measured((EMPTY, DISC))
+    assert [found[name] for name in ES] == pytest.approx([1 / 4] * 3, rel=1e-3)
+    assert FMeasure(KINDS).measure(Pair(EMPTY, DISC))[0, 1:256].tolist() == [0] * 255
+    half = np.zeros((60, 60), np.uint8)
+    half[:, :30] = 255  # cut behind column 14: on the left nothing varies
+    assert measured((np.zeros_like(half), half))["s_measure"] == pytest.approx(0.5 * 30 / 60 + 0.5 * 15 / 60)
+
+
+def test_weighted_f_of_an_empty_map_depends_on_the_border():
+    def weighted(gt: np.ndarray) -> float:
+        return WeightedFMeasure().measure(Pair(np.zeros_like(gt), gt))
+
+    inner, strip, lower = (np.zeros((1024, 1024), bool) for _ in range(3))
+    inner[3:-3, 3:-3] = strip[:, :3] = lower[:, 3:] = True
+    assert weighted(inner) == pytest.approx(0, abs=1e-12)
+    assert weighted(strip) == weighted(strip.T) == pytest.approx(0.432, abs=5e-4)
+    assert 0 < weighted(lower) < 0.01
+    assert weighted(np.ones((1, 1), bool)) == pytest.approx(0.988, abs=5e-4)
+
+
 @pytest.mark.parametrize("level", [1, 51, 128, 254])
 def test_constant_map(level: int):
     gt = np.zeros((60, 60), np.uint8)
@@ -182,6 +282,24 @@ def test_other_shapes_and_types_are_errors(wrong: np.ndarray):
         Pair(np.zeros((4, 5), np.uint8), wrong)
 
 
+@pytest.mark.parametrize("function", [device_levels, device_mae])
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(4, 5), torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(0, 5).byte()]
+)
+def test_other_shapes_and_types_are_errors_on_a_device(function, wrong: torch.Tensor):
+    plane = torch.zeros(4, 5, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"expected a prediction of shape \(H, W\), uint8"):
+        function(wrong, plane)
+    with pytest.raises(ValueError, match="expected a ground truth of shape"):
+        function(plane, wrong)
+    with pytest.raises(ValueError, match="the prediction is 5 x 4 pixels, its ground truth 4 x 5"):
+        function(plane, plane.T)
+    with pytest.raises(ValueError, match="on the prediction's device, cpu; found ndarray"):
+        function(plane, plane.numpy())
+    with pytest.raises(ValueError, match="on the prediction's device, meta; found cpu"):
+        function(plane.to("meta"), plane)
+
+
 def test_unknown_kind():
     with pytest.raises(ValueError, match="median"):
         FMeasure(("max", "median"))
@@ -212,6 +330,13 @@ def test_ground_truth_from_a_cache(name: str):
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_ground_truth_does_not_follow_its_array():
+    for gt in (DISC.copy(), DISC > 128):
+        truth = GroundTruth(gt)
+        gt[:] = 0
+        assert np.array_equal(truth.mask, DISC > 128)
+
+
 def test_distances_and_nearest_pixels():
     rng = np.random.default_rng(2)
     for share in (0.003, 0.05, 0.4):
@@ -236,6 +361,9 @@ def test_the_device_s_way_agrees(name: str):
     planes = [torch.from_numpy(plane) for plane in PAIRS[name]]
     assert np.array_equal(device_levels(*planes).numpy(), pair.levels)
     assert device_mae(*planes).item() == pytest.approx(MAE().measure(pair), abs=1e-12)
+    masks, pair = [plane > 128 for plane in planes], Pair(*(plane > 128 for plane in PAIRS[name]))
+    assert np.array_equal(device_levels(*masks).numpy(), pair.levels)
+    assert device_mae(*masks).item() == pytest.approx(MAE().measure(pair), abs=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -252,3 +380,30 @@ def test_cuda_agrees_and_nothing_is_fetched_from_it():
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         assert there.compute() == pytest.approx(here.compute(), abs=1e-12)
+
+
+# --- as a script ---
+
+
+def parity(pairs: Iterable[tuple], golden: dict) -> dict[str, list[float]]:
+    """Return each figure's differences from the reference, over pairs; IoU's are from the plain reading."""
+    away = defaultdict(list)
+    for name, pred, gt in pairs:
+        plain = {"iou": plain_iou(pred, gt), "boundary_iou": plain_boundary_iou(pred, gt)}
+        found = measured((pred, gt)) | {"iou": iou(pred, gt), "boundary_iou": boundary_iou(pred, gt)}
+        for figure, difference in differences(found, golden[name] | plain).items():
+            away[figure].append(difference)
+    return away
+
+
+def main() -> None:
+    """Print a table: metric, pairs, largest difference."""
+    sets = [("procedural", procedural())] + ([("real", real())] if REAL.is_dir() else [])
+    print(f"OpenCV {cv2.__version__}\n\n| set | metric | pairs | largest difference |\n|---|---|---|---|")
+    for label, pairs in sets:
+        for figure, away in parity(pairs, GOLDEN[label]).items():
+            print(f"| {label} | {figure} | {len(away)} | {max(away):.1e} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ from conftest import draw_sample
 
 from IS_Net.images import write_mask
 from IS_Net.metrics import MAE, FMeasure, GroundTruth
+from IS_Net.metrics.pair import PARTS
 from IS_Net.metrics.suite import FAMILIES, FIGURES, Suite, choose, mean_figures
 from IS_Net.scoring import GTCache, Job, Scorer, ScoringError
 
@@ -119,7 +120,7 @@ def test_nothing_depends_on_workers_or_cache(jobs: list[Job], tmp_path: Path):
     for workers in (0, 1, 2):
         cache = tmp_path / f"cache_{workers}"
         assert totals(jobs, workers=workers, cache_dir=cache) == plain  # cold
-        assert len(list(cache.iterdir())) == len(jobs)
+        assert len(list(cache.iterdir())) == 2 * len(jobs)
         assert totals(jobs, workers=workers, cache_dir=cache) == plain  # warm
     assert totals(jobs, workers=2, cache_dir="") == plain
 
@@ -188,6 +189,36 @@ def test_a_worker_that_dies_is_told(jobs: list[Job]):
             list(outcomes)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_that_nobody_expects_names_the_file(jobs: list[Job], workers: int):
+    odd = Job("odd", jobs[0].gt, None)
+    with Scorer("mae", workers) as scorer, pytest.raises(ScoringError, match=f"{jobs[0].gt}: cannot be scored \\(Attr"):
+        list(scorer.measure([odd]))
+
+
+@pytest.mark.parametrize("stdin", [False, True], ids=["file", "stdin"])
+def test_scripts_need_no_guard(jobs: list[Job], tmp_path: Path, stdin: bool):
+    code = (
+        "from pathlib import Path\nfrom IS_Net.scoring import Job, Scorer\n"
+        "print('started')\n"
+        "with Scorer('mae', 2, '') as scorer:\n"
+        f"    job = Job('a', Path({str(jobs[0].gt)!r}), {{'m': Path({str(jobs[0].gt)!r})}})\n"
+        "    print([outcome.measured for outcome in scorer.measure([job] * 3)])\n"
+        "import __main__\n"
+        "print(getattr(__main__, '__file__', '')[-9:])\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    ended = subprocess.run(
+        [sys.executable, "-" if stdin else script], input=code, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "started" and lines[1].count("'mae'") == 3
+    assert stdin or lines[2] == script.name
+    assert len(lines) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_workers_end_with_a_killed_main_process(jobs: list[Job], tmp_path: Path):
@@ -223,14 +254,14 @@ def test_the_cache_goes_by_content(tmp_path: Path):
     cache = GTCache(tmp_path / "gt")
     mask = draw_sample(3, 40, 60)[1] > 128
     first = cache.ground_truth(mask)
-    (path,) = (tmp_path / "gt").iterdir()
-    before = path.stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "gt").iterdir()}
+    assert before.keys() == set(cache.paths(mask).values()) and len(before) == 2
     again = cache.ground_truth(mask.copy())
     assert "skeleton" in vars(again) and "band" in vars(again)  # nothing is left to compute
     assert same(first, again) and same(first, GroundTruth(mask))
-    assert path.stat().st_mtime_ns == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "gt").iterdir()} == before
     others = [~mask, mask.T, mask.reshape(60, 40)]
-    assert len({cache.path(other) for other in [mask, *others]}) == 4
+    assert len({path for other in [mask, *others] for path in cache.paths(other).values()}) == 8
 
 
 @pytest.mark.parametrize("gt", [np.zeros((7, 9), bool), np.ones((7, 9), bool), np.ones((1, 1), bool)])
@@ -240,12 +271,13 @@ def test_empty_and_full_ground_truths_are_kept_too(tmp_path: Path, gt: np.ndarra
     assert same(first, again) and list(tmp_path.glob("*.npz"))
 
 
-def test_damaged_entries_are_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("part", PARTS)
+def test_damaged_entries_are_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str):
     cache = GTCache(tmp_path)
     mask = draw_sample(3, 40, 60)[1] > 128
     truth = GroundTruth(mask)
     cache.ground_truth(mask)
-    path = cache.path(mask)
+    path = cache.paths(mask)[part]
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     cases = [b"", b"no archive", whole[: len(whole) // 2], whole[:-3], whole[len(whole) // 3 :]]
@@ -263,7 +295,7 @@ def test_damaged_entries_are_computed_anew(tmp_path: Path, caplog: pytest.LogCap
     assert mended > 30  # some bytes of an archive's heads nobody looks at
     # another ground truth's file
     cache.ground_truth(mask[:, :50])
-    cache.path(mask[:, :50]).replace(path)
+    cache.paths(mask[:, :50])[part].replace(path)
     assert same(cache.ground_truth(mask), truth)
     assert not list(tmp_path.glob(".*"))
 
@@ -281,8 +313,14 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyt
 def test_only_what_needs_it_is_cached(jobs: list[Job], tmp_path: Path):
     list(Scorer("f,mae,s,e,iou,biou", 0, tmp_path / "cache").measure(jobs))
     assert not (tmp_path / "cache").exists()
-    list(Scorer("hce", 0, tmp_path / "cache").measure(jobs))
-    assert len(list((tmp_path / "cache").iterdir())) == len(jobs)
+    kept = set()
+    for metrics, part in (("hce,mae", "skeleton"), ("wf", "distance"), ("all", None)):
+        list(Scorer(metrics, 0, tmp_path / "cache").measure(jobs))
+        added = set((tmp_path / "cache").iterdir()) - kept
+        assert len(added) == (len(jobs) if part else 0) and all(path.stem.endswith(f"_{part}") for path in added)
+        kept |= added
+    known = GTCache(tmp_path, ["skeleton"]).ground_truth(draw_sample(3, 40, 60)[1] > 128)
+    assert "skeleton" in vars(known) and "squared_distance" not in vars(known)  # nor is the rest computed
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,10 @@
 
 ``pair`` holds what they share: :class:`GroundTruth` computes what depends on the ground truth alone once for many
 predictions, and :class:`Pair` is counted once for many metrics.
+
+No metric stretches a map. The published evaluation code does, from the map's minimum and maximum to 0 and 1, and that
+turns "nothing found" into something: the faintest noise of an otherwise empty map becomes a confident object. It was
+left out on purpose.
 """
 
 from IS_Net.metrics.emeasure import EMeasure

@@ -10,7 +10,7 @@ from IS_Net.metrics.pair import LEVELS, Metric, Pair
 
 
 def e_curve(levels: np.ndarray) -> np.ndarray:
-    """Return one image's E-measure at the thresholds 0..255, and at the adaptive one.
+    """Return one image's E-measure at the thresholds 0..255, and at the adaptive one, as :class:`EMeasure` tells.
 
     Args:
         levels: (2, 256) int64: pixels outside and inside of the object, by the map's level.
@@ -45,13 +45,16 @@ def _agreement(a: np.ndarray, b: float) -> np.ndarray:
 class EMeasure(Metric):
     """Enhanced-alignment measure (Fan et al., IJCAI 2018): ``max_e``, ``mean_e`` and ``adaptive_e``.
 
-    A pixel is found at threshold t where the map is >= t, t in 0..255; each image's curve is averaged over the
-    images, and maximum and mean are taken of this average (the published tables' mean E is ``mean_e``). The adaptive
-    threshold is twice the map's mean, at most 255; of an empty map it is 0, at which all of the image is found. Maps
-    are not stretched; the ground truth is binarised at > 128.
+    Each image's curve is averaged over the images, and maximum and mean are taken of this average (the published
+    tables' mean E is ``mean_e``).
 
-    An empty ground truth gives the share of pixels that are not found, a full one that of pixels that are. The
-    published code divides by one pixel less than the image has, and this does too; what would come out above 1 (a
+    - Thresholds: t in 0..255, a pixel is found where the map is >= t; and an adaptive one, twice the map's mean, at
+      most 255. The ground truth is binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 1/4 at every threshold, as whatever does not vary; the adaptive one is 0, at which all is found.
+    - Empty ground truths: the share of pixels that are not found; full ones that of pixels that are.
+
+    The published code divides by one pixel less than the image has, and this does too; what would come out above 1 (a
     perfect map's E) is 1.
     """
 

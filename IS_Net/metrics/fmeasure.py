@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from IS_Net.images import MASK_THRESHOLD
-from IS_Net.metrics.pair import LEVELS, GroundTruth, Metric, Pair, check_same_size
+from IS_Net.metrics.pair import LEVELS, GroundTruth, Metric, Pair, device_planes
 
 BETA2 = 0.3
 KINDS = ("max", "mean", "adaptive")
@@ -24,12 +24,16 @@ def device_levels(pred: Tensor, gt: Tensor) -> Tensor:
     """Count pixels outside and inside of the object by the map's level, fetching nothing from the device.
 
     Args:
-        pred: uint8, of any shape.
+        pred: (H, W) uint8 or bool.
         gt: Likewise, on the same device.
 
     Returns:
         (2, 256) float64.
+
+    Raises:
+        ValueError: If the sizes or devices differ, or a shape or dtype is another.
     """
+    pred, gt = device_planes(pred, gt)
     # One histogram of 512 bins counts the map's levels outside and inside of the object at once. torch.histc needs no
     # look at the data from the host, which torch.bincount does; doubles count any image exactly.
     found = gt > MASK_THRESHOLD
@@ -38,7 +42,7 @@ def device_levels(pred: Tensor, gt: Tensor) -> Tensor:
 
 
 def f_curves(levels: Tensor) -> Tensor:
-    """Return one image's curves, on the device of the counts and without fetching anything from it.
+    """Return one image's curves, as :class:`FMeasure` tells, on the counts' device and fetching nothing from it.
 
     Args:
         levels: (2, 256) float64: pixels outside and inside of the object, by the map's level.
@@ -60,10 +64,12 @@ def f_curves(levels: Tensor) -> Tensor:
 class FMeasure(Metric):
     """F-measure (Achanta et al., CVPR 2009; beta squared = 0.3) over the 256 thresholds of a uint8 map.
 
-    A pixel is found at threshold t where the map is >= t. Maps are not stretched; the ground truth is binarised
-    at > 128. Where nothing is found precision is 0, where the ground truth is empty recall is 0, and where both
-    precision and recall are 0 so is F: an empty ground truth gives 0 whatever the map. The adaptive threshold is
-    twice the map's mean, at most 255; of an empty map it is 0, at which all of the image is found.
+    - Thresholds: t in 0..255, a pixel is found where the map is >= t; and an adaptive one, twice the map's mean, at
+      most 255. The ground truth is binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 0 at all thresholds but 0, at which all of the image is found. The adaptive one is 0, too. Where
+      nothing is found precision is 0, and where both precision and recall are 0 so is F.
+    - Empty ground truths: 0 whatever the map, as recall is 0.
 
     Two definitions over a data set are in use, and differ by up to a point:
 
@@ -92,16 +98,15 @@ class FMeasure(Metric):
         """Add one image.
 
         Args:
-            pred: (H, W) uint8, an array or a tensor on any device. No result is fetched from the device here.
-            gt: (H, W) uint8, likewise, on the same device.
+            pred: (H, W) uint8 or bool, an array or a tensor on any device. No result is fetched from the device here.
+            gt: Likewise, on the same device.
 
         Raises:
-            ValueError: If the sizes differ.
+            ValueError: If the sizes or devices differ, or a shape or dtype is another.
         """
         if not isinstance(pred, Tensor) or pred.device.type == "cpu":
             super().update(pred, gt)
             return
-        check_same_size(pred, gt)
         self.add(f_curves(device_levels(pred, gt)))
 
     def _means(self) -> Tensor:
@@ -111,7 +116,10 @@ class FMeasure(Metric):
         return torch.as_tensor(self.mean()).cpu()
 
     def curves(self) -> dict[str, np.ndarray]:
-        """Return ``f``, ``precision`` and ``recall`` at the thresholds 0..255, means over the images, (256,) each."""
+        """Return ``f``, ``precision`` and ``recall`` at the thresholds 0..255, means over the images, (256,) each.
+
+        An image counts as precision 0 at the thresholds at which nothing is found in it.
+        """
         return dict(zip(("f", "precision", "recall"), self._means()[:, :LEVELS].numpy(), strict=True))
 
     def compute(self) -> dict[str, float]:

@@ -14,13 +14,16 @@ _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 class HCE(Metric):
     """Human correction effort (Qin et al., ECCV 2022): about how many clicks it takes to mend a mask. Lower is better.
 
-    Map and ground truth are binarised at > 128, without stretching, at the ground truth's own size. Errors that an
-    opening by ``relax`` pixels removes are forgiven, but where they break the ground truth's skeleton. Of what
-    remains, false positives and false negatives alike, each region that lies apart costs one click, and borders that
-    must be drawn cost the corners of a polygon that stays within ``epsilon`` pixels of them.
+    Errors that an opening by ``relax`` pixels removes are forgiven, but where they break the ground truth's skeleton.
+    Of what remains, false positives and false negatives alike, each region that lies apart costs one click, and
+    borders that must be drawn cost the corners of a polygon that stays within ``epsilon`` pixels of them.
 
-    A perfect map costs 0. So do an empty and a full ground truth that are met. A region that is wrong from end to
-    end costs at least 1.
+    - Thresholds: map and ground truth are binarised at > 128, at the ground truth's own size.
+    - Stretching: none.
+    - Empty maps: what it costs to add all of the object, at least 1; 0 where the ground truth is empty too.
+    - Empty ground truths: what it costs to remove all that was found, and is not forgiven.
+
+    A perfect map costs 0.
 
     The clicks depend on the order in which OpenCV lists a contour's points, and that changed with its version 4.13:
     older ones give other numbers for about a third of all images, mostly by a few clicks, here as in the published

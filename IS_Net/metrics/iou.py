@@ -22,7 +22,11 @@ def _ratio(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 def iou(pred: Mask, gt: Mask) -> float:
-    """Return the intersection over union (Jaccard index) of two masks.
+    """Return the intersection over union of two masks (Jaccard, 1912; as in PASCAL VOC, Everingham et al., IJCV 2010).
+
+    - Thresholds: map and ground truth are binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
 
     Args:
         pred: (H, W) uint8, binarised at > 128, or bool; an array, or a tensor on the CPU.
@@ -50,6 +54,10 @@ def boundary_iou(pred: Mask, gt: Mask, dilation_ratio: float = 0.02) -> float:
     A mask's boundary is what d erosions by 3 x 3 take from it, d being ``dilation_ratio`` of the image's diagonal,
     rounded, and at least 1. Outside of the image is background: a mask has a boundary along the image's border.
 
+    - Thresholds: map and ground truth are binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
+
     Args:
         pred: (H, W) uint8, binarised at > 128, or bool; an array, or a tensor on the CPU.
         gt: Likewise, of the same size.
@@ -65,7 +73,12 @@ def boundary_iou(pred: Mask, gt: Mask, dilation_ratio: float = 0.02) -> float:
 
 
 class IoU(Metric):
-    """Mean :func:`iou` over the images."""
+    """Mean :func:`iou` over the images (Jaccard, 1912; as in PASCAL VOC, Everingham et al., IJCV 2010).
+
+    - Thresholds: map and ground truth are binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
+    """
 
     def measure(self, pair: Pair) -> float:
         """Return :func:`iou` of one image."""
@@ -77,7 +90,11 @@ class IoU(Metric):
 
 
 class BoundaryIoU(Metric):
-    """Mean :func:`boundary_iou` over the images.
+    """Mean :func:`boundary_iou` over the images (Cheng et al., Boundary IoU, CVPR 2021).
+
+    - Thresholds: map and ground truth are binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
 
     Args:
         dilation_ratio: The boundary's width as a share of the diagonal.

@@ -7,11 +7,23 @@ import torch
 from torch import Tensor
 
 from IS_Net.images import MASK_THRESHOLD
-from IS_Net.metrics.pair import LEVELS, GroundTruth, Metric, Pair, check_same_size
+from IS_Net.metrics.pair import LEVELS, GroundTruth, Metric, Pair, device_planes
 
 
 def device_mae(pred: Tensor, gt: Tensor) -> Tensor:
-    """Return the mean absolute error of a map (uint8, any shape), float64 of shape (), and fetch nothing."""
+    """Return the mean absolute error of a map, as :class:`MAE` tells, fetching nothing from the device.
+
+    Args:
+        pred: (H, W) uint8 or bool.
+        gt: Likewise, on the same device.
+
+    Returns:
+        float64 of shape ().
+
+    Raises:
+        ValueError: If the sizes or devices differ, or a shape or dtype is another.
+    """
+    pred, gt = device_planes(pred, gt)
     difference = torch.where(gt > MASK_THRESHOLD, 255 - pred, pred)
     return difference.sum(dtype=torch.int64).double() / (255 * difference.numel())
 
@@ -19,9 +31,12 @@ def device_mae(pred: Tensor, gt: Tensor) -> Tensor:
 class MAE(Metric):
     """Mean absolute error of a map, as saliency detection and DIS use it (Perazzi et al., CVPR 2012).
 
-    Maps are read as they would be saved, in steps of 1/255, without any threshold or stretching; the ground truth is
-    binarised at > 128. The result is the mean over the images of each image's mean over its pixels. An empty or a
-    full ground truth, and an empty or constant map, are nothing special.
+    The result is the mean over the images of each image's mean over its pixels.
+
+    - Thresholds: none, maps are read as they would be saved, in steps of 1/255; the ground truth is binarised at > 128.
+    - Stretching: none.
+    - Empty maps: the object's share of the image.
+    - Empty ground truths: the map's mean.
     """
 
     def measure(self, pair: Pair) -> float:
@@ -34,16 +49,15 @@ class MAE(Metric):
         """Add one image.
 
         Args:
-            pred: (H, W) uint8, an array or a tensor on any device. No result is fetched from the device here.
-            gt: (H, W) uint8, likewise, on the same device.
+            pred: (H, W) uint8 or bool, an array or a tensor on any device. No result is fetched from the device here.
+            gt: Likewise, on the same device.
 
         Raises:
-            ValueError: If the sizes differ.
+            ValueError: If the sizes or devices differ, or a shape or dtype is another.
         """
         if not isinstance(pred, Tensor) or pred.device.type == "cpu":
             super().update(pred, gt)
             return
-        check_same_size(pred, gt)
         self.add(device_mae(pred, gt))
 
     def compute(self) -> dict[str, float]:

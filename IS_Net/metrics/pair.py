@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from IS_Net.images import binarise
@@ -21,11 +22,36 @@ REACH = 3
 _FAR = 2**16 - 1  # squared distances end here: 256 pixels off, weighted F has forgotten the distance
 
 
+PARTS = {"skeleton": ("skeleton",), "distance": ("squared_distance", "band", "nearest")}
+"""What is slow to compute of a ground truth, by name, and the arrays of :meth:`GroundTruth.arrays` that hold it."""
+
+
+def _check(plane: np.ndarray | Tensor, what: str) -> None:
+    shape, dtype = tuple(plane.shape), str(plane.dtype).removeprefix("torch.")
+    if len(shape) != 2 or 0 in shape or dtype not in ("uint8", "bool"):
+        raise ValueError(f"expected a {what} of shape (H, W), uint8 0..255 or bool; found {shape} {dtype}")
+
+
 def _gray(plane: np.ndarray | Tensor, what: str) -> np.ndarray:
     plane = np.asarray(plane)
-    if plane.ndim != 2 or plane.size == 0 or plane.dtype not in (np.uint8, np.bool_):
-        raise ValueError(f"expected a {what} of shape (H, W), uint8 0..255 or bool; found {plane.shape} {plane.dtype}")
+    _check(plane, what)
     return plane
+
+
+def device_planes(pred: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a map and its ground truth as uint8, checked as :class:`Pair` does; nothing is fetched from their device.
+
+    Raises:
+        ValueError: If the sizes or devices differ, or a shape or dtype is another.
+    """
+    if not isinstance(gt, Tensor) or gt.device != pred.device:
+        found = gt.device if isinstance(gt, Tensor) else type(gt).__name__
+        raise ValueError(f"expected a ground truth on the prediction's device, {pred.device}; found {found}")
+    _check(pred, "prediction")
+    _check(gt, "ground truth")
+    check_same_size(pred, gt)
+    pred, gt = (plane.to(torch.uint8) * 255 if plane.dtype == torch.bool else plane for plane in (pred, gt))
+    return pred, gt
 
 
 def check_same_size(pred: np.ndarray | Tensor, gt: np.ndarray | Tensor) -> None:
@@ -55,7 +81,7 @@ class GroundTruth:
 
     Args:
         gt: (H, W) uint8, the object above 128, or bool; an array, or a tensor on the CPU.
-        known: What :meth:`arrays` returned for the same ground truth.
+        known: What :meth:`arrays` returned for the same ground truth, all or part of it.
 
     Raises:
         ValueError: If the shape or dtype is another.
@@ -63,20 +89,27 @@ class GroundTruth:
 
     def __init__(self, gt: np.ndarray | Tensor, known: Mapping[str, np.ndarray] | None = None) -> None:
         gt = _gray(gt, "ground truth")
-        self.mask = gt if gt.dtype == bool else binarise(gt)
-        if known:
+        self.mask = gt.copy() if gt.dtype == bool else binarise(gt)  # the caller may draw on his own
+        known = known or {}
+        if "skeleton" in known:
             self.skeleton = np.unpackbits(known["skeleton"], count=gt.size).reshape(gt.shape).astype(bool)
+        if "squared_distance" in known:
             self.squared_distance = known["squared_distance"]
             self.band = Band(known["band"], known["nearest"])
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return what is slow to compute, computed, as arrays to store (``numpy.savez_compressed``, say)."""
-        return {
-            "skeleton": np.packbits(self.skeleton),
-            "squared_distance": self.squared_distance,
-            "band": self.band.pixels,
-            "nearest": self.band.nearest,
+    def arrays(self, parts: Iterable[str] = tuple(PARTS)) -> dict[str, np.ndarray]:
+        """Return what is slow to compute, computed, as arrays to store (``numpy.savez_compressed``, say).
+
+        Args:
+            parts: Which of ``PARTS``; the others are not computed.
+        """
+        make = {
+            "skeleton": lambda: np.packbits(self.skeleton),
+            "squared_distance": lambda: self.squared_distance,
+            "band": lambda: self.band.pixels,
+            "nearest": lambda: self.band.nearest,
         }
+        return {name: make[name]() for part in parts for name in PARTS[part]}
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -18,10 +18,15 @@ class SMeasure(Metric):
     compares the map's mean and deviation inside of the object and outside; the region score is a structural
     similarity of each quarter of the image, cut at the object's centre of mass and weighted by its area.
 
-    There are no thresholds and no stretching; the ground truth is binarised at > 128. An empty ground truth gives 1
-    less the map's mean, a full one gives the mean. All sums are of whole numbers and exact: a quarter in which the
-    map is constant has no deviation at all, where floating sums may leave one of 1e-17 and turn the quarter's score
-    from 1 to 0. A quarter without pixels (all of the object in the last row or column) counts nothing.
+    - Thresholds: none, maps are taken as they are; the ground truth is binarised at > 128.
+    - Stretching: none.
+    - Empty maps: the background's share of the image times ``alpha``, and that of the quarters in which the ground
+      truth does not vary times ``1 - alpha``.
+    - Empty ground truths: 1 less the map's mean; full ones give the mean.
+
+    All sums are of whole numbers and exact: a quarter in which the map is constant has no deviation at all, where
+    floating sums may leave one of 1e-17 and turn the quarter's score from 1 to 0. A quarter without pixels (all of
+    the object in the last row or column) counts nothing.
 
     Args:
         alpha: The object score's share.

@@ -41,8 +41,8 @@ class Family(NamedTuple):
 
     make: Callable[[], Metric]
     figures: Mapping[str, Figure]
-    slow_gt: bool = False
-    """Whether it looks at what :meth:`IS_Net.metrics.GroundTruth.arrays` holds."""
+    slow_gt: frozenset[str] = frozenset()
+    """The parts that it looks at of what :meth:`IS_Net.metrics.GroundTruth.arrays` gives."""
 
 
 def _f(kind: str, definition: str) -> Figure:
@@ -72,7 +72,7 @@ FAMILIES: dict[str, Family] = {
     "wf": Family(
         WeightedFMeasure,
         {"weighted_f": Figure("wF", "weighted F-measure, without thresholds")},
-        slow_gt=True,
+        slow_gt=frozenset({"distance"}),
     ),
     "mae": Family(MAE, {"mae": Figure("MAE", "mean absolute error", higher_is_better=False)}),
     "s": Family(SMeasure, {"s_measure": Figure("Sm", "S-measure, structure by object and by region")}),
@@ -87,7 +87,7 @@ FAMILIES: dict[str, Family] = {
     "hce": Family(
         HCE,
         {"hce": Figure("HCE", "human correction effort, in clicks", higher_is_better=False, digits=1)},
-        slow_gt=True,
+        slow_gt=frozenset({"skeleton"}),
     ),
     "iou": Family(IoU, {"iou": Figure("mIoU", "intersection over union at > 128", of_one="IoU")}),
     "biou": Family(
@@ -141,9 +141,9 @@ class Suite(Metric):
         self.metrics = {name: FAMILIES[name].make() for name in chosen}
 
     @property
-    def slow_gt(self) -> bool:
-        """Whether any of them looks at what :meth:`IS_Net.metrics.GroundTruth.arrays` holds."""
-        return any(FAMILIES[name].slow_gt for name in self.metrics)
+    def slow_gt(self) -> frozenset[str]:
+        """The parts that any of them looks at of what :meth:`IS_Net.metrics.GroundTruth.arrays` gives."""
+        return frozenset().union(*(FAMILIES[name].slow_gt for name in self.metrics))
 
     def measure(self, pair: Pair) -> dict[str, Any]:
         """Return each metric's measure of one image, by the metric's name."""

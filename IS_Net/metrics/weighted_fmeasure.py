@@ -18,11 +18,15 @@ _WEIGHTS[0] = 0
 class WeightedFMeasure(Metric):
     """Weighted F-measure (Margolin et al., CVPR 2014; beta = 1).
 
-    Takes the map as it is, without thresholds: a missed part of the object is forgiven in part where what surrounds
-    it was found (a Gaussian of 7 x 7, sigma 5), a false alarm weighs the more the farther it is from the object.
-    There is no stretching; the ground truth is binarised at > 128. An empty ground truth gives 0 whatever the map. An
-    empty map gives 0 where the object keeps off the image's border, and up to some hundredths where it does not:
-    outside of the image there is no error, and by the definition that is forgiving.
+    A missed part of the object is forgiven in part where what surrounds it was found (a Gaussian of 7 x 7, sigma 5),
+    a false alarm weighs the more the farther it is from the object.
+
+    - Thresholds: none, maps are taken as they are; the ground truth is binarised at > 128.
+    - Stretching: none.
+    - Empty maps: 0 where the object keeps off the image's border. Outside of the image there is no error, and by the
+      definition that is forgiving: an object that lies along the border gets more the thinner it is, 0.432 for 3
+      columns at the border of 1024 x 1024, and 0.988 where a single pixel is all of the image.
+    - Empty ground truths: 0 whatever the map.
 
     Around the object each pixel of the background takes over the error of the object's pixel nearest to it. Where
     several are at the same distance, that of the lowest column is taken, and in it that of the lowest row:

@@ -3,8 +3,11 @@
 It pins older versions than the project runs with, so it gets an environment of its own:
 
     python -m venv /tmp/sod
-    /tmp/sod/bin/pip install pysodmetrics==1.6.2
+    /tmp/sod/bin/pip install pysodmetrics==1.6.2 numpy==2.3.4 opencv-python-headless==4.14.0.94 scipy==1.17.1 \\
+        scikit-image==0.25.2
     /tmp/sod/bin/python tests/golden/make_metrics.py
+
+These versions stand in the file, too: HCE depends on OpenCV's (4.13 on), and the skeletons and distances on the others.
 
 The pairs are drawn with whole numbers and numpy alone, and come out the same in both environments; their checksums
 stand beside the values. The real pairs are not part of the project: the folder ``shared/real`` beside it holds them,
@@ -22,12 +25,14 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 FILE = Path(__file__).with_name("metrics.json")
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+PACKAGES = ("pysodmetrics", "numpy", "opencv-python-headless", "scipy", "scikit-image")
 THRESHOLDS = [0, 1, 32, 64, 96, 127, 128, 129, 160, 192, 224, 254, 255]
 """Where the curves are compared (besides their maximum and mean)."""
 
@@ -201,6 +206,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     golden = json.loads(FILE.read_text()) if FILE.exists() else {"real": {}}
     pairs = list(procedural())
+    golden["versions"] = {name: version(name) for name in PACKAGES}
     golden["procedural"] = {
         name: {"checksum": checksum(pred, gt), **reference([(pred, gt)])} for name, pred, gt in pairs
     }
@@ -211,7 +217,7 @@ def main() -> None:
         }
     lines = [
         f' "{part}": {{\n' + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in golden[part].items()) + "\n }"
-        for part in ("procedural", "all procedural", "real")
+        for part in ("versions", "procedural", "all procedural", "real")
     ]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"{FILE}: {len(golden['procedural'])} procedural and {len(golden['real'])} real pairs")
