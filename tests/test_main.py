@@ -18,12 +18,13 @@ import pytest
 from IS_Net import datalist, evaluate
 from IS_Net import train_valid_inference_main as script
 from IS_Net.checkpoint import load_isnet, load_state, read_weights, save_weights
+from IS_Net.data_loader import DatasetError, find_samples
 from IS_Net.datalist import from_folder
 from IS_Net.engine import Progress, SegmentationTask, Training
 from IS_Net.images import read_mask
 from IS_Net.metrics.suite import FIGURES
 from IS_Net.predictor import DISPredictor
-from IS_Net.train_valid_inference_main import command_line, main
+from IS_Net.train_valid_inference_main import _datasets, command_line, main
 
 SHORT = [
     *("cache_size=128", "batch_size_train=2", "batch_size_valid=2", "workers=0"),
@@ -354,3 +355,13 @@ def test_a_training_on_made_up_samples_needs_no_masks(make_dataset, weights, isn
     rates = [group["lr"] for group in load_state(run / "last.pt")["optimizer"]["param_groups"]]
     assert rates == pytest.approx([2e-5, 2e-4])  # of the second of two iterations: half of 4e-5, and ten times that
     assert not {path.name for path in (tmp_path / "cache").iterdir()} - {"train", "streets"}
+
+
+def test_coarse_masks_of_another_folder_are_a_data_set_of_their_own(make_dataset):
+    folder = Path(make_dataset("photos")["im_dir"]).parent
+    (folder / "mask").rename(folder / "grabcut")
+    (entry,) = _datasets(f"{folder}:grabcut", cache=False)
+    assert (entry["name"], Path(entry["mid_dir"])) == (f"{folder.name}-grabcut", folder / "grabcut")
+    assert len(find_samples(entry, need_mask=True, need_gt=True)) > 0
+    with pytest.raises(DatasetError, match="neither a data set"):
+        _datasets(f"{folder}:gone", cache=False)
