@@ -41,6 +41,27 @@ def skeleton(in_ch: int) -> tuple[ISNetDIS, list[str]]:
     return model.to("meta"), order
 
 
+def unfold(weight: Tensor) -> Tensor:
+    """Return the gain of each channel that was folded into a convolution's weights.
+
+    Folded weights differ in size by a factor of hundreds between layers and channels, and an optimiser like Adam,
+    whose steps have one size for all, would wreck the small ones before it moved the large ones. Divided by these
+    gains they have the size that training starts from, sqrt(2 / inputs) (He et al., "Delving Deep into Rectifiers",
+    ICCV 2015).
+
+    Args:
+        weight: (out, in, kh, kw), float.
+
+    Returns:
+        (out,), larger than 0; of channels that do next to nothing, a tenth of the layer's median.
+    """
+    size = weight.flatten(1).square().mean(1).sqrt()
+    if not size.any():
+        return torch.ones_like(size)
+    least = 0.1 * (size.median() if size.median() > 0 else size.max())
+    return size.clamp_min(least) / (2 / weight[0].numel()) ** 0.5
+
+
 class _Graph:
     """An ONNX graph: its convolutions, the batch normalisation behind each, and the constants they take."""
 
@@ -82,8 +103,9 @@ class _Graph:
 def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights of an IS-Net exported to ONNX, in half or full precision.
 
-    A batch normalisation that the exporter folded into its convolution becomes an identity behind it. An export
-    without the coarser side outputs gets zeros for these, which is said aloud.
+    A batch normalisation that the exporter folded into its convolution becomes one of mean 0 and variance 1 behind it,
+    with the channels' gains (see :func:`unfold`). An export without the coarser side outputs gets zeros for these,
+    which is said aloud.
 
     Args:
         path: The ``.onnx`` file.
@@ -146,8 +168,11 @@ def _convolution(graph: _Graph, node: Any, name: str, model: nn.Module) -> dict[
             raise OnnxError(f"is another network: it normalises the output of {name}")
         return weights
     channels, eps = weight.shape[0], model.get_submodule(f"{stem}.bn_s1").eps
-    values = [torch.ones(channels), torch.zeros(channels), torch.zeros(channels), torch.full((channels,), 1 - eps)]
-    if norm is not None:
+    if norm is None:
+        gain = unfold(weight)
+        weights = {f"{name}.weight": weight / gain.view(-1, 1, 1, 1), f"{name}.bias": bias / gain}
+        values = [gain, torch.zeros(channels), torch.zeros(channels), torch.full((channels,), 1 - eps)]
+    else:
         values = [graph.constant(value) for value in norm.input[1:5]]
         values[3] += next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5) - eps
     for key, value in zip(("weight", "bias", "running_mean", "running_var"), values, strict=True):

@@ -158,11 +158,32 @@ def test_batchnorms_come_back_as_they_were(tmp_path: Path, thin: Thin):
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_folded_batchnorms_become_identities(tmp_path: Path, thin: Thin):
+def test_folded_batchnorms_leave_a_gain(tmp_path: Path, thin: Thin):
     model, _ = load_isnet(write_onnx(tmp_path / "isnet.onnx", thin))
     norm, x = model.stage3d.rebnconv2d.bn_s1.eval(), torch.randn(1, 3, 4, 4)
-    torch.testing.assert_close(norm(x), x, rtol=1e-6, atol=0)
-    assert torch.equal(norm.weight, torch.ones(3)) and not norm.running_mean.any() and not norm.bias.any()
+    torch.testing.assert_close(norm(x), x * norm.weight.view(-1, 1, 1), rtol=1e-6, atol=1e-7)
+    assert not norm.running_mean.any() and not norm.bias.any()
+
+
+def test_unfolded_weights_are_as_large_as_where_training_starts(tmp_path: Path, thin: Thin):
+    for module in thin.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 1e-2, 1e2)  # folded, channels differ by up to a hundredfold
+    model, _ = load_isnet(write_onnx(tmp_path / "isnet.onnx", thin))
+    for name, module in model.named_modules():
+        if name.endswith("conv_s1"):
+            size = module.weight.square().mean((1, 2, 3)).sqrt() / (2 / module.weight[0].numel()) ** 0.5
+            assert size.max() < 1 + 1e-5 and size.median() > 1 - 1e-5, name
+    assert_computes_the_same(model, thin, 1e-4)
+
+
+def test_a_layer_of_zeros_has_no_gain():
+    gain = onnx_weights.unfold(torch.zeros(3, 2, 3, 3))
+    assert torch.equal(gain, torch.ones(3))
+    mostly = torch.zeros(4, 2, 3, 3)
+    mostly[0] = 0.5
+    gain = onnx_weights.unfold(mostly)
+    assert (gain > 0).all() and gain.isfinite().all()
 
 
 def test_another_epsilon(tmp_path: Path, thin: Thin):
