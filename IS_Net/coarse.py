@@ -171,11 +171,11 @@ def exact(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.nda
 Source = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 SOURCES: dict[Source, float] = {
-    prompted: 0.6,
-    grabcut: 0.17,
+    prompted: 0.52,
+    grabcut: 0.23,
     broken: 0.1,
     exact: 0.06,
-    filled: 0.04,
+    filled: 0.06,
     scribbled: 0.03,
 }
 """What a training mask comes from, and how often."""

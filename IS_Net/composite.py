@@ -1,9 +1,9 @@
 """Composites: objects cut out of their photographs and put into others, to train on what few photographs show.
 
 A network that was trained on one salient object a photograph erases what is not salient, although the coarse mask
-shows it. So the scenes made here hold several objects of which some are named, heaps of many small ones, and ones
-that hardly differ from their surroundings. All functions work on (C, H, W) uint8 planes of one size, as the cache
-holds them.
+shows it, and adds what is salient beside it. So the scenes made here hold several objects of which some are named, ones
+alike that touch, heaps of many small ones, and ones that hardly differ from their surroundings. All functions work on
+(C, H, W) uint8 planes of one size, as the cache holds them.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ class _Look(NamedTuple):
 
 
 def _look(background: np.ndarray, rng: np.random.Generator) -> _Look:
-    texture = background if rng.random() < 0.15 else None
-    hidden = rng.random() < 0.2
+    texture = background if rng.random() < 0.1 else None
+    hidden = rng.random() < 0.12
     return _Look(
         tint=rng.uniform(0, 1) * (not hidden),
         harmony=rng.uniform(0.6, 1) if hidden else rng.uniform(0, 0.5),
@@ -224,9 +224,9 @@ def _choose(number: int, rng: np.random.Generator) -> np.ndarray:
     """Decide which of some objects are named: all of them, one, or any."""
     chosen = np.zeros(number, bool)
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.25:
         chosen[:] = True
-    elif kind < 0.7:
+    elif kind < 0.65:
         chosen[rng.integers(number)] = True
     else:
         chosen = rng.random(number) < rng.uniform(0.2, 0.8)
@@ -247,6 +247,29 @@ def _few(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarra
         placed = _transform(cut, side, rng, turn=rng.choice([0, 30]))
         centre = width * rng.uniform(0.15, 0.85), height * rng.uniform(0.15, 0.85)
         scene.put(placed, centre, chosen, _look(background, rng), rng)
+
+
+def _touching(
+    scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Two or three of one kind in a row, alike, that touch or hide each other a little; one of them is named."""
+    height, width = scene.target.shape
+    cut = draw()
+    if cut is None:
+        return
+    number = int(rng.choice([2, 3], p=[0.7, 0.3]))
+    named = rng.integers(number)
+    side = max(height, width) * rng.uniform(0.2, 0.7)
+    look, turn = _look(background, rng), rng.choice([0, 15])
+    angle = rng.choice([0, np.pi]) + rng.normal(0, 0.4)
+    x, y = width * rng.uniform(0.3, 0.7), height * rng.uniform(0.3, 0.7)
+    x, y = x - np.cos(angle) * side * 0.4 * (number - 1), y - np.sin(angle) * side * 0.4 * (number - 1)
+    for index in range(number):
+        placed = _transform(cut, side * np.exp(rng.normal(0, 0.08)), rng, turn)
+        scene.put(placed, (x, y), index == named, look._replace(tint=look.tint * 0.2), rng)
+        reach = 1 / max(abs(np.cos(angle)) / placed.alpha.shape[1], abs(np.sin(angle)) / placed.alpha.shape[0])
+        step = reach * rng.uniform(0.55, 0.98)
+        x, y = x + np.cos(angle) * step, y + np.sin(angle) * step
 
 
 def _many(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator) -> None:
@@ -312,12 +335,14 @@ def _backdrop(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     pixels = cv2.resize(np.ascontiguousarray(pixels[top : top + h, left : left + w]), (width, height))
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1].copy()
-    if rng.random() < 0.35:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.8, 6))
+    focus = rng.random()
+    if focus < 0.45:
+        far = max(height, width) / 32  # so far out of focus that what stands before it is all there is to see
+        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.8, 6) if focus < 0.3 else far)
     return pixels
 
 
-SCENES = {_few: 0.55, _many: 0.3, _thin: 0.15}
+SCENES = {_few: 0.56, _touching: 0.16, _many: 0.18, _thin: 0.1}
 """What a composite shows, and how often."""
 
 

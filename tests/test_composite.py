@@ -234,6 +234,24 @@ def test_the_target_is_where_the_image_shows_the_objects(monkeypatch, build):
     assert seen > 10
 
 
+def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
+    monkeypatch.setattr(module, "SCENES", {module._touching: 1.0})
+    monkeypatch.setattr(module, "_look", lambda *_: LOOK)
+    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    gt = cv2.circle(np.zeros((128, 160), np.uint8), (80, 60), 40, 255, -1)
+    near = shown = 0
+    for seed in range(20):
+        planes = np.concatenate((plain(RED, 128, 160), gt[None]))
+        image, target = composite(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
+        discs = image[0] > 100
+        named = target > 128
+        assert discs[named].all()
+        others = discs & ~cv2.dilate(named.astype(np.uint8), np.ones((3, 3))).astype(bool)
+        shown += 0.5 * named.sum() < others.sum() < 2.6 * named.sum()
+        near += (cv2.dilate(named.astype(np.uint8), np.ones((25, 25))) * others).any()
+    assert shown > 12 and near > 15
+
+
 def test_targets_stand_out_from_what_is_around_them():
     """Of scenes as they are, with all that hides where things were pasted."""
     gt = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 40, 255, -1)
