@@ -39,9 +39,10 @@ def read_validations(run: Path) -> dict[str, np.ndarray]:
 def draw(runs: Sequence[Path], out: Path, smooth: int) -> None:
     """Write the figure; the loss is a running mean over ``smooth`` notes of it."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    start, colours = 0, {}
+    start, colours, highest = 0, {}, 0.0
     for run in runs:
         iterations, losses = read_loss(run)
+        highest = max(highest, float(np.percentile(losses, 97)))  # single samples would squeeze the rest
         width = min(smooth, len(losses))
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
         left.plot(start + iterations, losses, color="0.85", linewidth=0.6)
@@ -54,7 +55,7 @@ def draw(runs: Sequence[Path], out: Path, smooth: int) -> None:
             colours.setdefault(name, line[0].get_color())
         start += int(iterations[-1])
     left.set(xlabel="iteration", ylabel="training loss")
-    left.set_ylim(0, np.percentile(np.concatenate([read_loss(run)[1] for run in runs]), 97))
+    left.set_ylim(0, highest)
     right.set(xlabel="iteration", ylabel="max F (mean precision and recall)")
     for axis in (left, right):
         axis.grid(alpha=0.3)
