@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from IS_Net.images import atomic_file
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.onnx_weights import OnnxError, read_onnx
-from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL
+from IS_Net.widen import widen_input
 
 logger = logging.getLogger(__name__)
 
@@ -208,28 +208,11 @@ def input_channels(weights: Weights, where: str | Path) -> int:
     return stem.shape[1]
 
 
-def widen_input(weights: Weights, in_ch: int, highlight: float = 0.0) -> Weights:
-    """Give IS-Net weights more input channels.
-
-    Args:
-        weights: A state dict of ISNetDIS.
-        in_ch: The channels wanted, at least as many as there are.
-        highlight: 0 gives the new channels zeros: the network computes what it did before. Otherwise a new mask
-            channel acts as if the image were that much brighter inside the mask (1 is from black to white), which
-            draws a saliency network's attention there, and is quicker to learn from than nothing.
-    """
-    stem = weights["conv_in.weight"]
-    widened = torch.cat((stem, stem.new_zeros(stem.shape[0], in_ch - stem.shape[1], *stem.shape[2:])), dim=1)
-    if stem.shape[1] <= MASK_CHANNEL < in_ch:
-        widened[:, MASK_CHANNEL] = highlight * stem[:, :IMAGE_CHANNELS].sum(1)
-    return {**weights, "conv_in.weight": widened}
-
-
-def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, highlight: float = 0.0) -> dict[str, Any]:
+def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_path: float = 0.0) -> dict[str, Any]:
     """Load a checkpoint into a network, strictly: all names and shapes must agree.
 
     One difference is bridged, and said aloud: an ISNetDIS takes weights with fewer input channels, the further
-    ones getting what :func:`widen_input` gives them.
+    ones getting what :func:`IS_Net.widen.widen_input` gives them.
 
     Returns:
         The facts saved beside the weights.
@@ -238,19 +221,19 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, highlight: 
         CheckpointError: If the file cannot be read, or its names or shapes are not the network's.
     """
     weights, facts = read_weights(path)
-    assign_weights(model, weights, path, highlight)
+    assign_weights(model, weights, path, mask_path)
     return facts
 
 
 def assign_weights(
-    model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path, highlight: float = 0.0
+    model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path, mask_path: float = 0.0
 ) -> None:
     """Put weights that were read from ``path`` into a network, as :func:`load_weights` does."""
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
         if found < model.in_ch:
-            weights = widen_input(weights, model.in_ch, highlight)
-            how = f"the mask as a highlight of {highlight:g}" if highlight else "zero weights"
+            weights = widen_input(weights, model.in_ch, mask_path)
+            how = f"the mask carried to the side outputs (logit {mask_path:g})" if mask_path else "zero weights"
             logger.warning("%s has %d input channels; widened to %d with %s", path, found, model.in_ch, how)
         elif found > model.in_ch:
             raise CheckpointError(

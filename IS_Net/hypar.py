@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "model": 4,  # an ISNetDIS, or its input channels: 3 image, 4 image + mask, 5 image + mask + box
     "model_digit": "auto",  # full: fp32 | half: 16-bit autocast | auto: half where the device is faster at it
     "device": "auto",  # auto | cpu | cuda | cuda:N | mps
-    "mask_highlight": 0.0,  # how a network widened from 3 channels sees the mask at first: the image this much brighter
+    "mask_path": 0.0,  # weights widened from 3 channels: carry the mask to the side outputs with this logit; 0: zeros
     # sizes, (height, width)
     "cache_size": [1024, 1024],  # what is stored
     "input_size": [],  # what the network sees; [] is cache_size
@@ -63,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "bce_weight": 20.0,
     "iou_weight": 0.5,
+    "edge_weight": 0.0,  # phase 2: the BCE minds edges and thin parts more; F3Net's factor is 5
     "feature_weight": 1.0,
     "orthogonal_weight": 1e-8,
     # phase 1

@@ -149,7 +149,7 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
         # phase 2, where it has not begun, still starts from the weights that the run was given at first
         settings["restore_model"] = state["settings"]["restore_model"]
     if settings["restore_model"] and not (state and state["phase"] == SegmentationTask.name):
-        load_weights(session.model, settings["restore_model"], settings["mask_highlight"])
+        load_weights(session.model, settings["restore_model"], settings["mask_path"])
     run = session.run(train, valid)
     try:
         teacher = None

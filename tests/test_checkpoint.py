@@ -25,9 +25,9 @@ from IS_Net.checkpoint import (
     read_weights,
     save_state,
     save_weights,
-    widen_input,
 )
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.widen import widen_input
 
 State = dict[str, Tensor]
 
@@ -344,14 +344,3 @@ def test_interrupted_training_state_keeps_the_former_file(tmp_path: Path, monkey
         save_state(path, {"iteration": 2})
     assert load_state(path)["iteration"] == 1
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_widened_network_can_see_the_mask_as_a_highlight_of_the_image():
-    model = ISNetDIS(3).eval()
-    wide = ISNetDIS(4).eval()
-    wide.load_state_dict(widen_input(model.state_dict(), 4, highlight=0.5))
-    image, mask = torch.rand(1, 3, 64, 64) - 0.5, (torch.rand(1, 1, 64, 64) > 0.5).float()
-    with torch.no_grad():
-        brighter, seen = model(image + 0.5 * mask)[0][0], wide(torch.cat((image, mask), dim=1))[0][0]
-    assert torch.allclose(brighter, seen, atol=1e-3)
-    assert not torch.allclose(model(image)[0][0], seen, atol=1e-3)

@@ -27,7 +27,7 @@ ROOT = IS_NET_DIR.parent
 
 # the layers of the design: each may import what stands above it
 LEAVES = "hypar datalist images preprocess augment coarse composite losses metrics models checkpoint device distributed"
-LEAVES += " onnx_weights"
+LEAVES += " onnx_weights widen"
 MIDDLE = "data_loader predictor engine scoring report"
 FOR_SAM = "images preprocess device"
 

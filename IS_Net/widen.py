@@ -1,0 +1,144 @@
+"""Give IS-Net weights further input channels: of zeros, or with the mask carried through the network.
+
+Weights of a plain IS-Net know nothing of a mask. With zeros in the new channel they learn of it from the first
+convolution on, slowly, through layers that were made for colours. So here one channel of each stage, the one that
+does least, can be given up to carry the mask unchanged: from the input through all stages to all side outputs. What
+IS-Net finds and what the mask shows are then added up from the start, and each convolution of each scale sees the
+mask beside its own maps and may learn from it at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL
+
+Weights = dict[str, Tensor]
+
+_EPS = 1e-5  # of all BatchNorms
+
+
+def widen_input(weights: Weights, in_ch: int, mask_path: float = 0.0) -> Weights:
+    """Give IS-Net weights more input channels.
+
+    Args:
+        weights: A state dict of ISNetDIS.
+        in_ch: The channels wanted, at least as many as there are.
+        mask_path: 0 gives the new channels zeros: the network computes what it did before. Otherwise, where the mask
+            is a new channel, it is carried to the side outputs (:func:`carry_mask`), with this logit.
+    """
+    stem = weights["conv_in.weight"]
+    widened = torch.cat((stem, stem.new_zeros(stem.shape[0], in_ch - stem.shape[1], *stem.shape[2:])), dim=1)
+    new_mask = stem.shape[1] <= MASK_CHANNEL < in_ch
+    weights = {**weights, "conv_in.weight": widened}
+    return carry_mask(weights, mask_path) if mask_path and new_mask else weights
+
+
+def _normalised(weights: Weights, block: str) -> tuple[Tensor, Tensor]:
+    """Return a block's convolution with its BatchNorm folded in: weight and bias."""
+    norm = {key: weights[f"{block}.bn_s1.{key}"] for key in ("weight", "bias", "running_mean", "running_var")}
+    gain = norm["weight"] * torch.rsqrt(norm["running_var"] + _EPS)
+    bias = (weights[f"{block}.conv_s1.bias"] - norm["running_mean"]) * gain + norm["bias"]
+    return weights[f"{block}.conv_s1.weight"] * gain.view(-1, 1, 1, 1), bias
+
+
+def _energy(weight: Tensor, dim: int) -> Tensor:
+    return weight.square().sum([d for d in range(4) if d != dim])
+
+
+class _Stage:
+    """A stage of IS-Net: where its input comes from, who reads its output."""
+
+    def __init__(self, name: str, width: int) -> None:
+        self.name, self.width = name, width
+        self.readers: list[tuple[str, int]] = []
+        """Convolutions that read its output, and the input channel at which its channels begin there."""
+        self.side = ""
+        self.channel = -1
+        """The one that is given up."""
+
+
+def _stages(weights: Weights) -> tuple[list[_Stage], dict[str, list[tuple[_Stage, int]]]]:
+    """Return all stages in the order in which they run, and the stages (and offsets) that each one's input holds."""
+    widths = {n.split(".")[0]: t.shape[0] for n, t in weights.items() if n.endswith(".rebnconvin.conv_s1.weight")}
+    stages = {name: _Stage(name, width) for name, width in widths.items()}
+    inputs: dict[str, list[tuple[_Stage, int]]] = {"stage1": []}
+    for level in range(2, 7):
+        inputs[f"stage{level}"] = [(stages[f"stage{level - 1}"], 0)]
+    for level in range(5, 0, -1):
+        below = stages["stage6" if level == 5 else f"stage{level + 1}d"]
+        inputs[f"stage{level}d"] = [(below, 0), (stages[f"stage{level}"], below.width)]
+    for name, sources in inputs.items():
+        for source, offset in sources:
+            source.readers.append((f"{name}.rebnconvin.conv_s1", offset))
+    for level in range(1, 7):
+        stage = stages["stage6" if level == 6 else f"stage{level}d"]
+        stage.side = f"side{level}"
+        stage.readers.append((stage.side, 0))
+    return [stages[name] for name in inputs], inputs
+
+
+@torch.no_grad()
+def carry_mask(weights: Weights, logit: float) -> Weights:
+    """Let one channel of each stage carry the mask, and add it to all side outputs.
+
+    The stages' residual connections (an RSU's output is the sum of its first convolution's and its U's) let a channel
+    pass unchanged. Of each stage the channel is taken whose removal changes the others least, as judged by the sizes
+    of the weights that make it and of those that read it.
+
+    Args:
+        weights: A state dict of ISNetDIS of at least 4 input channels; not changed.
+        logit: What the mask adds to each side output: half of it inside the mask, minus half of it outside.
+
+    Returns:
+        A state dict of the same names and shapes.
+    """
+    weights = {name: tensor.clone() for name, tensor in weights.items()}
+    stem, first = weights["conv_in.weight"], "stage1.rebnconvin"
+    use = _energy(_normalised(weights, first)[0], dim=1)
+    carrier = int((_energy(stem[:, :IMAGE_CHANNELS], dim=0) * use).argmin())
+    weights[f"{first}.conv_s1.weight"][:, carrier] = 0
+    kernel = torch.tensor([0.25, 0.5, 0.25])  # the first convolution halves the size: smooth, so that no row is lost
+    stem[carrier] = 0
+    stem[carrier, MASK_CHANNEL] = torch.outer(kernel, kernel)
+    weights["conv_in.bias"][carrier] = 0
+
+    stages, inputs = _stages(weights)
+    for stage in stages:
+        stage.channel = int(_influence(weights, stage).argmin())
+        source, offset = inputs[stage.name][-1] if inputs[stage.name] else (None, 0)
+        _pass_on(weights, stage, offset + (source.channel if source else carrier))
+        if stage.side:
+            weights[f"{stage.side}.weight"][:, stage.channel, 1, 1] = logit
+            weights[f"{stage.side}.bias"] -= logit / 2
+    return weights
+
+
+def _influence(weights: Weights, stage: _Stage) -> Tensor:
+    """Judge how much each channel of a stage does: (width,)."""
+    made = torch.zeros(stage.width)
+    for block in (f"{stage.name}.rebnconvin", f"{stage.name}.rebnconv1d"):
+        weight, bias = _normalised(weights, block)
+        made += _energy(weight, dim=0) + bias.clamp_min(0).square()  # a negative bias keeps a channel silent
+    read = torch.zeros(stage.width)
+    for reader, offset in stage.readers:
+        folds = reader.endswith(".conv_s1")
+        weight = _normalised(weights, reader.removesuffix(".conv_s1"))[0] if folds else weights[f"{reader}.weight"]
+        read += _energy(weight[:, offset : offset + stage.width], dim=1)
+    return made * read
+
+
+def _pass_on(weights: Weights, stage: _Stage, source: int) -> None:
+    """Make a stage's channel a copy of one of its input; nothing but the later stages' copies reads it as yet."""
+    channel = stage.channel
+    for block in (f"{stage.name}.rebnconvin", f"{stage.name}.rebnconv1d"):
+        weights[f"{block}.conv_s1.weight"][channel] = 0
+        weights[f"{block}.conv_s1.bias"][channel] = 0
+        norm = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1 - _EPS}
+        for key, value in norm.items():
+            weights[f"{block}.bn_s1.{key}"][channel] = value
+    weights[f"{stage.name}.rebnconvin.conv_s1.weight"][channel, source, 1, 1] = 1
+    weights[f"{stage.name}.rebnconv1.conv_s1.weight"][:, channel] = 0
+    for reader, offset in stage.readers:
+        weights[f"{reader}.weight"][:, offset + channel] = 0

@@ -1,0 +1,116 @@
+"""Widening a network's input, and the path that carries the mask through it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from IS_Net.models import ISNetDIS
+from IS_Net.widen import carry_mask, widen_input
+
+LOGIT = 3.0
+
+
+@pytest.fixture(scope="module")
+def plain() -> ISNetDIS:
+    """Return a 3-channel IS-Net whose channels differ in size, with two in each stage that do nothing."""
+    torch.manual_seed(0)
+    model = ISNetDIS(3).eval()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith("bn_s1"):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.2, 0.2)
+                module.running_mean.uniform_(-0.1, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+            if name.endswith(("rebnconvin.bn_s1", "rebnconv1d.bn_s1")):
+                module.weight[2:4] = 0
+                module.bias[2:4] = -1
+        model.conv_in.weight[5] = 0
+        model.conv_in.bias[5] = 0
+    return model
+
+
+@pytest.fixture(scope="module")
+def wide(plain: ISNetDIS) -> ISNetDIS:
+    model = ISNetDIS(4).eval()
+    model.load_state_dict(widen_input(plain.state_dict(), 4, LOGIT))
+    return model
+
+
+def halves(size: int) -> Tensor:
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., size // 2 :] = 1
+    return mask
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_even_mask_adds_half_its_logit_to_all_sides(plain: ISNetDIS, wide: ISNetDIS, value: float):
+    """What is given up did nothing here, so the rest of the network computes what it did before."""
+    image, mask = torch.rand(1, 3, 128, 128) - 0.5, torch.full((1, 1, 128, 128), value)
+    before, after = plain(image)[0], wide(torch.cat((image, mask), dim=1))[0]
+    for old, new in zip(before, after, strict=True):
+        # zeros around the input: the first convolution sees 3/4 of the mask along two of its edges
+        added = (new - old)[..., 64:-64, 64:-64] if old.shape[-1] > 128 else (new - old)[..., 40:88, 40:88]
+        torch.testing.assert_close(added, torch.full_like(added, LOGIT * (value - 0.5)), rtol=0.02, atol=0.02)
+
+
+@torch.no_grad()
+def test_the_mask_arrives_where_it_lies(plain: ISNetDIS, wide: ISNetDIS):
+    image, mask = torch.rand(1, 3, 256, 256) - 0.5, halves(256)
+    added = wide(torch.cat((image, mask), dim=1))[0][0] - plain(image)[0][0]
+    assert (added[..., 8:-8, 8:120] < -LOGIT / 2 + 0.05).all()
+    assert (added[..., 8:-8, 136:-8] > LOGIT / 2 - 0.05).all()
+
+
+@torch.no_grad()
+def test_the_path_is_the_same_without_zeros_to_give_up():
+    """Whatever the network is, masks of all and of nothing differ by the logit at least where nothing was lost."""
+    torch.manual_seed(1)
+    model, image = ISNetDIS(4).eval(), torch.rand(1, 3, 64, 64) - 0.5
+    model.load_state_dict(widen_input(ISNetDIS(3).state_dict(), 4, LOGIT))
+    inside, outside = (model(torch.cat((image, torch.full((1, 1, 64, 64), v)), dim=1))[0][0] for v in (1.0, 0.0))
+    middle = (inside - outside)[..., 16:48, 16:48]
+    torch.testing.assert_close(middle, torch.full_like(middle, LOGIT), rtol=1e-3, atol=1e-3)
+
+
+def test_every_convolution_beside_the_path_may_learn_from_the_mask(wide: ISNetDIS):
+    """A gradient reaches the weights with which each stage's first block reads the mask."""
+    model = ISNetDIS(4).eval()
+    model.load_state_dict(wide.state_dict())
+    x = torch.cat((torch.rand(1, 3, 64, 64) - 0.5, halves(64)), dim=1)
+    torch.stack([side.mean() for side in model(x)[0]]).sum().backward()
+    read = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith(("rebnconvin.conv_s1.weight", "rebnconv1.conv_s1.weight")):
+            silent = (parameter == 0).all(dim=0).flatten(1).all(dim=1)  # input channels that nothing reads as yet
+            carried = [c for c in range(parameter.shape[1]) if silent[c] and parameter.grad[:, c].any()]
+            read += bool(carried)
+    assert read >= 11
+
+
+def test_names_shapes_and_the_given_weights_stay(plain: ISNetDIS):
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    carried = widen_input(plain.state_dict(), 5, LOGIT)
+    wanted = ISNetDIS(5).state_dict()
+    assert {n: t.shape for n, t in carried.items()} == {n: t.shape for n, t in wanted.items()}
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+    assert not carried["conv_in.weight"][:, 4].any()  # the box channel is not the mask's
+
+
+def test_a_mask_that_was_there_is_not_touched():
+    """From 4 channels to 5 the new one is the box."""
+    weights = ISNetDIS(4).state_dict()
+    widened = widen_input(weights, 5, LOGIT)
+    assert all(torch.equal(widened[name], value) for name, value in weights.items() if name != "conv_in.weight")
+    assert torch.equal(widened["conv_in.weight"][:, :4], weights["conv_in.weight"])
+
+
+def test_the_path_scales_with_its_logit():
+    weights = widen_input(ISNetDIS(3).state_dict(), 4)
+    one, two = carry_mask(weights, 1.0), carry_mask(weights, 2.0)
+    assert {name for name in one if not torch.equal(one[name], two[name])} == {
+        f"side{level}.{kind}" for level in range(1, 7) for kind in ("weight", "bias")
+    }
