@@ -106,7 +106,8 @@ class SegmentationTask:
         """Return side-output loss and feature supervision of (B, in_ch + 1, H, W) uint8 planes."""
         target = make_target(planes[:, -1:])
         sides, features = self.model(self.input(planes))
-        loss = side_output_loss(sides, target, self.settings["bce_weight"], self.settings["iou_weight"])
+        weights = (self.settings[key] for key in ("bce_weight", "iou_weight", "edge_weight"))
+        loss = side_output_loss(sides, target, *weights)
         if self.teacher is not None:
             with torch.no_grad():
                 wanted = self.teacher.features(target)

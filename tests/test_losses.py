@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from IS_Net.losses import bce_loss, feature_loss, iou_loss, orthogonal_loss, side_output_loss
+from IS_Net.losses import bce_loss, edge_weights, feature_loss, iou_loss, orthogonal_loss, side_output_loss
 
 SIDES = (8, 6)
 
@@ -47,6 +47,45 @@ def test_bce_by_hand():
     target = torch.tensor([[[[1.0, 0.25]]]])
     wanted = (-math.log(0.9) - 0.25 * math.log(0.2) - 0.75 * math.log(0.8)) / 2
     assert bce_loss(logits, target).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_edge_weights_by_hand():
+    """Around each pixel the mean of those in reach that lie inside the image."""
+    target = torch.zeros(1, 1, 7, 9)
+    target[..., :4] = 1
+    found = edge_weights(target, 5.0, reach=3)
+    rows = torch.tensor([1, 1, 1, 1 + 5 / 3, 1 + 5 / 3, 1, 1, 1, 1])
+    torch.testing.assert_close(found, (rows / rows.mean()).expand(1, 1, 7, 9))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_an_even_target_has_even_weights(value: float):
+    torch.testing.assert_close(edge_weights(torch.full((2, 1, 40, 30), value), 5.0), torch.ones(2, 1, 40, 30))
+
+
+def test_edge_weights_against_a_plain_mean():
+    torch.manual_seed(0)
+    target = (torch.rand(1, 1, 50, 40) > 0.5).float()
+    y, x = 17, 33
+    near = target[0, 0, max(y - 15, 0) : y + 16, max(x - 15, 0) : x + 16].mean()
+    found = edge_weights(target, 5.0)
+    other = edge_weights(target, 0.0)
+    assert torch.equal(other, torch.ones_like(target)) and abs(found.mean() - 1) < 1e-5
+    plain = target[0, 0, max(9 - 15, 0) : 9 + 16, max(5 - 15, 0) : 5 + 16].mean()
+    ratio = (1 + 5 * (near - target[0, 0, y, x]).abs()) / (1 + 5 * (plain - target[0, 0, 9, 5]).abs())
+    torch.testing.assert_close(found[0, 0, y, x] / found[0, 0, 9, 5], ratio)
+
+
+def test_the_loss_minds_edges_more_where_asked():
+    target = torch.zeros(1, 1, 64, 64)
+    target[..., :32] = 1
+    right = (target * 2 - 1) * 4
+    at_edge, far = right.clone(), right.clone()
+    at_edge[..., 32] *= -1
+    far[..., 63] *= -1
+    plain = [side_output_loss([side], target, iou_weight=0.0) for side in (at_edge, far)]
+    torch.testing.assert_close(plain[0], plain[1])
+    assert side_output_loss([at_edge], target, 20.0, 0.0, 5.0) > 2 * side_output_loss([far], target, 20.0, 0.0, 5.0)
 
 
 def test_iou_is_taken_per_sample():
