@@ -196,6 +196,26 @@ def test_conv_bn_relu_against_its_formula():
     torch.testing.assert_close(block(x), conv_bn_relu(block, x, 2))
 
 
+def test_a_frozen_norm_in_training_computes_the_same_as_in_evaluation():
+    """Values and gradients of the convolution; the statistics stay."""
+    torch.manual_seed(0)
+    block = ConvBNReLU(3, 4, dilation=2)
+    randomise_batchnorm(block)
+    before = {name: value.clone() for name, value in block.bn_s1.state_dict().items()}
+    x = torch.randn(2, 3, 9, 11)
+    found = []
+    for training in (False, True):
+        block.train(training)
+        block.bn_s1.eval()
+        block.zero_grad()
+        y = block(x)
+        y.square().sum().backward()
+        found.append([y, block.conv_s1.weight.grad, block.conv_s1.bias.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in block.bn_s1.state_dict().items())
+
+
 # --- whole networks ---
 
 

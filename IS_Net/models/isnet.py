@@ -42,7 +42,15 @@ class ConvBNReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_ch, H, W) to (B, out_ch, H, W)."""
+        if self.training and not self.bn_s1.training:  # frozen: normalise the weights, which are fewer than the pixels
+            return self.relu_s1(self._conv_of_frozen_norm(x))
         return self.relu_s1(self.bn_s1(self.conv_s1(x)))
+
+    def _conv_of_frozen_norm(self, x: Tensor) -> Tensor:
+        conv, norm = self.conv_s1, self.bn_s1
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = (conv.bias - norm.running_mean) * gain + norm.bias
+        return F.conv2d(x, conv.weight * gain.view(-1, 1, 1, 1), bias, padding=conv.padding, dilation=conv.dilation)
 
 
 class RSU(nn.Module):
