@@ -8,7 +8,7 @@ pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
@@ -171,27 +171,33 @@ def exact(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.nda
 Source = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 SOURCES: dict[Source, float] = {
-    prompted: 0.52,
-    grabcut: 0.23,
-    broken: 0.1,
-    exact: 0.06,
-    filled: 0.06,
+    prompted: 0.55,
+    grabcut: 0.2,
+    broken: 0.07,
+    exact: 0.1,
+    filled: 0.05,
     scribbled: 0.03,
 }
 """What a training mask comes from, and how often."""
 
+FAITHFUL: dict[Source, float] = {prompted: 0.85, exact: 0.15}
+"""Likewise, where nothing but the mask tells what is meant."""
 
-def coarse_mask(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Simulate the coarse mask of an object, by a source drawn from :data:`SOURCES`.
+
+def coarse_mask(
+    gt: np.ndarray, image: np.ndarray, rng: np.random.Generator, sources: Mapping[Source, float] = SOURCES
+) -> np.ndarray:
+    """Simulate the coarse mask of an object.
 
     Args:
         gt: (H, W) uint8 0..255.
         image: (3, H, W) uint8 RGB; GrabCut looks at it.
         rng: Where the chances come from; the same state gives the same mask.
+        sources: One of them is drawn, by these shares.
 
     Returns:
         (H, W) uint8, 0 or 255; empty only where the ground truth is, or next to.
     """
-    source = rng.choice(list(SOURCES), p=list(SOURCES.values()))
+    source = rng.choice(list(sources), p=list(sources.values()))
     mask = source(gt, image, rng)
     return mask if mask.any() else binarise_to_mask(gt)

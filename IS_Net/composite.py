@@ -2,7 +2,8 @@
 
 A network that was trained on one salient object a photograph erases what is not salient, although the coarse mask
 shows it, and adds what is salient beside it. So the scenes made here hold several objects of which some are named, ones
-alike that touch, heaps of many small ones, and ones that hardly differ from their surroundings. All functions work on
+alike that touch, heaps of many small ones, ones that hardly differ from their surroundings, and regions of plain
+photographs that are no objects at all. All functions work on
 (C, H, W) uint8 planes of one size, as the cache holds them.
 """
 
@@ -13,11 +14,18 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from skimage.segmentation import felzenszwalb
 
 from IS_Net.preprocess import box_from_mask
 
 SMALLEST = 12
 """A cut-out's shorter side in pixels, below which it shows no object."""
+REGION_SIDE = 512
+"""Regions of photographs are looked for at this size."""
+LEAST_CONTRAST = 20.0
+"""Between both sides of a region's outline: sum of the differences of L, a and b, each 0..255."""
+_TRIES = 6
+_RING = np.ones((7, 7), np.uint8)
 
 
 class CutOut(NamedTuple):
@@ -210,7 +218,7 @@ class _Look(NamedTuple):
 
 def _look(background: np.ndarray, rng: np.random.Generator) -> _Look:
     texture = background if rng.random() < 0.1 else None
-    hidden = rng.random() < 0.12
+    hidden = rng.random() < 0.2
     return _Look(
         tint=rng.uniform(0, 1) * (not hidden),
         harmony=rng.uniform(0.6, 1) if hidden else rng.uniform(0, 0.5),
@@ -283,7 +291,7 @@ def _many(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarr
     # from a heap whose members hide each other to a flock that fills the picture
     spread = min(side / max(height, width) * np.sqrt(number) * rng.uniform(0.2, 0.7), 0.35)
     middle = rng.uniform(0.3, 0.7, 2)
-    all_named = rng.random() < 0.6
+    all_named = rng.random() < 0.5
     named = np.ones(number, bool) if all_named else _choose(number, rng)
     look, turn = _look(background, rng), rng.choice([10, 180])
     for chosen in named:
@@ -311,6 +319,40 @@ def _thin(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarr
     scene.put(CutOut(colour, shape), centre, True, look, rng)
 
 
+def _regions(
+    scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Regions of the photograph itself, whatever they show: nothing but the mask tells that they are meant.
+
+    A region of even colour and its nearest neighbours, by the graph of Felzenszwalb and Huttenlocher ("Efficient
+    Graph-Based Image Segmentation", IJCV 2004), where its outline is one that can be seen.
+    """
+    height, width = scene.target.shape
+    scale = min(REGION_SIDE / max(height, width), 1)
+    small = cv2.resize(background, (max(round(width * scale), 1), max(round(height * scale), 1)))
+    least = int(small.shape[0] * small.shape[1] * 0.002)
+    parts = felzenszwalb(small, scale=np.exp(rng.uniform(np.log(80), np.log(600))), sigma=0.8, min_size=least)
+    lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
+    areas = np.bincount(parts.ravel())
+    means = np.stack([np.bincount(parts.ravel(), channel.ravel()) / areas for channel in cv2.split(lab)], axis=1)
+    for _ in range(_TRIES):
+        chosen = parts == rng.choice(len(areas), p=areas / areas.sum())
+        for _ in range(int(rng.geometric(0.35)) - 1):  # grow by the neighbour most alike
+            ring = cv2.dilate(chosen.view(np.uint8), _RING).view(bool) & ~chosen
+            near = np.unique(parts[ring])
+            if len(near):
+                mean = lab[chosen].mean(0)
+                chosen |= parts == near[np.abs(means[near] - mean).sum(1).argmin()]
+        mask = cv2.medianBlur(chosen.view(np.uint8) * np.uint8(255), 5)
+        inside, outside = (mask > 0) & (cv2.erode(mask, _RING) == 0), (mask == 0) & (cv2.dilate(mask, _RING) > 0)
+        if 0.005 < (mask > 0).mean() < 0.6 and inside.any() and outside.any():
+            contrast = np.abs(lab[inside].mean(0) - lab[outside].mean(0)).sum()
+            if contrast > LEAST_CONTRAST:
+                grown = cv2.resize(mask, (width, height), interpolation=cv2.INTER_CUBIC)
+                scene.target[:] = np.clip((grown.astype(np.float32) / 255 - 0.5) * 2 + 0.5, 0, 1)
+                return
+
+
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photograph the scene: lens blur, gain, sensor noise and JPEG over all of it hide where things were pasted."""
     if rng.random() < 0.3:
@@ -325,7 +367,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return pixels
 
 
-def _backdrop(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _backdrop(photograph: np.ndarray, rng: np.random.Generator, sharp: bool = False) -> np.ndarray:
     """A part of a photograph as background, often out of focus."""
     pixels = np.moveaxis(photograph, 0, 2)
     height, width = pixels.shape[:2]
@@ -335,34 +377,40 @@ def _backdrop(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     pixels = cv2.resize(np.ascontiguousarray(pixels[top : top + h, left : left + w]), (width, height))
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1].copy()
-    focus = rng.random()
+    focus = 1 if sharp else rng.random()
     if focus < 0.45:
         far = max(height, width) / 32  # so far out of focus that what stands before it is all there is to see
         pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.8, 6) if focus < 0.3 else far)
     return pixels
 
 
-SCENES = {_few: 0.56, _touching: 0.16, _many: 0.18, _thin: 0.1}
+SCENES = {_few: 0.32, _touching: 0.18, _many: 0.15, _thin: 0.1, _regions: 0.25}
 """What a composite shows, and how often."""
 
 
-def composite(
-    background: np.ndarray, draw: Callable[[], np.ndarray], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+class Composite(NamedTuple):
+    """A composed training sample."""
+
+    image: np.ndarray
+    """(3, H, W) uint8 RGB."""
+    gt: np.ndarray
+    """(H, W) uint8: what is named. May be empty, where that is hidden or outside."""
+    plain: bool
+    """Nothing in the image tells what is named: the coarse mask alone can, and has to be right as a whole."""
+
+
+def composite(background: np.ndarray, draw: Callable[[], np.ndarray], rng: np.random.Generator) -> Composite:
     """Make a scene of cut-out objects before a photograph.
 
     Args:
         background: (3, H, W) uint8 RGB.
         draw: Gives the planes of another sample at each call: (C, H, W) uint8, RGB first, ground truth last.
         rng: Where the chances come from.
-
-    Returns:
-        The image, (3, H, W) uint8, and the ground truth of what is named in it, (H, W) uint8. The latter may be
-        empty, where all that is named is hidden or outside.
     """
-    backdrop = _backdrop(background, rng)
-    scene = _Scene(backdrop)
     build = rng.choice(list(SCENES), p=list(SCENES.values()))
+    backdrop = _backdrop(background, rng, sharp=build is _regions)
+    scene = _Scene(backdrop)
     build(scene, lambda: cut_out(draw()), backdrop, rng)
     image = _expose(scene.image, rng)
-    return np.moveaxis(image, 2, 0), np.round(scene.target * 255).astype(np.uint8)
+    gt = np.round(scene.target * 255).astype(np.uint8)
+    return Composite(np.moveaxis(image, 2, 0), gt, plain=build is _regions)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from IS_Net.augment import augment
-from IS_Net.coarse import coarse_mask
+from IS_Net.coarse import FAITHFUL, SOURCES, coarse_mask
 from IS_Net.composite import composite
 from IS_Net.hypar import resolve
 from IS_Net.images import IMAGE_EXTENSIONS, MASK_THRESHOLD, ImageError, image_size, read_image, read_mask
@@ -479,18 +479,19 @@ class TrainDataset(Dataset):
     def _synthesise(self, planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Replace a sample by a composite, its coarse mask by a simulated one, or nothing."""
         share = self.synthesis
-        image, gt, given = planes[:IMAGE_CHANNELS], planes[-1], True
+        image, gt, given, sources = planes[:IMAGE_CHANNELS], planes[-1], True, SOURCES
         if share.composite and rng.random() < share.composite:
             behind = self.all if share.backgrounds is None else share.backgrounds
             background = behind[rng.integers(len(behind))][:IMAGE_CHANNELS]
-            scene, target = composite(background, lambda: self.all[rng.integers(len(self.all))], rng)
-            if np.count_nonzero(target > MASK_THRESHOLD) >= _LEAST_VISIBLE:
-                image, gt, given = scene, target, False
+            scene = composite(background, lambda: self.all[rng.integers(len(self.all))], rng)
+            if np.count_nonzero(scene.gt > MASK_THRESHOLD) >= _LEAST_VISIBLE:
+                image, gt, given = scene.image, scene.gt, False
+                sources = FAITHFUL if scene.plain else SOURCES
         if given and not (share.simulate_mask and rng.random() < share.simulate_mask):
             return planes
         layers = [image]
         if self.in_ch > MASK_CHANNEL:
-            layers.append(coarse_mask(gt, image, rng)[None])
+            layers.append(coarse_mask(gt, image, rng, sources)[None])
         if self.in_ch > BOX_CHANNEL:
             layers.append(fill_box(box_from_mask(gt), gt.shape, gt.shape))
         return np.concatenate([*layers, gt[None]])

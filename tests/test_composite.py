@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from IS_Net import composite as module
-from IS_Net.composite import SCENES, CutOut, composite, cut_out, foreground, strokes
+from IS_Net.composite import SCENES, Composite, CutOut, composite, cut_out, foreground, strokes
 
 few = settings(deadline=None, max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
@@ -191,20 +191,49 @@ def test_any_scene_of_any_size(build, height, width, seed, nothing):
     empty = np.concatenate((background, np.zeros((1, height, width), np.uint8)))
     before = background.copy()
 
-    def make() -> tuple[np.ndarray, np.ndarray]:
+    def make() -> Composite:
         draw = (lambda: empty) if nothing else drawn(height, width, seed % 1000)
         return composite(background, draw, np.random.default_rng(seed))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SCENES", {build: 1.0})
-        image, target = make()
+        image, target, plain_photo = make()
         again = make()
     assert image.shape == (3, height, width) and image.dtype == np.uint8
     assert target.shape == (height, width) and target.dtype == np.uint8
     assert np.array_equal(image, again[0]) and np.array_equal(target, again[1])
     assert np.array_equal(background, before)
-    if nothing and build is not module._thin:  # which needs no object for its strokes
+    assert plain_photo == (build is module._regions)
+    if nothing and build not in (module._thin, module._regions):  # which need no objects
         assert not target.any()
+
+
+def test_regions_end_where_the_photograph_changes(monkeypatch):
+    """A photograph of four even quarters: what is named is one, two or three of them, to the pixel."""
+    monkeypatch.setattr(module, "SCENES", {module._regions: 1.0})
+    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    monkeypatch.setattr(module, "_backdrop", lambda image, rng, sharp: np.moveaxis(image, 0, 2).copy())
+    quarters = np.zeros((3, 128, 160), np.uint8)
+    for number, colour in enumerate((RED, GREEN, (20, 30, 200), (240, 240, 240))):
+        top, left = 64 * (number // 2), 80 * (number % 2)
+        quarters[:, top : top + 64, left : left + 80] = np.array(colour)[:, None, None]
+    named = set()
+    for seed in range(30):
+        image, target, _ = composite(quarters, lambda: quarters, np.random.default_rng(seed))
+        assert np.array_equal(image, quarters)  # nothing is pasted
+        if target.any():
+            corners = [target[32 + 64 * (n // 2), 40 + 80 * (n % 2)] for n in range(4)]
+            wanted = np.kron(np.reshape(corners, (2, 2)), np.ones((64, 80))) > 128
+            assert ((target > 128) != wanted).mean() < 0.005  # corners are rounded by a pixel
+            named.add(tuple(corner > 128 for corner in corners))
+    assert len(named) >= 4
+
+
+def test_an_even_photograph_has_no_regions(monkeypatch):
+    monkeypatch.setattr(module, "SCENES", {module._regions: 1.0})
+    flat = plain(GREEN, 64, 64)
+    for seed in range(5):
+        assert not composite(flat, lambda: flat, np.random.default_rng(seed)).gt.any()
 
 
 def test_scenes_take_what_a_cache_holds():
@@ -226,7 +255,7 @@ def test_the_target_is_where_the_image_shows_the_objects(monkeypatch, build):
     seen = 0
     for seed in range(15):
         planes = np.concatenate((plain(RED, 128, 160), gt[None]))
-        image, target = composite(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
+        image, target, _ = composite(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
         share = target[..., None] / 255
         wanted = share * np.array(RED) + (1 - share) * np.array(GREEN)
         assert np.abs(np.moveaxis(image, 0, 2) - wanted).max() < 4
@@ -242,7 +271,7 @@ def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
     near = shown = 0
     for seed in range(20):
         planes = np.concatenate((plain(RED, 128, 160), gt[None]))
-        image, target = composite(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
+        image, target, _ = composite(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
         discs = image[0] > 100
         named = target > 128
         assert discs[named].all()
@@ -258,7 +287,7 @@ def test_targets_stand_out_from_what_is_around_them():
     planes = np.concatenate((plain(RED, 128, 128), gt[None]))
     inside, outside, some = [], [], []
     for seed in range(60):
-        image, target = composite(plain(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
+        image, target, _ = composite(plain(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
         off = np.abs(image - np.array(GREEN)[:, None, None]).mean(axis=0)
         if 0 < (target > 128).mean() < 1:
             inside.append(off[target > 128].mean())
@@ -275,7 +304,7 @@ def test_some_scenes_hold_what_is_not_named():
     planes = np.concatenate((plain(RED, 128, 128), gt[None]))
     unnamed = 0
     for seed in range(40):
-        image, target = composite(plain(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
+        image, target, _ = composite(plain(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
         reddish = image[0].astype(int) > image[1] + 60
         unnamed += (reddish & (target == 0)).mean() > 0.02
     assert 4 < unnamed < 36
