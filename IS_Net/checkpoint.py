@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from IS_Net.images import atomic_file
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.onnx_weights import OnnxError, read_onnx
-from IS_Net.widen import widen_input
+from IS_Net.preprocess import MASK_CHANNEL
+from IS_Net.widen import carry_mask, widen_input
 
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 STATE_VERSION = 1
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("average", "state_dict", "model_state_dict", "model", "net")  # average: a training state's
 _GT_ENCODER_STEM = "conv_in.conv.weight"
 _IN_CH = (3, 4, 5)
 _STORAGE = "storage"
@@ -166,7 +167,8 @@ def read_weights(path: str | Path) -> tuple[Weights, dict[str, Any]]:
 
     Args:
         path: ``.safetensors``, the int8 ones of :func:`save_weights` included; ``.onnx``, an export of IS-Net
-            (:func:`IS_Net.onnx_weights.read_onnx`); a training state; or a published ``.pth``: a bare state dict,
+            (:func:`IS_Net.onnx_weights.read_onnx`); a training state, of which the moving average is taken
+            where it keeps one; or a published ``.pth``: a bare state dict,
             one under ``state_dict`` or the like, with or without the ``module.`` that DataParallel puts before its
             names.
 
@@ -212,7 +214,8 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_path: 
     """Load a checkpoint into a network, strictly: all names and shapes must agree.
 
     One difference is bridged, and said aloud: an ISNetDIS takes weights with fewer input channels, the further
-    ones getting what :func:`IS_Net.widen.widen_input` gives them.
+    ones getting zeros; or, where the mask is new and ``mask_path`` is not 0, what :func:`IS_Net.widen.carry_mask` makes
+    of them with that logit.
 
     Returns:
         The facts saved beside the weights.
@@ -229,11 +232,13 @@ def assign_weights(
     model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path, mask_path: float = 0.0
 ) -> None:
     """Put weights that were read from ``path`` into a network, as :func:`load_weights` does."""
+    carried = False
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
+        carried = bool(mask_path) and found <= MASK_CHANNEL < model.in_ch
         if found < model.in_ch:
-            weights = widen_input(weights, model.in_ch, mask_path)
-            how = f"the mask carried to the side outputs (logit {mask_path:g})" if mask_path else "zero weights"
+            weights = widen_input(weights, model.in_ch)
+            how = f"the mask carried to the side outputs (logit {mask_path:g})" if carried else "zero weights"
             logger.warning("%s has %d input channels; widened to %d with %s", path, found, model.in_ch, how)
         elif found > model.in_ch:
             raise CheckpointError(
@@ -253,7 +258,7 @@ def assign_weights(
             f"{path}: does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}. Nothing was loaded; "
             "choose a checkpoint of this network"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(carry_mask(weights, mask_path) if carried else weights)
     logger.info("weights: %s", path)
 
 

@@ -2,32 +2,61 @@
 
 python -m IS_Net.import_weights isnet-general-use.pth saved_models/isnet.safetensors
 python -m IS_Net.import_weights isnet.onnx saved_models/isnet_int8.safetensors --int8
+python -m IS_Net.import_weights runs/mine/best.safetensors runs/mine/last.pt saved_models/mean.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from IS_Net.checkpoint import CheckpointError, load_isnet, save_weights
+
+
+def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average state dicts of one shape, of checkpoints of one training: often better than each of them.
+
+    "Model soups" (Wortsman et al., ICML 2022). Counters are taken from the first.
+    """
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in states[0].items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m IS_Net.import_weights",
-        description="Write IS-Net weights of any kind that this project reads as safetensors.",
+        description="Write IS-Net weights of any kind that this project reads as safetensors; the mean of several.",
     )
-    parser.add_argument("source", type=Path, help="a published .pth, an .onnx export or a .safetensors")
+    parser.add_argument(
+        "source", type=Path, nargs="+", help="a published .pth, an .onnx export, a .safetensors or a last.pt"
+    )
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the size")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
     try:
-        model, facts = load_isnet(args.source)
+        model, facts = load_isnet(args.source[0])
+        others = [load_isnet(path)[0] for path in args.source[1:]]
+        for path, other in zip(args.source[1:], others, strict=True):
+            if other.in_ch != model.in_ch:
+                raise CheckpointError(
+                    f"{path}: has {other.in_ch} input channels, {args.source[0]} {model.in_ch}; only weights of equal "
+                    "ones have a mean"
+                )
+        if others:
+            model.load_state_dict(mean_weights([one.state_dict() for one in (model, *others)]))
+            facts.pop("metrics", None)  # which were the first one's
         save_weights(args.out, model, {**facts, "in_ch": model.in_ch}, int8=args.int8)
     except (CheckpointError, OSError) as error:
         print(f"import_weights: {error}", file=sys.stderr)

@@ -353,3 +353,23 @@ def test_command_with_a_bad_target(tmp_path: Path, thin: Thin, capsys: pytest.Ca
     (tmp_path / "file").touch()
     assert import_weights.main([str(tmp_path / "a.safetensors"), str(tmp_path / "file" / "out.safetensors")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_mean_of_several(tmp_path: Path, capsys):
+    """Of a training state the moving average counts; figures of the first are not the mean's."""
+    torch.manual_seed(0)
+    one, two, raw = ISNetDIS(4), ISNetDIS(4), ISNetDIS(4)
+    checkpoint.save_weights(tmp_path / "one.safetensors", one, {"input_size": [128, 128], "metrics": {"mae": 0.1}})
+    checkpoint.save_state(tmp_path / "last.pt", {"model": raw.state_dict(), "average": two.state_dict(), "facts": {}})
+    out = tmp_path / "mean.safetensors"
+    assert import_weights.main([*map(str, (tmp_path / "one.safetensors", tmp_path / "last.pt", out))]) == 0
+    weights, facts = checkpoint.read_weights(out)
+    assert facts == {"input_size": [128, 128], "in_ch": 4}
+    for name, value in weights.items():
+        wanted = (one.state_dict()[name].double() + two.state_dict()[name].double()) / 2
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-8)
+
+    checkpoint.save_weights(tmp_path / "plain.safetensors", ISNetDIS(3), {})
+    out.unlink()
+    assert import_weights.main([*map(str, (tmp_path / "one.safetensors", tmp_path / "plain.safetensors", out))]) == 1
+    assert "plain.safetensors: has 3 input channels" in capsys.readouterr().err and not out.exists()
