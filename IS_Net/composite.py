@@ -3,8 +3,8 @@
 A network that was trained on one salient object a photograph erases what is not salient, although the coarse mask
 shows it, and adds what is salient beside it. So the scenes made here hold several objects of which some are named, ones
 alike that touch, heaps of many small ones, ones that hardly differ from their surroundings, and regions of plain
-photographs that are no objects at all. All functions work on
-(C, H, W) uint8 planes of one size, as the cache holds them.
+photographs that are no objects at all. Samples come and go as (C,
+H, W) uint8 planes of one size, as the cache holds them.
 """
 
 from __future__ import annotations
@@ -396,7 +396,7 @@ class Composite(NamedTuple):
     gt: np.ndarray
     """(H, W) uint8: what is named. May be empty, where that is hidden or outside."""
     plain: bool
-    """Nothing in the image tells what is named: the coarse mask alone can, and has to be right as a whole."""
+    """Nothing in the image tells what is named; the coarse mask alone can, and should be about right."""
 
 
 def composite(background: np.ndarray, draw: Callable[[], np.ndarray], rng: np.random.Generator) -> Composite:
@@ -406,6 +406,9 @@ def composite(background: np.ndarray, draw: Callable[[], np.ndarray], rng: np.ra
         background: (3, H, W) uint8 RGB.
         draw: Gives the planes of another sample at each call: (C, H, W) uint8, RGB first, ground truth last.
         rng: Where the chances come from.
+
+    Returns:
+        The sample; planes of the background's size.
     """
     build = rng.choice(list(SCENES), p=list(SCENES.values()))
     backdrop = _backdrop(background, rng, sharp=build is _regions)

@@ -57,7 +57,7 @@ DEFAULTS: dict[str, Any] = {
     # the optimiser (AdamW) and the losses' weights
     "lr": 4e-5,
     "lr_decay": "none",  # none | cosine (phase 2: to 0 at max_ite)
-    "lr_stem": 1.0,  # times lr for the first convolution, which alone sees the mask
+    "lr_stem": 1.0,  # times lr for the first convolution, which sees the mask
     "ema": 0.0,  # phase 2: validate and keep a moving average of the weights; this share of it stays each iteration
     "freeze_bn": False,  # phase 2: BatchNorm as in eval mode, for small batches and imported (folded) weights
     "weight_decay": 0.0,

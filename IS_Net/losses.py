@@ -35,7 +35,7 @@ def edge_weights(target: Tensor, edge_weight: float, reach: int = 31) -> Tensor:
         reach: Side of the surroundings in pixels, odd.
 
     Returns:
-        (B, 1, H, W), of mean 1.
+        (B, 1, H, W) of the target's type, of mean 1 over the batch.
     """
     mean = target
     for side in ((1, reach), (reach, 1)):  # one direction after the other: 62 sums a pixel instead of 961

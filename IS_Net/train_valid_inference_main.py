@@ -210,7 +210,7 @@ def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder,
 def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> list[Scores]:
     """Run the network on data sets; return the scores of those with a ground truth."""
     settings = session.settings
-    facts = load_weights(session.model, settings["restore_model"])
+    facts = load_weights(session.model, settings["restore_model"], settings["mask_path"])
     if facts.get("input_size", settings["input_size"]) != settings["input_size"]:
         logging.warning(
             "%s was trained at %s (height, width), and is run at %s; cache_size and input_size set that",

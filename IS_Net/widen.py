@@ -2,9 +2,9 @@
 
 Weights of a plain IS-Net know nothing of a mask. With zeros in the new channel they learn of it from the first
 convolution on, slowly, through layers that were made for colours. So here one channel of each stage, the one that
-does least, can be given up to carry the mask unchanged: from the input through all stages to all side outputs. What
-IS-Net finds and what the mask shows are then added up from the start, and each convolution of each scale sees the
-mask beside its own maps and may learn from it at once.
+does least, can be given up to carry the mask: from the input through all stages to all side outputs. What IS-Net finds
+and what the mask shows are then added up from the start, and each scale's convolutions see the mask beside their own
+maps and may learn from it at once.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ Weights = dict[str, Tensor]
 _EPS = 1e-5  # of all BatchNorms
 
 
-def widen_input(weights: Weights, in_ch: int, mask_path: float = 0.0) -> Weights:
-    """Give IS-Net weights more input channels.
+def widen_input(weights: Weights, in_ch: int) -> Weights:
+    """Give IS-Net weights more input channels, of zeros: the network computes what it did before.
 
     Args:
-        weights: A state dict of ISNetDIS.
+        weights: A state dict of ISNetDIS; not changed.
         in_ch: The channels wanted, at least as many as there are.
-        mask_path: 0 gives the new channels zeros: the network computes what it did before. Otherwise, where the mask
-            is a new channel, it is carried to the side outputs (:func:`carry_mask`), with this logit.
+
+    Returns:
+        A state dict of the same names.
     """
     stem = weights["conv_in.weight"]
-    widened = torch.cat((stem, stem.new_zeros(stem.shape[0], in_ch - stem.shape[1], *stem.shape[2:])), dim=1)
-    new_mask = stem.shape[1] <= MASK_CHANNEL < in_ch
-    weights = {**weights, "conv_in.weight": widened}
-    return carry_mask(weights, mask_path) if mask_path and new_mask else weights
+    zeros = stem.new_zeros(stem.shape[0], in_ch - stem.shape[1], *stem.shape[2:])
+    return {**weights, "conv_in.weight": torch.cat((stem, zeros), dim=1)}
 
 
 def _normalised(weights: Weights, block: str) -> tuple[Tensor, Tensor]:
@@ -84,8 +83,8 @@ def carry_mask(weights: Weights, logit: float) -> Weights:
     """Let one channel of each stage carry the mask, and add it to all side outputs.
 
     The stages' residual connections (an RSU's output is the sum of its first convolution's and its U's) let a channel
-    pass unchanged. Of each stage the channel is taken whose removal changes the others least, as judged by the sizes
-    of the weights that make it and of those that read it.
+    pass; between the stages it is pooled like all others. Of each stage the channel is taken that matters least to the
+    stages and the side output behind it, as judged by the sizes of the weights that make it and of those that read it.
 
     Args:
         weights: A state dict of ISNetDIS of at least 4 input channels; not changed.

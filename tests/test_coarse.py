@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from IS_Net import coarse
-from IS_Net.coarse import SOURCES, broken, coarse_mask, exact, filled, grabcut, prompted, scribbled
+from IS_Net.coarse import FAITHFUL, SOURCES, broken, coarse_mask, exact, filled, grabcut, prompted, scribbled
 from IS_Net.images import binarise
 from IS_Net.preprocess import box_from_mask
 
@@ -189,16 +189,22 @@ def test_a_coarse_mask_is_never_empty_where_there_is_an_object(gt, seed):
     assert np.array_equal(mask, coarse_mask(gt, paint(gt), np.random.default_rng(seed)))
 
 
-def test_the_ground_truth_stands_in_where_a_source_finds_nothing(monkeypatch):
-    monkeypatch.setattr(coarse, "SOURCES", {lambda gt, *_: np.zeros_like(gt): 1.0})
-    assert np.array_equal(coarse_mask(DISC, paint(DISC), np.random.default_rng(0)), np.where(DISC > 128, 255, 0))
+def test_the_ground_truth_stands_in_where_a_source_finds_nothing():
+    nothing = {lambda gt, *_: np.zeros_like(gt): 1.0}
+    found = coarse_mask(DISC, paint(DISC), np.random.default_rng(0), nothing)
+    assert np.array_equal(found, np.where(DISC > 128, 255, 0))
 
 
-def test_sources_are_drawn_by_their_shares(monkeypatch):
+@pytest.mark.parametrize("sources", [SOURCES, FAITHFUL], ids=["all", "faithful"])
+def test_shares_make_a_whole(sources):
+    assert sum(sources.values()) == pytest.approx(1) and sources.keys() <= SOURCES.keys()
+
+
+def test_sources_are_drawn_by_their_shares():
     counted = {source: lambda gt, *_, number=number: np.full_like(gt, number) for number, source in enumerate(SOURCES)}
-    monkeypatch.setattr(coarse, "SOURCES", {counted[source]: share for source, share in SOURCES.items()})
+    sources = {counted[source]: share for source, share in SOURCES.items()}
     rng, pixel = np.random.default_rng(0), np.full((1, 1), 255, np.uint8)
-    drawn = [int(coarse_mask(pixel, paint(pixel), rng)[0, 0]) for _ in range(3000)]
+    drawn = [int(coarse_mask(pixel, paint(pixel), rng, sources)[0, 0]) for _ in range(3000)]
     drawn = [0 if number == 255 else number for number in drawn]  # number 0 is empty, and replaced
     for number, share in enumerate(SOURCES.values()):
         assert np.mean(np.array(drawn) == number) == pytest.approx(share, abs=0.04)

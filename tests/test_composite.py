@@ -209,7 +209,7 @@ def test_any_scene_of_any_size(build, height, width, seed, nothing):
 
 
 def test_regions_end_where_the_photograph_changes(monkeypatch):
-    """A photograph of four even quarters: what is named is one, two or three of them, to the pixel."""
+    """A photograph of four even quarters: what is named is one or two of them, give or take some pixels."""
     monkeypatch.setattr(module, "SCENES", {module._regions: 1.0})
     monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
     monkeypatch.setattr(module, "_backdrop", lambda image, rng, sharp: np.moveaxis(image, 0, 2).copy())
@@ -224,7 +224,9 @@ def test_regions_end_where_the_photograph_changes(monkeypatch):
         if target.any():
             corners = [target[32 + 64 * (n // 2), 40 + 80 * (n % 2)] for n in range(4)]
             wanted = np.kron(np.reshape(corners, (2, 2)), np.ones((64, 80))) > 128
-            assert ((target > 128) != wanted).mean() < 0.005  # corners are rounded by a pixel
+            sure = np.ones((128, 160), bool)
+            sure[58:70] = sure[:, 74:86] = False  # where colours change, either side may have the pixel
+            assert np.array_equal((target > 128)[sure], wanted[sure])
             named.add(tuple(corner > 128 for corner in corners))
     assert len(named) >= 4
 
@@ -281,8 +283,9 @@ def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
     assert shown > 12 and near > 15
 
 
-def test_targets_stand_out_from_what_is_around_them():
-    """Of scenes as they are, with all that hides where things were pasted."""
+def test_targets_stand_out_from_what_is_around_them(monkeypatch):
+    """Of scenes as they are, with all that hides where things were pasted; the photograph itself is even."""
+    monkeypatch.setattr(module, "SCENES", {b: 0.25 for b in SCENES if b is not module._regions})
     gt = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 40, 255, -1)
     planes = np.concatenate((plain(RED, 128, 128), gt[None]))
     inside, outside, some = [], [], []

@@ -24,6 +24,8 @@ from PIL import Image
 
 from IS_Net import data_loader
 from IS_Net.augment import augment
+from IS_Net.coarse import FAITHFUL, SOURCES
+from IS_Net.composite import Composite
 from IS_Net.data_loader import (
     DatasetError,
     DISDataset,
@@ -518,7 +520,7 @@ def test_composites_stand_before_the_photographs_given_or_the_training_images(
     def noted(background, draw, rng):
         seen.append(background)
         objects.append(draw())
-        return background, np.full(SIZE, 255, np.uint8)
+        return Composite(background, np.full(SIZE, 255, np.uint8), plain=False)
 
     monkeypatch.setattr(data_loader, "composite", noted)
     data = make_train(3, composite=1.0, simulate_mask=1.0, backgrounds=streets if given_ones else None)
@@ -530,11 +532,26 @@ def test_composites_stand_before_the_photographs_given_or_the_training_images(
     assert {planes.tobytes() for planes in objects} == {data.all[index].tobytes() for index in range(3)}
 
 
+@pytest.mark.parametrize(("plain", "sources"), [(False, SOURCES), (True, FAITHFUL)])
+def test_where_only_the_mask_tells_it_is_faithful(make_train, monkeypatch, plain, sources):
+    taken = []
+
+    def noted(gt, image, rng, sources):
+        taken.append(sources)
+        return gt
+
+    full = np.full(SIZE, 255, np.uint8)
+    monkeypatch.setattr(data_loader, "composite", lambda background, *_: Composite(background, full, plain))
+    monkeypatch.setattr(data_loader, "coarse_mask", noted)
+    items(make_train(4, composite=1.0))
+    assert len(taken) == 3 and all(used is sources for used in taken)
+
+
 @pytest.mark.parametrize(("visible", "used"), [(0, False), (4, False), (60, True)])
 def test_a_composite_that_shows_next_to_nothing_is_not_used(make_train, monkeypatch, visible, used):
     target = np.zeros(SIZE, np.uint8)
     target[:visible, :visible] = 255
-    monkeypatch.setattr(data_loader, "composite", lambda background, draw, rng: (255 - background, target))
+    monkeypatch.setattr(data_loader, "composite", lambda background, *_: Composite(255 - background, target, False))
     data = make_train(4, stored=4, composite=1.0)
     for index, planes in enumerate(items(data)):
         assert np.array_equal(planes[-1], target) == used

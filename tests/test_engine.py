@@ -29,6 +29,7 @@ from IS_Net.engine import (
 )
 from IS_Net.hypar import check
 from IS_Net.images import read_image, read_mask
+from IS_Net.losses import side_output_loss
 from IS_Net.metrics import MAE, FMeasure
 from IS_Net.metrics.fmeasure import device_levels, f_curves
 from IS_Net.metrics.mae import device_mae
@@ -634,6 +635,21 @@ def test_the_loss_is_the_recipe_s(make_dataset, settings):
         targets = teacher(gt)[1]
     wanted = wanted + sum(((a - b) ** 2).mean() for a, b in zip(features, targets, strict=True))
     assert task.loss(planes).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_the_loss_minds_edges_where_the_setting_asks(make_dataset, settings):
+    planes = torch.from_numpy(DISDataset(make_dataset(), 4, SIZE).planes(0).copy())[None]
+    model = ISNetDIS(4)
+    with torch.no_grad():
+        for level in range(1, 7):  # an untrained network is unsure everywhere, and all weights give the same mean
+            model.get_submodule(f"side{level}").weight.mul_(100)
+    given = settings(edge_weight=3.0, interm_sup=False, freeze_bn=True)
+    task = SegmentationTask(model, None, given)
+    task.train()
+    target = planes[:, 4:] / 255
+    sides, _ = model(task.input(planes))
+    assert task.loss(planes).item() == pytest.approx(side_output_loss(sides, target, 20.0, 0.5, 3.0).item(), rel=1e-4)
+    assert task.loss(planes).item() != pytest.approx(side_output_loss(sides, target).item(), rel=1e-3)
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_shares_are_of_0_to_1(key: str):
 
 def test_nothing_is_made_up_frozen_or_decayed_unless_asked_for():
     wanted = {"composite": 0, "simulate_mask": 0, "backgrounds": ""}
-    wanted |= {"lr_decay": "none", "lr_stem": 1, "freeze_bn": False}
+    wanted |= {"lr_decay": "none", "lr_stem": 1, "freeze_bn": False, "mask_path": 0, "edge_weight": 0}
     assert {key: check({})[key] for key in wanted} == wanted
 
 

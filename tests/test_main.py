@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from IS_Net import datalist, evaluate
 from IS_Net import train_valid_inference_main as script
@@ -23,6 +24,7 @@ from IS_Net.datalist import from_folder
 from IS_Net.engine import Progress, SegmentationTask, Training
 from IS_Net.images import read_mask
 from IS_Net.metrics.suite import FIGURES
+from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
 from IS_Net.train_valid_inference_main import _datasets, command_line, main
 
@@ -342,7 +344,7 @@ def test_a_training_on_made_up_samples_needs_no_masks(make_dataset, weights, isn
     streets = Path(make_dataset("streets")["im_dir"]).parent
     run = tmp_path / "run"
     sets = [f"train_datasets={train}", f"valid_datasets={valid}", f"backgrounds={streets}", f"model_path={run}"]
-    made_up = ["composite=0.5", "simulate_mask=1.0", "freeze_bn=True", "lr_decay=cosine", "lr_stem=10"]
+    made_up = ["composite=0.5", "simulate_mask=1.0", "freeze_bn=True", "lr_decay=cosine", "lr_stem=10", "edge_weight=5"]
     arguments = [*SHORT, *sets, *made_up, "interm_sup=False", f"restore_model={weights}"]
     assert command_line(arguments) == 0
     assert "ended at iteration 2 (max_ite)" in capsys.readouterr().out
@@ -355,6 +357,23 @@ def test_a_training_on_made_up_samples_needs_no_masks(make_dataset, weights, isn
     rates = [group["lr"] for group in load_state(run / "last.pt")["optimizer"]["param_groups"]]
     assert rates == pytest.approx([2e-5, 2e-4])  # of the second of two iterations: half of 4e-5, and ten times that
     assert not {path.name for path in (tmp_path / "cache").iterdir()} - {"train", "streets"}
+
+
+def test_weights_of_3_channels_get_the_mask_carried_where_the_setting_asks(make_dataset, tmp_path, caplog):
+    torch.manual_seed(0)
+    save_weights(tmp_path / "isnet.safetensors", ISNetDIS(3), {"input_size": [128, 128]})
+    valid = Path(make_dataset("valid")["im_dir"]).parent
+    arguments = ["mode=inference", f"restore_model={tmp_path / 'isnet.safetensors'}", f"valid_datasets={valid}"]
+    arguments += [f"valid_out_dir={tmp_path / 'maps'}", "cache_size=128", "device=cpu", "workers=0"]
+    means = []
+    for logit in (0, 40):
+        with caplog.at_level("WARNING"):
+            assert command_line([*arguments, f"mask_path={logit}"]) == 0
+        assert ("the mask carried" in caplog.messages[-1]) == bool(logit)
+        maps = {path.name: read_mask(path) for path in (tmp_path / "maps").glob("*/*.png")}
+        masks = {name: read_mask(valid / "mask" / name) > 128 for name in maps}
+        means.append(np.mean([(maps[name] > 128)[masks[name]].mean() for name in maps]))
+    assert means[1] > 0.9
 
 
 def test_coarse_masks_of_another_folder_are_a_data_set_of_their_own(make_dataset):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from IS_Net.checkpoint import CheckpointError, load_weights, save_weights
 from IS_Net.models import ISNetDIS
 from IS_Net.widen import carry_mask, widen_input
 
@@ -35,7 +36,7 @@ def plain() -> ISNetDIS:
 @pytest.fixture(scope="module")
 def wide(plain: ISNetDIS) -> ISNetDIS:
     model = ISNetDIS(4).eval()
-    model.load_state_dict(widen_input(plain.state_dict(), 4, LOGIT))
+    model.load_state_dict(carry_mask(widen_input(plain.state_dict(), 4), LOGIT))
     return model
 
 
@@ -52,25 +53,25 @@ def test_an_even_mask_adds_half_its_logit_to_all_sides(plain: ISNetDIS, wide: IS
     image, mask = torch.rand(1, 3, 128, 128) - 0.5, torch.full((1, 1, 128, 128), value)
     before, after = plain(image)[0], wide(torch.cat((image, mask), dim=1))[0]
     for old, new in zip(before, after, strict=True):
-        # zeros around the input: the first convolution sees 3/4 of the mask along two of its edges
-        added = (new - old)[..., 64:-64, 64:-64] if old.shape[-1] > 128 else (new - old)[..., 40:88, 40:88]
+        added = (new - old)[..., 40:88, 40:88]  # away from the edges, where the first convolution sees zeros
         torch.testing.assert_close(added, torch.full_like(added, LOGIT * (value - 0.5)), rtol=0.02, atol=0.02)
 
 
 @torch.no_grad()
 def test_the_mask_arrives_where_it_lies(plain: ISNetDIS, wide: ISNetDIS):
     image, mask = torch.rand(1, 3, 256, 256) - 0.5, halves(256)
-    added = wide(torch.cat((image, mask), dim=1))[0][0] - plain(image)[0][0]
-    assert (added[..., 8:-8, 8:120] < -LOGIT / 2 + 0.05).all()
-    assert (added[..., 8:-8, 136:-8] > LOGIT / 2 - 0.05).all()
+    for level, (new, old) in enumerate(zip(wide(torch.cat((image, mask), dim=1))[0], plain(image)[0], strict=True)):
+        added, reach = new - old, 8 if level < 4 else 96  # the coarse sides see it through pooled maps
+        assert (added[..., 8:-8, 8 : 128 - reach] < -LOGIT / 2 + 0.05).all()
+        assert (added[..., 8:-8, 128 + reach : -8] > LOGIT / 2 - 0.05).all()
 
 
 @torch.no_grad()
 def test_the_path_is_the_same_without_zeros_to_give_up():
-    """Whatever the network is, masks of all and of nothing differ by the logit at least where nothing was lost."""
+    """Whatever the network is, masks of all and of nothing differ by the logit."""
     torch.manual_seed(1)
     model, image = ISNetDIS(4).eval(), torch.rand(1, 3, 64, 64) - 0.5
-    model.load_state_dict(widen_input(ISNetDIS(3).state_dict(), 4, LOGIT))
+    model.load_state_dict(carry_mask(widen_input(ISNetDIS(3).state_dict(), 4), LOGIT))
     inside, outside = (model(torch.cat((image, torch.full((1, 1, 64, 64), v)), dim=1))[0][0] for v in (1.0, 0.0))
     middle = (inside - outside)[..., 16:48, 16:48]
     torch.testing.assert_close(middle, torch.full_like(middle, LOGIT), rtol=1e-3, atol=1e-3)
@@ -82,30 +83,49 @@ def test_every_convolution_beside_the_path_may_learn_from_the_mask(wide: ISNetDI
     model.load_state_dict(wide.state_dict())
     x = torch.cat((torch.rand(1, 3, 64, 64) - 0.5, halves(64)), dim=1)
     torch.stack([side.mean() for side in model(x)[0]]).sum().backward()
-    read = 0
+    reading = set()
     for name, parameter in model.named_parameters():
         if name.endswith(("rebnconvin.conv_s1.weight", "rebnconv1.conv_s1.weight")):
             silent = (parameter == 0).all(dim=0).flatten(1).all(dim=1)  # input channels that nothing reads as yet
-            carried = [c for c in range(parameter.shape[1]) if silent[c] and parameter.grad[:, c].any()]
-            read += bool(carried)
-    assert read >= 11
+            others = [c for c in range(parameter.shape[1]) if silent[c] and parameter.grad[:, c].any()]
+            if others:
+                reading.add(name.removesuffix(".conv_s1.weight"))
+    stages = [f"stage{level}" for level in range(1, 7)] + [f"stage{level}d" for level in range(1, 6)]
+    # a rebnconvin reads it for the path itself; in the decoder also from the stage below
+    assert reading >= {f"{stage}.rebnconv1" for stage in stages}
+    assert reading >= {f"stage{level}d.rebnconvin" for level in range(1, 6)}
 
 
 def test_names_shapes_and_the_given_weights_stay(plain: ISNetDIS):
     before = {name: value.clone() for name, value in plain.state_dict().items()}
-    carried = widen_input(plain.state_dict(), 5, LOGIT)
+    carried = carry_mask(widen_input(plain.state_dict(), 5), LOGIT)
     wanted = ISNetDIS(5).state_dict()
     assert {n: t.shape for n, t in carried.items()} == {n: t.shape for n, t in wanted.items()}
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
     assert not carried["conv_in.weight"][:, 4].any()  # the box channel is not the mask's
 
 
-def test_a_mask_that_was_there_is_not_touched():
-    """From 4 channels to 5 the new one is the box."""
-    weights = ISNetDIS(4).state_dict()
-    widened = widen_input(weights, 5, LOGIT)
-    assert all(torch.equal(widened[name], value) for name, value in weights.items() if name != "conv_in.weight")
-    assert torch.equal(widened["conv_in.weight"][:, :4], weights["conv_in.weight"])
+def test_loading_carries_the_mask_where_asked_and_where_it_is_new(plain: ISNetDIS, tmp_path, caplog):
+    save_weights(tmp_path / "isnet.safetensors", plain, {})
+    loaded = ISNetDIS(4)
+    load_weights(loaded, tmp_path / "isnet.safetensors", LOGIT)
+    wanted = carry_mask(widen_input(plain.state_dict(), 4), LOGIT)
+    assert all(torch.equal(wanted[name], value) for name, value in loaded.state_dict().items())
+    assert "widened to 4 with the mask carried to the side outputs (logit 3)" in caplog.messages[-1]
+
+    save_weights(tmp_path / "wide.safetensors", loaded, {})
+    wider = ISNetDIS(5)
+    load_weights(wider, tmp_path / "wide.safetensors", LOGIT)  # from 4 channels to 5 the new one is the box
+    assert "widened to 5 with zero weights" in caplog.messages[-1]
+    wanted = widen_input(wanted, 5)
+    assert all(torch.equal(wanted[name], value) for name, value in wider.state_dict().items())
+
+
+def test_another_network_is_refused_before_anything_is_carried(plain: ISNetDIS, tmp_path):
+    weights = {name: value for name, value in plain.state_dict().items() if not name.startswith("stage3d")}
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other.pth: does not fit ISNetDIS: missing stage3d"):
+        load_weights(ISNetDIS(4), tmp_path / "other.pth", LOGIT)
 
 
 def test_the_path_scales_with_its_logit():
