@@ -77,8 +77,9 @@ def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], i
         facts: Come back from :func:`read_weights`.
         int8: Store convolution weights in a quarter of the space: ``name`` is (out, in, kh, kw) int8, ``name.scale``
             (out,) float32, and the weight is their product by output channel; the rest is float32 (counters stay
-            integers). ``"storage": "int8"`` among the facts in the file says so; :func:`read_weights` takes it out
-            again, and multiplies.
+            integers), also the side outputs' convolutions, whose one channel may hold a large weight for the mask
+            (:func:`IS_Net.widen.carry_mask`) beside many small ones. ``"storage": "int8"`` among the facts in the file
+            says so; :func:`read_weights` takes it out again, and multiplies.
 
     Raises:
         CheckpointError: If ``int8`` is asked for and a weight is not finite.
@@ -88,7 +89,7 @@ def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], i
     if int8:
         facts[_STORAGE] = "int8"
         for name, tensor in list(weights.items()):
-            if tensor.ndim == 4:
+            if tensor.ndim == 4 and len(tensor) > 1:
                 if not tensor.isfinite().all():
                     raise CheckpointError(f"{path}: {name} is not finite everywhere, and not to be had as int8")
                 weights[name], weights[name + _SCALE] = quantise(tensor)

@@ -204,3 +204,16 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float):
     with pytest.raises(CheckpointError, match=r"a\.safetensors: 3\.weight is not finite everywhere"):
         save_weights(tmp_path / "a.safetensors", model, {}, int8=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_convolution_of_one_channel_is_kept_as_it_is(tmp_path: Path):
+    """A side output's: beside a large weight for the mask the small ones would be lost."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 3))
+    with torch.no_grad():
+        model[1].weight[0, 3, 1, 1] = 50
+    save_weights(tmp_path / "small.safetensors", model, {}, int8=True)
+    stored, _ = content(tmp_path / "small.safetensors")
+    assert stored["0.weight"].dtype == torch.int8 and "1.weight.scale" not in stored
+    assert torch.equal(stored["1.weight"], model[1].weight)
+    assert torch.equal(read_weights(tmp_path / "small.safetensors")[0]["1.weight"], model[1].weight)
