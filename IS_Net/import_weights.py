@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from IS_Net.checkpoint import CheckpointError, load_isnet, save_weights
+from IS_Net.widen import raise_mask
 
 
 def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -41,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "source", type=Path, nargs="+", help="a published .pth, an .onnx export, a .safetensors or a last.pt"
     )
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
+    parser.add_argument(
+        "--raise-mask", type=float, default=0.0, metavar="LOGIT",
+        help="of weights trained with mask_path: add so much to the output inside the mask, take it away outside",
+    )  # fmt: skip
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the size")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
@@ -57,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if others:
             model.load_state_dict(mean_weights([one.state_dict() for one in (model, *others)]))
             facts.pop("metrics", None)  # which were the first one's
+        if args.raise_mask:
+            model.load_state_dict(raise_mask(model.state_dict(), args.raise_mask))
         save_weights(args.out, model, {**facts, "in_ch": model.in_ch}, int8=args.int8)
     except (CheckpointError, OSError) as error:
         print(f"import_weights: {error}", file=sys.stderr)

@@ -63,5 +63,5 @@ def test_the_notebook_runs(tmp_path, weights, make_dataset):
 
 @pytest.mark.slow
 def test_without_weights_the_notebook_says_what_to_do(tmp_path):
-    with pytest.raises(CellExecutionError, match="make demo"):
+    with pytest.raises(CellExecutionError, match="comes with the project"):
         run(tmp_path, tmp_path / "gone.safetensors")

@@ -37,7 +37,7 @@ def test_notebook_is_committed_with_pictures() -> None:
 
 
 @pytest.mark.slow
-def test_notebook_runs(tmp_path: Path) -> None:
+def test_notebook_runs(tmp_path: Path, weights: Path) -> None:
     split = make_split(tmp_path / "DIS-VD", {"a": (20, 20, 120, 90), "b": None}, (120, 160))
     photos = make_split(tmp_path / "photos", {"c": None}, (120, 160))
     record = {"points": [[50, 50], [9, 9]], "labels": [1, 0]}
@@ -47,7 +47,7 @@ def test_notebook_runs(tmp_path: Path) -> None:
     assert "FOLDERS" in settings.source
     settings.source = (
         f"from pathlib import Path\nFOLDERS = [Path({str(photos)!r}), Path({str(split)!r})]\n"
-        "MODEL, SELECT, SHOWN = 'grabcut', 'score', 2"
+        f"MODEL, SELECT, SHOWN, STAGE_2 = 'grabcut', 'score', 2, Path({str(weights)!r})"
     )
     cwd = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=cwd).execute()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from IS_Net.checkpoint import CheckpointError, load_weights, save_weights
 from IS_Net.models import ISNetDIS
-from IS_Net.widen import carry_mask, widen_input
+from IS_Net.widen import carry_mask, raise_mask, widen_input
 
 LOGIT = 3.0
 
@@ -126,6 +126,16 @@ def test_another_network_is_refused_before_anything_is_carried(plain: ISNetDIS, 
     torch.save(weights, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other.pth: does not fit ISNetDIS: missing stage3d"):
         load_weights(ISNetDIS(4), tmp_path / "other.pth", LOGIT)
+
+
+@torch.no_grad()
+def test_the_mask_can_be_made_to_count_for_more(wide: ISNetDIS):
+    raised = ISNetDIS(4).eval()
+    raised.load_state_dict(raise_mask(wide.state_dict(), 2.0))
+    x = torch.cat((torch.rand(1, 3, 128, 128) - 0.5, halves(128)), dim=1)
+    added = raised.predict_logits(x) - wide.predict_logits(x)
+    torch.testing.assert_close(added[..., 8:-8, 8:56], torch.full((1, 1, 112, 48), -2.0), rtol=0, atol=0.05)
+    torch.testing.assert_close(added[..., 8:-8, 72:-8], torch.full((1, 1, 112, 48), 2.0), rtol=0, atol=0.05)
 
 
 def test_the_path_scales_with_its_logit():
