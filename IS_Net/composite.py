@@ -3,8 +3,8 @@
 A network that was trained on one salient object a photograph erases what is not salient, although the coarse mask
 shows it, and adds what is salient beside it. So the scenes made here hold several objects of which some are named, ones
 alike that touch, heaps of many small ones, ones that hardly differ from their surroundings, and regions of plain
-photographs that are no objects at all. Samples come and go as (C,
-H, W) uint8 planes of one size, as the cache holds them.
+photographs that are no objects at all. Samples come and go as (C, H, W) uint8 planes of one size, as the cache holds
+them.
 """
 
 from __future__ import annotations
