@@ -42,31 +42,37 @@ demo-train: $(INSTALLED)
 	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps_of_training cache_size=256 workers=2
 
 # The recipe of the starter weights (saved_models/MODEL_CARD.md): IS-Net, fetched by npm, labels the photographs of
-# PHOTOS (folders; the first one's are also composed in front of), and is trained to follow masks: at 512 px, then at
-# 1024 px. Hours on a CPU; a run that was interrupted goes on where it stopped. `make clean-starter` before other PHOTOS.
+# PHOTOS (folders; the first one's are also composed in front of), the photographs among CUTOUTS (pictures with an alpha
+# channel; by default those of Debian's package tuxpaint-stamps-default) join them, and IS-Net is trained to follow masks,
+# at three sizes. Hours on a CPU; a run that was interrupted goes on where it stopped. `make clean-starter` before other
+# PHOTOS or CUTOUTS.
 PHOTOS ?= data/sample/photos/im
+CUTOUTS ?= /usr/share/tuxpaint/stamps
 LABELLED := data/self_labelled
 RUNS := saved_models/starter
 HARD := data/sample/hard
-TRAIN_STARTER = $(BIN)/python IS_Net/train_valid_inference_main.py train_datasets=$(LABELLED),sample_tr \
+TRAIN_STARTER = $(BIN)/python IS_Net/train_valid_inference_main.py \
+  train_datasets=$(LABELLED),$(LABELLED),$(LABELLED),data/cutouts,sample_tr \
   valid_datasets=$(HARD)/many_parts:sim,$(HARD)/low_salience:sim,$(HARD)/touching:sim \
-  backgrounds=$(firstword $(PHOTOS)) simulate_mask=1.0 interm_sup=False freeze_bn=True ema=0.995 \
-  bce_weight=10 iou_weight=2.5 edge_weight=5 orthogonal_weight=0 random_flip_v=False model_digit=half \
-  early_stop=1000 workers=1
+  backgrounds=$(firstword $(PHOTOS)) composite=0.95 simulate_mask=1.0 interm_sup=False freeze_bn=True ema=0.995 \
+  bce_weight=10 iou_weight=2.5 edge_weight=4 orthogonal_weight=0 random_flip_v=False model_digit=half lr_decay=cosine \
+  model_save_fre=400 early_stop=1000 workers=1
+# go on with run $(1), or start it from the weights $(2)
+FROM = model_path=$(RUNS)/$(1) restore_model=$(if $(wildcard $(RUNS)/$(1)/last.pt),last.pt,$(2))
 
 starter: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
 	$(BIN)/python data/hard_scenes.py
+	$(BIN)/python -m IS_Net.import_cutouts $(CUTOUTS) --backgrounds $(firstword $(PHOTOS)) --out data/cutouts
 	test -f saved_models/isnet.safetensors || $(BIN)/python saved_models/fetch_isnet.py
 	$(BIN)/python -m IS_Net.self_label $(PHOTOS) --out $(LABELLED)
-	$(TRAIN_STARTER) cache_size=512 max_ite=600 batch_size_train=2 lr=5e-5 composite=0.75 mask_path=5 model_save_fre=200 \
-	  model_path=$(RUNS)/512 restore_model=$(if $(wildcard $(RUNS)/512/last.pt),last.pt,saved_models/isnet.safetensors)
-	$(TRAIN_STARTER) cache_size=1024 max_ite=1150 batch_size_train=1 lr=4e-5 lr_decay=cosine composite=0.9 model_save_fre=200 \
-	  model_path=$(RUNS)/1024 restore_model=$(if $(wildcard $(RUNS)/1024/last.pt),last.pt,$(RUNS)/512/best.safetensors)
-	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 2.5 $(RUNS)/1024/best.safetensors $(RUNS)/1024/last.pt $(RUNS)/dis_sam_starter.safetensors
+	$(TRAIN_STARTER) cache_size=512 max_ite=1000 batch_size_train=2 lr=5e-5 mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
+	$(TRAIN_STARTER) cache_size=768 max_ite=2000 batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.pt)
+	$(TRAIN_STARTER) cache_size=1024 max_ite=600 batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.pt)
+	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 2.5 $(RUNS)/1024/last.pt $(RUNS)/dis_sam_starter.safetensors
 
 clean-starter:
-	rm -rf $(LABELLED) $(RUNS) data/cache/$(notdir $(LABELLED))-*
+	rm -rf $(LABELLED) data/cutouts $(RUNS) data/cache/$(notdir $(LABELLED))-* data/cache/cutouts-*
 
 clean-demo:
 	rm -rf data/sample data/cache/sample-* saved_models/demo pic/demo_*

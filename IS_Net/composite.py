@@ -27,6 +27,9 @@ LEAST_CONTRAST = 20.0
 _TRIES = 6
 _RING = np.ones((7, 7), np.uint8)
 
+Draw = Callable[[], np.ndarray]
+"""Gives the planes of another sample at each call: (C, H, W) uint8, RGB first, ground truth last."""
+
 
 class CutOut(NamedTuple):
     """An object without its background."""
@@ -217,7 +220,7 @@ class _Look(NamedTuple):
 
 
 def _look(background: np.ndarray, rng: np.random.Generator) -> _Look:
-    texture = background if rng.random() < 0.1 else None
+    texture = background if rng.random() < 0.15 else None
     hidden = rng.random() < 0.2
     return _Look(
         tint=rng.uniform(0, 1) * (not hidden),
@@ -242,13 +245,33 @@ def _choose(number: int, rng: np.random.Generator) -> np.ndarray:
     return chosen
 
 
-def _few(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator) -> None:
+def _alone(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
+    """A sample's own photograph with its own object, which mostly is what is salient there, seen from nearer."""
+    height, width = scene.target.shape
+    planes = draw()
+    box = box_from_mask(planes[-1])
+    window = [0, 0, width, height]
+    if box is not None:
+        for axis, side in enumerate((width, height)):
+            room = box[axis] * rng.uniform(0, 1), (side - 1 - box[axis + 2]) * rng.uniform(0, 1)
+            window[axis], window[axis + 2] = int(room[0]), side - int(room[1])
+        if rng.random() < 0.3:  # part of it lies outside
+            axis, end = int(rng.integers(2)), 2 * int(rng.integers(2))
+            cut = int((window[axis + 2] - window[axis]) * rng.uniform(0.1, 0.4))
+            window[axis + end] += cut if end == 0 else -cut
+    part = np.moveaxis(planes[[0, 1, 2, -1], window[1] : window[3], window[0] : window[2]], 0, 2)
+    layers = cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=cv2.INTER_LINEAR)
+    scene.image[:] = _recolour(layers[..., :3].astype(np.float32), rng, strength=0.5)
+    scene.target[:] = layers[..., 3].astype(np.float32) / 255
+
+
+def _few(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
     """One to four objects, side by side or one before the other."""
     height, width = scene.target.shape
     number = int(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1]))
-    same = draw() if rng.random() < 0.2 else None
+    same = cut_out(draw()) if rng.random() < 0.2 else None
     for chosen in _choose(number, rng):
-        cut = same or draw()
+        cut = same or cut_out(draw())
         if cut is None:
             continue
         side = np.exp(rng.uniform(np.log(0.2), np.log(1.1))) * max(height, width) / np.sqrt(number) ** 0.5
@@ -257,12 +280,10 @@ def _few(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarra
         scene.put(placed, centre, chosen, _look(background, rng), rng)
 
 
-def _touching(
-    scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator
-) -> None:
+def _touching(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
     """Two or three of one kind in a row, alike, that touch or hide each other a little; one of them is named."""
     height, width = scene.target.shape
-    cut = draw()
+    cut = cut_out(draw())
     if cut is None:
         return
     number = int(rng.choice([2, 3], p=[0.7, 0.3]))
@@ -280,10 +301,10 @@ def _touching(
         x, y = x + np.cos(angle) * step, y + np.sin(angle) * step
 
 
-def _many(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator) -> None:
+def _many(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
     """A heap or a flock: up to forty small ones of one to three kinds; often all of them are named."""
     height, width = scene.target.shape
-    kinds = [cut for cut in (draw() for _ in range(int(rng.integers(1, 4)))) if cut is not None]
+    kinds = [cut for cut in (cut_out(draw()) for _ in range(int(rng.integers(1, 4)))) if cut is not None]
     if not kinds:
         return
     number = int(rng.integers(4, 36))
@@ -301,27 +322,26 @@ def _many(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarr
         scene.put(placed, (x * width, y * height), chosen, look._replace(tint=look.tint * 0.5), rng)
 
 
-def _thin(scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator) -> None:
-    """Many thin parts of some photograph's colours, before one to two objects that are not named."""
+def _thin(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
+    """Many thin parts of some photograph's colours, before up to two objects and beside others that are not named."""
     height, width = scene.target.shape
     for _ in range(int(rng.integers(0, 3))):
-        cut = draw()
+        cut = cut_out(draw())
         if cut is not None:
             placed = _transform(cut, max(height, width) * rng.uniform(0.2, 0.7), rng, turn=20)
             scene.put(placed, (width * rng.random(), height * rng.random()), False, _look(background, rng), rng)
-    side = int(max(height, width) * rng.uniform(0.3, 1))
-    shape = strokes(side, rng)
-    source = draw()
-    texture = background if source is None or rng.random() < 0.3 else source.colour
-    colour = np.ascontiguousarray(_patch(texture, shape.shape, rng))
-    look = _look(background, rng)._replace(texture=None)
-    centre = width * rng.uniform(0.3, 0.7), height * rng.uniform(0.3, 0.7)
-    scene.put(CutOut(colour, shape), centre, True, look, rng)
+    for chosen in _choose(int(rng.choice([1, 2], p=[0.6, 0.4])), rng):
+        side = int(max(height, width) * rng.uniform(0.3, 1))
+        shape = strokes(side, rng)
+        source = cut_out(draw())
+        texture = background if source is None or rng.random() < 0.3 else source.colour
+        colour = np.ascontiguousarray(_patch(texture, shape.shape, rng))
+        look = _look(background, rng)._replace(texture=None)
+        centre = width * rng.uniform(0.2, 0.8), height * rng.uniform(0.2, 0.8)
+        scene.put(CutOut(colour, shape), centre, chosen, look, rng)
 
 
-def _regions(
-    scene: _Scene, draw: Callable[[], CutOut | None], background: np.ndarray, rng: np.random.Generator
-) -> None:
+def _regions(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
     """Regions of the photograph itself, whatever they show: nothing but the mask tells that they are meant.
 
     A region of even colour and its nearest neighbours, by the graph of Felzenszwalb and Huttenlocher ("Efficient
@@ -384,7 +404,7 @@ def _backdrop(photograph: np.ndarray, rng: np.random.Generator, sharp: bool = Fa
     return pixels
 
 
-SCENES = {_few: 0.32, _touching: 0.18, _many: 0.15, _thin: 0.1, _regions: 0.25}
+SCENES = {_alone: 0.34, _few: 0.24, _touching: 0.11, _many: 0.11, _thin: 0.07, _regions: 0.13}
 """What a composite shows, and how often."""
 
 
@@ -399,12 +419,12 @@ class Composite(NamedTuple):
     """Nothing in the image tells what is named; the coarse mask alone can, and should be about right."""
 
 
-def composite(background: np.ndarray, draw: Callable[[], np.ndarray], rng: np.random.Generator) -> Composite:
+def composite(background: np.ndarray, draw: Draw, rng: np.random.Generator) -> Composite:
     """Make a scene of cut-out objects before a photograph.
 
     Args:
         background: (3, H, W) uint8 RGB.
-        draw: Gives the planes of another sample at each call: (C, H, W) uint8, RGB first, ground truth last.
+        draw: Where the objects come from.
         rng: Where the chances come from.
 
     Returns:
@@ -413,7 +433,7 @@ def composite(background: np.ndarray, draw: Callable[[], np.ndarray], rng: np.ra
     build = rng.choice(list(SCENES), p=list(SCENES.values()))
     backdrop = _backdrop(background, rng, sharp=build is _regions)
     scene = _Scene(backdrop)
-    build(scene, lambda: cut_out(draw()), backdrop, rng)
+    build(scene, draw, backdrop, rng)
     image = _expose(scene.image, rng)
     gt = np.round(scene.target * 255).astype(np.uint8)
     return Composite(np.moveaxis(image, 2, 0), gt, plain=build is _regions)

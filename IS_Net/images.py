@@ -120,6 +120,29 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
+def read_cutout(path: str | Path) -> np.ndarray:
+    """Read a picture of a thing without its background, cropped to what is not transparent.
+
+    Args:
+        path: A file in any format that Pillow reads, with transparency.
+
+    Returns:
+        (h, w, 4) uint8, RGBA, turned upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: If the file is missing, damaged, cut short, not an image, opaque throughout or nowhere.
+    """
+    with _open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if not image.has_transparency_data:
+            raise ImageError(f"{path}: has no transparency; a cut-out needs an alpha channel")
+        image = image.convert("RGBA")
+        box = image.getchannel("A").getbbox()
+        if box is None:
+            raise ImageError(f"{path}: is transparent throughout")
+        return np.array(image.crop(box))
+
+
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask or a ground truth.
 

@@ -268,7 +268,9 @@ def main(
     for key in ("model_path", "restore_model", "gt_encoder_model", "valid_out_dir"):
         if session.settings[key]:
             print(f"{key}: {session.settings[key]}")
-    for datasets in (train_datasets, valid_datasets):
+    # to train on the same set twice is to see it twice as often
+    once = [entry for place, entry in enumerate(train_datasets) if entry not in train_datasets[:place]]
+    for datasets in (once, valid_datasets):
         names = [entry.get("name") for entry in datasets]
         if len(set(names)) < len(names):
             raise DatasetError(

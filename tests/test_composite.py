@@ -265,6 +265,27 @@ def test_the_target_is_where_the_image_shows_the_objects(monkeypatch, build):
     assert seen > 10
 
 
+def test_a_photograph_alone_is_seen_from_nearer_together_with_its_target(monkeypatch):
+    monkeypatch.setattr(module, "SCENES", {module._alone: 1.0})
+    monkeypatch.setattr(module, "_recolour", lambda colour, *_, **__: colour)
+    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    gt = cv2.circle(np.zeros((128, 160), np.uint8), (60, 50), 20, 255, -1)
+    share = gt[..., None] / 255
+    own = np.moveaxis(share * np.array(RED) + (1 - share) * np.array(GREEN), 2, 0).round().astype(np.uint8)
+    planes = np.concatenate((own, gt[None]))
+    sizes, cut = [], 0
+    for seed in range(30):
+        image, target, faithful = composite(plain((0, 0, 255), 128, 160), lambda: planes, np.random.default_rng(seed))
+        assert not faithful
+        share = target[..., None] / 255
+        assert np.abs(np.moveaxis(image, 0, 2) - (share * np.array(RED) + (1 - share) * np.array(GREEN))).max() < 4
+        sizes.append((target > 128).mean() / (gt > 128).mean())
+        edges = target[0], target[-1], target[:, 0], target[:, -1]
+        cut += max(edge.mean() for edge in edges) > 30
+    assert min(sizes) > 0.9 and max(sizes) > 2  # never from farther away
+    assert 0 < cut < 20
+
+
 def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
     monkeypatch.setattr(module, "SCENES", {module._touching: 1.0})
     monkeypatch.setattr(module, "_look", lambda *_: LOOK)
@@ -285,7 +306,7 @@ def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
 
 def test_targets_stand_out_from_what_is_around_them(monkeypatch):
     """Of scenes as they are, with all that hides where things were pasted; the photograph itself is even."""
-    monkeypatch.setattr(module, "SCENES", {b: 0.25 for b in SCENES if b is not module._regions})
+    monkeypatch.setattr(module, "SCENES", {b: 0.2 for b in SCENES if b is not module._regions})
     gt = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 40, 255, -1)
     planes = np.concatenate((plain(RED, 128, 128), gt[None]))
     inside, outside, some = [], [], []

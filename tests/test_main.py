@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from IS_Net import datalist, evaluate
+from IS_Net import data_loader, datalist, evaluate
 from IS_Net import train_valid_inference_main as script
 from IS_Net.checkpoint import load_isnet, load_state, read_weights, save_weights
-from IS_Net.data_loader import DatasetError, find_samples
+from IS_Net.data_loader import DatasetError, EndlessBatches, find_samples
 from IS_Net.datalist import from_folder
 from IS_Net.engine import Progress, SegmentationTask, Training
 from IS_Net.images import read_mask
@@ -181,6 +181,16 @@ def test_two_data_sets_of_one_name_are_refused(folder, weights, tmp_path, capsys
     shutil.copytree(folder, other)
     assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder},{other}"]) == 1
     assert "two data sets share a name: tiny, tiny" in capsys.readouterr().err
+
+
+def test_a_training_set_named_twice_is_seen_twice(folder, weights, tmp_path):
+    hypar = {"restore_model": str(weights), "cache_size": 128, "workers": 0, "batch_size_train": 8, "max_ite": 1}
+    hypar |= {"model_path": str(tmp_path / "run"), "interm_sup": False, "freeze_bn": True}
+    sizes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_loader, "EndlessBatches", lambda n, *rest: sizes.append(n) or EndlessBatches(n, *rest))
+        main([from_folder(folder)] * 2, [from_folder(folder)], hypar)
+    assert set(sizes) == {2 * len(list((folder / "im").iterdir()))}
 
 
 def test_weights_of_another_size_are_told(folder, weights, caplog):
