@@ -67,8 +67,10 @@ starter: $(INSTALLED)
 	test -f saved_models/isnet.safetensors || $(BIN)/python saved_models/fetch_isnet.py
 	$(BIN)/python -m IS_Net.self_label $(PHOTOS) --out $(LABELLED)
 	$(TRAIN_STARTER) cache_size=512 max_ite=1000 batch_size_train=2 lr=5e-5 mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
-	$(TRAIN_STARTER) cache_size=768 max_ite=2000 batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.pt)
-	$(TRAIN_STARTER) cache_size=1024 max_ite=600 batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.pt)
+	$(BIN)/python -m IS_Net.import_weights $(RUNS)/512/last.pt $(RUNS)/512/last.safetensors
+	$(TRAIN_STARTER) cache_size=768 max_ite=2000 batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.safetensors)
+	$(BIN)/python -m IS_Net.import_weights $(RUNS)/768/last.pt $(RUNS)/768/last.safetensors
+	$(TRAIN_STARTER) cache_size=1024 max_ite=600 batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 2.5 $(RUNS)/1024/last.pt $(RUNS)/dis_sam_starter.safetensors
 
 clean-starter:
