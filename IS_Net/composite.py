@@ -1,10 +1,10 @@
 """Composites: objects cut out of their photographs and put into others, to train on what few photographs show.
 
 A network that was trained on one salient object a photograph erases what is not salient, although the coarse mask
-shows it, and adds what is salient beside it. So the scenes made here hold several objects of which some are named, ones
-alike that touch, heaps of many small ones, ones that hardly differ from their surroundings, and regions of plain
-photographs that are no objects at all. Samples come and go as (C, H, W) uint8 planes of one size, as the cache holds
-them.
+shows it, and adds what is salient beside it. So the scenes made here hold, beside pictures as they are, several objects
+of which some are named, ones alike that touch, heaps of many small ones, ones that hardly differ from their
+surroundings, and regions of plain photographs that are no objects at all. Samples come and go as (C, H, W) uint8 planes
+of one size, as the cache holds them.
 """
 
 from __future__ import annotations
@@ -253,8 +253,8 @@ def _alone(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Gen
     window = [0, 0, width, height]
     if box is not None:
         for axis, side in enumerate((width, height)):
-            room = box[axis] * rng.uniform(0, 1), (side - 1 - box[axis + 2]) * rng.uniform(0, 1)
-            window[axis], window[axis + 2] = int(room[0]), side - int(room[1])
+            window[axis] = int(box[axis] * rng.random())
+            window[axis + 2] = side - int((side - 1 - box[axis + 2]) * rng.random())
         if rng.random() < 0.3:  # part of it lies outside
             axis, end = int(rng.integers(2)), 2 * int(rng.integers(2))
             cut = int((window[axis + 2] - window[axis]) * rng.uniform(0.1, 0.4))

@@ -120,7 +120,8 @@ def raise_mask(weights: Weights, logit: float) -> Weights:
 
     Args:
         weights: A state dict of ISNetDIS; not changed.
-        logit: Added to the output inside the mask, and taken from it outside.
+        logit: Added to the output inside the mask, and taken from it outside, as long as the path is as high as the
+            mask; training changes its height, so that what is added inside may be less or more.
 
     Returns:
         A state dict of the same names and shapes.
