@@ -34,7 +34,10 @@ _GT_ENCODER_STEM = "conv_in.conv.weight"
 _IN_CH = (3, 4, 5)
 _STORAGE = "storage"
 _SCALE = ".scale"
+_OUTLIERS = ".outliers"
 _LEVELS = 127
+_OUTLIER = -128
+_OUTLYING = 8  # times the next largest weight of its channel
 _CLIPS = tuple(1 - step / 40 for step in range(17))  # of a channel's largest weight; 1 first, see quantise
 
 
@@ -42,19 +45,30 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, or of another network; the message names the file."""
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round a convolution's weights to 8 bits, with the scale for each output channel that errs least in square.
 
-    What comes out, multiplied together and put in again, comes out the same: a scale has 17 significant bits, so that
-    its products with up to 127 are exact in float32, and of equal errors the one without clipping is taken.
+    One weight of a channel that is more than eight times as large as each of its others is kept as it is, lest these
+    vanish beside it; so are the weights that carry the mask (:func:`IS_Net.widen.carry_mask`).
+
+    What comes out, put together by :func:`dequantise` and put in again, comes out the same: a scale has 17 significant
+    bits, so that its products with up to 127 are exact in float32, and of equal errors the one without clipping is
+    taken.
 
     Args:
         weight: (out, ...) of any float type, finite.
 
     Returns:
-        Values of the same shape, int8 in -127..127, and scales (out,), float32, larger than 0.
+        Values of the same shape, int8 in -127..127, or -128 where a weight is kept; scales (out,), float32, larger than
+        0; the kept weights, float32, in the order in which they stand.
     """
     rows = weight.float().flatten(1)
+    largest = rows.abs().topk(min(2, rows.shape[1]), dim=1)
+    kept = torch.zeros_like(rows, dtype=torch.bool)
+    outlying = largest.values[:, :1] > _OUTLYING * largest.values[:, -1:]
+    kept.scatter_(1, largest.indices[:, :1], outlying)
+    outliers = rows[kept]
+    rows = rows.masked_fill(kept, 0)
     peak = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / _LEVELS  # a channel of zeros needs a scale, too
     values, scale = torch.zeros_like(rows), peak
     least = torch.full_like(peak, torch.inf)
@@ -65,7 +79,24 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
         better = error < least
         least, scale = torch.where(better, error, least), torch.where(better, tried, scale)
         values = torch.where(better, rounded, values)
-    return values.to(torch.int8).view(weight.shape), scale.flatten()
+    values = values.masked_fill(kept, _OUTLIER)
+    return values.to(torch.int8).view(weight.shape), scale.flatten(), outliers
+
+
+def dequantise(values: Tensor, scale: Tensor, outliers: Tensor) -> Tensor:
+    """Return the weights, float32, that :func:`quantise` made values, scales and outliers of.
+
+    Raises:
+        ValueError: If scales or outliers are not as many as the values need, or a scale is not above 0.
+    """
+    kept = values == _OUTLIER
+    if scale.shape != values.shape[:1] or not (scale.isfinite() & (scale > 0)).all():
+        raise ValueError(f"expected {len(values)} scales above 0, found {tuple(scale.shape)}")
+    if outliers.shape != (int(kept.sum()),):
+        raise ValueError(f"expected {int(kept.sum())} outliers, found {tuple(outliers.shape)}")
+    weight = values.float() * scale.float().view(-1, *[1] * (values.ndim - 1))
+    weight[kept] = outliers.float()
+    return weight
 
 
 def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], int8: bool = False) -> None:
@@ -75,11 +106,11 @@ def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], i
         path: The file.
         model: The network.
         facts: Come back from :func:`read_weights`.
-        int8: Store convolution weights in a quarter of the space: ``name`` is (out, in, kh, kw) int8, ``name.scale``
-            (out,) float32, and the weight is their product by output channel; the rest is float32 (counters stay
-            integers), also the side outputs' convolutions, whose one channel may hold a large weight for the mask
-            (:func:`IS_Net.widen.carry_mask`) beside many small ones. ``"storage": "int8"`` among the facts in the file
-            says so; :func:`read_weights` takes it out again, and multiplies.
+        int8: Store convolution weights in a quarter of the space, as :func:`quantise` makes them: ``name`` is
+            (out, in, kh, kw) int8, ``name.scale`` (out,) float32, their product by output channel the weight;
+            ``name.outliers``, where there are any, float32, are the weights at whose places -128 stands. The rest is
+            float32 (counters stay integers), also the side outputs' few convolutions. ``"storage": "int8"`` among the
+            facts in the file says so; :func:`read_weights` takes it out again, and puts the weights together.
 
     Raises:
         CheckpointError: If ``int8`` is asked for and a weight is not finite.
@@ -92,7 +123,9 @@ def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], i
             if tensor.ndim == 4 and len(tensor) > 1:
                 if not tensor.isfinite().all():
                     raise CheckpointError(f"{path}: {name} is not finite everywhere, and not to be had as int8")
-                weights[name], weights[name + _SCALE] = quantise(tensor)
+                weights[name], weights[name + _SCALE], outliers = quantise(tensor)
+                if len(outliers):
+                    weights[name + _OUTLIERS] = outliers
             elif tensor.is_floating_point():
                 weights[name] = tensor.float()
     with atomic_file(path) as file:
@@ -153,13 +186,11 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise CheckpointError(f"{path}: is stored as {storage}; expected int8 or plain floats: update DIS-SAM")
     if storage == "int8":
         for name in [name for name, tensor in weights.items() if tensor.dtype == torch.int8]:
-            weight, scale = weights[name], weights.pop(name + _SCALE, None)
-            if scale is None or scale.shape != weight.shape[:1] or not (scale.isfinite() & (scale > 0)).all():
-                found = "is missing" if scale is None else f"is damaged (shape {tuple(scale.shape)})"
-                raise CheckpointError(
-                    f"{path}: {name}{_SCALE} {found}; expected {weight.shape[0]} numbers above 0: copy the file again"
-                )
-            weights[name] = weight.float() * scale.float().view(-1, *[1] * (weight.ndim - 1))
+            scale, outliers = (weights.pop(name + part, torch.empty(0)) for part in (_SCALE, _OUTLIERS))
+            try:
+                weights[name] = dequantise(weights[name], scale, outliers)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {name} is damaged ({error}); copy the file again") from error
     return weights, facts
 
 

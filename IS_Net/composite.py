@@ -404,7 +404,7 @@ def _backdrop(photograph: np.ndarray, rng: np.random.Generator, sharp: bool = Fa
     return pixels
 
 
-SCENES = {_alone: 0.34, _few: 0.24, _touching: 0.11, _many: 0.11, _thin: 0.07, _regions: 0.13}
+SCENES = {_alone: 0.26, _few: 0.24, _touching: 0.17, _many: 0.13, _thin: 0.07, _regions: 0.13}
 """What a composite shows, and how often."""
 
 

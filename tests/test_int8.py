@@ -12,8 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from IS_Net.checkpoint import CheckpointError, load_isnet, load_weights, quantise, read_weights, save_weights
+from IS_Net.checkpoint import (
+    CheckpointError,
+    dequantise,
+    load_isnet,
+    load_weights,
+    quantise,
+    read_weights,
+    save_weights,
+)
 from IS_Net.models import ISNetDIS
+from IS_Net.widen import carry_mask
 
 
 def channels(*rows: list[float]) -> Tensor:
@@ -21,8 +30,7 @@ def channels(*rows: list[float]) -> Tensor:
 
 
 def restored(weight: Tensor) -> Tensor:
-    values, scale = quantise(weight)
-    return values.float() * scale.view(-1, 1, 1, 1)
+    return dequantise(*quantise(weight))
 
 
 def network() -> nn.Sequential:
@@ -47,7 +55,8 @@ def small(tmp_path: Path) -> Path:
 
 def test_known_answers():
     weight = channels([127, -64, 0, 1], [-0.5, 0.25, 0, 0.5 / 127], [0, 0, 0, 0])
-    values, scale = quantise(weight)
+    values, scale, outliers = quantise(weight)
+    assert not len(outliers)
     assert values.dtype == torch.int8 and values.shape == weight.shape
     assert values.flatten(1).tolist()[0] == [127, -64, 0, 1]
     assert values.flatten(1).tolist()[1] == [-127, 64, 0, 1]
@@ -59,8 +68,9 @@ def test_known_answers():
 
 
 def test_clips_where_that_errs_less():
-    weight = torch.tensor([[0.75] * 1_000_000 + [127.0]])[:, :, None, None]
-    values, scale = quantise(weight)
+    weight = torch.tensor([[0.75] * 1_000_000 + [127.0] * 2])[:, :, None, None]
+    values, scale, outliers = quantise(weight)
+    assert not len(outliers)
     assert scale.item() == pytest.approx(0.75, rel=1e-4)  # the many exactly, and 127 as 95.25
     assert values.unique().tolist() == [1, 127]
     assert (restored(weight) - weight).square().sum() < (weight.round() - weight).square().sum()
@@ -89,10 +99,24 @@ def test_small_weights_and_half_precision():
 def test_rounding_again_changes_nothing(seed: int):
     torch.manual_seed(seed)
     weight = torch.distributions.StudentT(2 + seed / 2).sample((64, 8, 3, 3)) * 10 ** (seed / 3 - 5)
-    values, scale = quantise(weight)
+    weight[::7, 0, 0, 0] *= 100  # some of these lie more than eight times above all others, some a little less
+    parts = quantise(weight)
     once = restored(weight)
-    again, same_scale = quantise(once)
-    assert torch.equal(again, values) and torch.equal(same_scale, scale) and torch.equal(restored(once), once)
+    assert all(torch.equal(again, part) for again, part in zip(quantise(once), parts, strict=True))
+    assert torch.equal(restored(once), once)
+    assert len(parts[2]) == (parts[0] == -128).sum() > 0
+
+
+def test_a_weight_far_above_all_others_of_its_channel_is_kept():
+    weight = channels([0.01, -1, -0.02, 0.005], [8, 1, -1, 1], [8.1, 1, -1, 1], [0, 0, 3, 0], [0, 0, 0, 0])
+    values, scale, outliers = quantise(weight)
+    assert (values.flatten(1) == -128).nonzero().tolist() == [[0, 1], [2, 0], [3, 2]]
+    assert outliers.dtype == torch.float32
+    torch.testing.assert_close(outliers, torch.tensor([-1, 8.1, 3]), rtol=0, atol=0)
+    torch.testing.assert_close(scale[:3], torch.tensor([0.02, 8, 1]) / 127, rtol=1e-4, atol=0)
+    torch.testing.assert_close(restored(weight), weight, rtol=0, atol=8 / 254 * 1.001)
+    torch.testing.assert_close(restored(weight)[0], weight[0], rtol=0, atol=0.02 / 254 * 1.001)
+    assert not len(quantise(weight[:, :1])[2])  # of a single weight nothing lies above others
 
 
 # --- files ---
@@ -149,27 +173,44 @@ def test_a_whole_network(tmp_path: Path, isnet: ISNetDIS):
     assert torch.equal(wider.conv_in.weight[:, :4], model.conv_in.weight)
 
 
+@torch.no_grad()
+def test_the_mask_is_carried_as_before(tmp_path: Path, isnet: ISNetDIS):
+    """A weight of 1 carries it through a channel beside many of a hundredth, as training leaves them."""
+    weights = carry_mask(isnet.state_dict(), 5.0)
+    block = weights["stage4d.rebnconvin.conv_s1.weight"]
+    row = block[block.flatten(1).amax(1) == 1]
+    row += torch.rand(row.shape, generator=torch.Generator().manual_seed(1)) * 2e-3
+    block[block.flatten(1).amax(1) == 1] = row
+    isnet.load_state_dict(weights)
+    save_weights(tmp_path / "isnet.safetensors", isnet, {"in_ch": 4}, int8=True)
+    stored, _ = content(tmp_path / "isnet.safetensors")
+    assert stored["stage4d.rebnconvin.conv_s1.weight.outliers"].tolist() == [pytest.approx(1, abs=2e-3)]
+    read, _ = read_weights(tmp_path / "isnet.safetensors")
+    found = read["stage4d.rebnconvin.conv_s1.weight"][weights["stage4d.rebnconvin.conv_s1.weight"] > 0.9]
+    torch.testing.assert_close(found, stored["stage4d.rebnconvin.conv_s1.weight.outliers"], rtol=0, atol=0)
+
+
 # --- what is refused ---
 
 
 @pytest.mark.parametrize(
-    ("scale", "message"),
+    ("parts", "message"),
     [
-        (None, "is missing"),
-        (torch.ones(7), r"is damaged \(shape \(7,\)\)"),
-        (torch.ones(8, 1), r"is damaged \(shape \(8, 1\)\)"),
-        (torch.zeros(8), "is damaged"),
-        (torch.full((8,), torch.nan), "is damaged"),
-        (torch.full((8,), torch.inf), "is damaged"),
+        ({}, r"expected 8 scales above 0, found \(0,\)"),
+        ({"scale": torch.ones(7)}, r"expected 8 scales above 0, found \(7,\)"),
+        ({"scale": torch.ones(8, 1)}, r"expected 8 scales above 0, found \(8, 1\)"),
+        ({"scale": torch.zeros(8)}, "expected 8 scales above 0"),
+        ({"scale": torch.full((8,), torch.nan)}, "expected 8 scales above 0"),
+        ({"scale": torch.full((8,), torch.inf)}, "expected 8 scales above 0"),
+        ({"scale": torch.ones(8), "outliers": torch.ones(2)}, r"expected 0 outliers, found \(2,\)"),
     ],
 )
-def test_damaged_scales(small: Path, scale: Tensor | None, message: str):
+def test_damaged_scales_and_outliers(small: Path, parts: dict[str, Tensor], message: str):
     stored, facts = content(small)
     del stored["0.weight.scale"]
-    save_file(
-        stored if scale is None else {**stored, "0.weight.scale": scale}, small, metadata={"dis-sam": json.dumps(facts)}
-    )
-    with pytest.raises(CheckpointError, match=rf"small\.safetensors: 0\.weight\.scale {message}.*expected 8 numbers"):
+    stored |= {f"0.weight.{name}": part for name, part in parts.items()}
+    save_file(stored, small, metadata={"dis-sam": json.dumps(facts)})
+    with pytest.raises(CheckpointError, match=rf"small\.safetensors: 0\.weight is damaged \({message}.*copy the file"):
         read_weights(small)
 
 
@@ -188,7 +229,7 @@ def test_facts_that_are_none(small: Path, facts: str):
 
 def test_bytes_are_never_taken_for_weights(tmp_path: Path, isnet: ISNetDIS):
     state = isnet.state_dict()
-    values, scale = quantise(state["side1.weight"])
+    values, scale, _ = quantise(state["side1.weight"])
     stored = {**state, "side1.weight": values, "side1.weight.scale": scale}
     save_file(stored, tmp_path / "lost.safetensors")  # a tool that dropped the facts
     with torch.device("meta"):
@@ -207,7 +248,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float):
 
 
 def test_a_convolution_of_one_channel_is_kept_as_it_is(tmp_path: Path):
-    """A side output's: beside a large weight for the mask the small ones would be lost."""
+    """A side output's, of which there are few."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 3))
     with torch.no_grad():
