@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from IS_Net import coarse
-from IS_Net.coarse import FAITHFUL, SOURCES, broken, coarse_mask, exact, filled, grabcut, prompted, scribbled
+from IS_Net.coarse import FAITHFUL, SOURCES, broken, coarse_mask, exact, filled, grabcut, prompted, scribbled, spilled
 from IS_Net.images import binarise
 from IS_Net.preprocess import box_from_mask
 
@@ -133,6 +133,28 @@ def test_a_broken_mask_is_often_grossly_wrong():
     added = [binarise(mask)[~binarise(DISC)].sum() / binarise(DISC).sum() for mask in masks]
     assert np.mean(np.array(missing) > 0.2) > 0.15
     assert np.mean(np.array(added) > 0.05) > 0.1
+
+
+def test_a_spilled_mask_holds_parts_of_the_box_that_look_alike():
+    image = paint(DISC)
+    image[1][:, 110:] += np.uint8(200)  # behind the object it is blue on the left, and cyan on the right
+    image[1][binarise(DISC)] //= 4
+    x0, y0, x1, y1 = box_from_mask(DISC)
+    box = np.zeros(DISC.shape, bool)
+    box[y0 : y1 + 1, x0 : x1 + 1] = True
+    behind = box & ~cv2.dilate(DISC, np.ones((9, 9), np.uint8)).view(bool)
+    one_side = 0
+    for mask in masks_of(spilled, DISC, 80, image):
+        assert not mask[~box].any()
+        assert binarise(mask)[binarise(DISC)].mean() >= 0.49
+        left, right = (np.mean(mask[:, half][behind[:, half]] > 0) for half in (np.s_[:108], np.s_[112:]))
+        one_side += abs(left - right) > 0.9
+    assert one_side > 8
+    masks = masks_of(spilled, DISC, 80, image)
+    kept = np.array([binarise(mask)[binarise(DISC)].mean() for mask in masks])
+    joined = np.array([binarise(mask)[behind].mean() for mask in masks])
+    assert (kept > 0.97).mean() > 0.4 and (kept < 0.9).mean() > 0.05
+    assert (joined > 0.4).mean() > 0.2 and (joined < 0.1).mean() > 0.1
 
 
 def test_exact_is_the_ground_truth():
