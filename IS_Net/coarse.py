@@ -202,12 +202,12 @@ def exact(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.nda
 Source = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 SOURCES: dict[Source, float] = {
-    prompted: 0.40,
-    grabcut: 0.25,
-    spilled: 0.15,
-    broken: 0.06,
-    exact: 0.08,
-    filled: 0.04,
+    prompted: 0.36,
+    grabcut: 0.27,
+    spilled: 0.20,
+    broken: 0.05,
+    exact: 0.07,
+    filled: 0.03,
     scribbled: 0.02,
 }
 """What a training mask comes from, and how often."""

@@ -265,6 +265,20 @@ def _alone(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Gen
     scene.target[:] = layers[..., 3].astype(np.float32) / 255
 
 
+def _beside(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
+    """A sample's own photograph with its own object, which is not meant: what is named is smaller, and beside it."""
+    _alone(scene, draw, background, rng)
+    scene.target[:] = 0
+    height, width = scene.target.shape
+    for _ in range(int(rng.choice([1, 2], p=[0.7, 0.3]))):
+        cut = cut_out(draw())
+        if cut is None:
+            continue
+        placed = _transform(cut, max(height, width) * np.exp(rng.uniform(np.log(0.08), np.log(0.4))), rng, turn=30)
+        centre = width * rng.uniform(0.1, 0.9), height * rng.uniform(0.1, 0.9)
+        scene.put(placed, centre, True, _look(background, rng), rng)
+
+
 def _few(scene: _Scene, draw: Draw, background: np.ndarray, rng: np.random.Generator) -> None:
     """One to four objects, side by side or one before the other."""
     height, width = scene.target.shape
@@ -404,7 +418,7 @@ def _backdrop(photograph: np.ndarray, rng: np.random.Generator, sharp: bool = Fa
     return pixels
 
 
-SCENES = {_alone: 0.26, _few: 0.24, _touching: 0.17, _many: 0.13, _thin: 0.07, _regions: 0.13}
+SCENES = {_alone: 0.30, _beside: 0.12, _few: 0.18, _touching: 0.13, _many: 0.10, _thin: 0.06, _regions: 0.11}
 """What a composite shows, and how often."""
 
 

@@ -286,6 +286,26 @@ def test_a_photograph_alone_is_seen_from_nearer_together_with_its_target(monkeyp
     assert 0 < cut < 20
 
 
+def test_beside_a_photographs_own_object_another_is_named(monkeypatch):
+    monkeypatch.setattr(module, "SCENES", {module._beside: 1.0})
+    monkeypatch.setattr(module, "_look", lambda *_: LOOK)
+    monkeypatch.setattr(module, "_recolour", lambda colour, *_, **__: colour)
+    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    gt = cv2.circle(np.zeros((128, 160), np.uint8), (60, 50), 20, 255, -1)
+    share = gt[..., None] / 255
+    own = np.moveaxis(share * np.array(RED) + (1 - share) * np.array(GREEN), 2, 0).round().astype(np.uint8)
+    blue = np.concatenate((plain((0, 0, 255), 128, 160), gt[None]))
+    named = shown = 0
+    for seed in range(20):
+        first = iter([np.concatenate((own, gt[None]))])
+        image, target, faithful = composite(own, lambda first=first: next(first, blue), np.random.default_rng(seed))
+        assert not faithful
+        assert image[2][target > 200].min(initial=255) > 190 and image[2][target < 50].max() < 100  # all blue there is
+        named += (target > 128).any()
+        shown += (image[0] > 150).sum() > 0.5 * (gt > 128).sum()
+    assert named == 20 and shown > 12
+
+
 def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
     monkeypatch.setattr(module, "SCENES", {module._touching: 1.0})
     monkeypatch.setattr(module, "_look", lambda *_: LOOK)
@@ -306,7 +326,8 @@ def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
 
 def test_targets_stand_out_from_what_is_around_them(monkeypatch):
     """Of scenes as they are, with all that hides where things were pasted; the photograph itself is even."""
-    monkeypatch.setattr(module, "SCENES", {b: 0.2 for b in SCENES if b is not module._regions})
+    builders = [build for build in SCENES if build not in (module._regions, module._beside)]
+    monkeypatch.setattr(module, "SCENES", dict.fromkeys(builders, 1 / len(builders)))
     gt = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 40, 255, -1)
     planes = np.concatenate((plain(RED, 128, 128), gt[None]))
     inside, outside, some = [], [], []
