@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from IS_Net.checkpoint import CheckpointError, load_isnet, save_weights
+from IS_Net.hypar import MIN_SIZE
 from IS_Net.widen import raise_mask
 
 
@@ -44,12 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument(
         "--raise-mask", type=float, default=0.0, metavar="LOGIT",
-        help="of weights trained with mask_path: add so much to the output inside the mask, take it away outside",
+        help="of weights trained with mask_path: add about so much to the output inside the mask, take it away outside",
     )  # fmt: skip
+    parser.add_argument(
+        "--input-size", type=int, metavar="SIDE", help="predict at SIDE x SIDE by default, not at the size trained at"
+    )
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the size")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
+    if args.input_size is not None and args.input_size < MIN_SIZE:
+        parser.error(f"--input-size: expected at least {MIN_SIZE}, found {args.input_size}")
     try:
         model, facts = load_isnet(args.source[0])
         others = [load_isnet(path)[0] for path in args.source[1:]]
@@ -64,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts.pop("metrics", None)  # which were the first one's
         if args.raise_mask:
             model.load_state_dict(raise_mask(model.state_dict(), args.raise_mask))
+        if args.input_size:
+            facts["input_size"] = [args.input_size] * 2
         save_weights(args.out, model, {**facts, "in_ch": model.in_ch}, int8=args.int8)
     except (CheckpointError, OSError) as error:
         print(f"import_weights: {error}", file=sys.stderr)

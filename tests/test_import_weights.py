@@ -332,6 +332,16 @@ def test_command(tmp_path: Path, thin: Thin, capsys: pytest.CaptureFixture, kind
     assert said == f"{out}: IS-Net of 3 input channels, {count:,} parameters, {size}\n"
 
 
+def test_the_size_to_predict_at_can_be_set(tmp_path: Path, thin: Thin, capsys: pytest.CaptureFixture):
+    source, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_weights(source, thin, {"input_size": [768, 768]})
+    assert import_weights.main([str(source), str(out), "--input-size", "1024"]) == 0
+    assert load_isnet(out)[1]["input_size"] == [1024, 1024]
+    with pytest.raises(SystemExit) as stop:
+        import_weights.main([str(source), str(out), "--input-size", "64"])
+    assert stop.value.code == 2 and "--input-size: expected at least 128, found 64" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["nowhere.onnx", "text.onnx", "text.pth", "text.safetensors"])
 def test_command_with_a_bad_source(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
     for kind in ("onnx", "pth", "safetensors"):
