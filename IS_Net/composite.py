@@ -418,7 +418,7 @@ def _backdrop(photograph: np.ndarray, rng: np.random.Generator, sharp: bool = Fa
     return pixels
 
 
-SCENES = {_alone: 0.30, _beside: 0.12, _few: 0.18, _touching: 0.13, _many: 0.10, _thin: 0.06, _regions: 0.11}
+SCENES = {_alone: 0.34, _beside: 0.14, _few: 0.17, _touching: 0.12, _many: 0.08, _thin: 0.05, _regions: 0.10}
 """What a composite shows, and how often."""
 
 
