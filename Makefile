@@ -45,7 +45,7 @@ demo-train: $(INSTALLED)
 # PHOTOS (folders; the first one's are also composed in front of), the photographs among CUTOUTS (pictures with an alpha
 # channel; by default those of Debian's package tuxpaint-stamps-default) join them, and IS-Net is trained to follow masks,
 # at three sizes, for so many ITERATIONS each. Hours on a CPU; a run that was interrupted goes on where it stopped.
-# `make clean-starter` before other PHOTOS or CUTOUTS.
+# `make clean-starter` before other PHOTOS or CUTOUTS; data/unpack_photos.py gives photographs.
 PHOTOS ?= data/sample/photos/im
 CUTOUTS ?= /usr/share/tuxpaint/stamps
 ITERATIONS ?= 1000 2000 600
