@@ -72,7 +72,7 @@ starter: $(INSTALLED)
 	$(TRAIN_STARTER) cache_size=768 max_ite=$(word 2,$(ITERATIONS)) batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/768/last.pt $(RUNS)/768/last.safetensors
 	$(TRAIN_STARTER) cache_size=1024 max_ite=$(word 3,$(ITERATIONS)) batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.safetensors)
-	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.6 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
+	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.5 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
 	  $(RUNS)/dis_sam_starter.safetensors
 
 clean-starter:

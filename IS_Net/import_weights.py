@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument(
         "--raise-mask", type=float, default=0.0, metavar="LOGIT",
-        help="of weights trained with mask_path: add about so much to the output inside the mask, take it away outside",
+        help="of weights trained with mask_path: add so much to the output inside the mask, take it away outside",
     )  # fmt: skip
     parser.add_argument(
         "--input-size", type=int, metavar="SIDE", help="predict at SIDE x SIDE by default, not at the size trained at"

@@ -119,7 +119,7 @@ def raise_mask(weights: Weights, logit: float) -> Weights:
     """Let the mask count for more in the finest side output of trained weights in which :func:`carry_mask` carries it.
 
     Training bends the path where masks are often wrong, in the first stage least. So one more channel of the last
-    stage, again the one that does least, is given up to take the mask from there afresh, about as high as it was.
+    stage, again the one that does least, is given up to take the mask from there afresh.
 
     Args:
         weights: A state dict of ISNetDIS; not changed.
@@ -139,9 +139,20 @@ def raise_mask(weights: Weights, logit: float) -> Weights:
     influence[int(weights["side1.weight"][0, :, 1, 1].argmax())] = torch.inf  # the path that there is
     last.channel = int(influence.argmin())
     _pass_on(weights, last, offset + source)
-    weights["side1.weight"][:, last.channel, 1, 1] = 2 * logit
-    weights["side1.bias"] -= logit
+    outside, inside = _levels(weights, f"{first.name}.rebnconvin", source)
+    gain = 2 * logit / (inside - outside)
+    weights["side1.weight"][:, last.channel, 1, 1] = gain
+    weights["side1.bias"] -= logit + gain * outside
     return weights
+
+
+def _levels(weights: Weights, block: str, channel: int) -> tuple[float, float]:
+    """Compute a channel of the first stage's first block over plain gray, outside and inside of a mask."""
+    kernel, bias = (tensor[channel] for tensor in _normalised(weights, block))
+    stem = weights["conv_in.bias"] + torch.outer(
+        torch.tensor([0.0, 1.0]), weights["conv_in.weight"][:, MASK_CHANNEL].sum((1, 2))
+    )
+    return tuple((stem @ kernel.sum((1, 2)) + bias).clamp_min(0).tolist())
 
 
 def _influence(weights: Weights, stage: _Stage) -> Tensor:
