@@ -81,6 +81,5 @@ def test_real_photographs_are_refined(starter: DISPredictor, kind: str):
         before.append((iou(coarse, gt), boundary_iou(coarse, gt)))
         after.append((iou(alpha, gt), boundary_iou(alpha, gt)))
     gains = np.subtract(after, before)
-    assert (gains[:, 0] < -0.005).mean() < 0.15  # one of the nine may lose a little
-    assert gains[:, 0].min() > -0.1
-    assert gains[:, 0].mean() > 0.02 and gains[:, 1].mean() > 0.06
+    assert gains[:, 0].min() > -0.005
+    assert gains[:, 0].mean() > 0.04 and gains[:, 1].mean() > 0.1
