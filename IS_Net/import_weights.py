@@ -69,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             model.load_state_dict(mean_weights([one.state_dict() for one in (model, *others)]))
             facts.pop("metrics", None)  # which were the first one's
         if args.raise_mask:
-            model.load_state_dict(raise_mask(model.state_dict(), args.raise_mask))
+            try:
+                model.load_state_dict(raise_mask(model.state_dict(), args.raise_mask))
+            except ValueError as error:
+                raise CheckpointError(f"{args.source[0]}: --raise-mask: {error}") from error
         if args.input_size:
             facts["input_size"] = [args.input_size] * 2
         save_weights(args.out, model, {**facts, "in_ch": model.in_ch}, int8=args.int8)

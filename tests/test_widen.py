@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from IS_Net import import_weights
 from IS_Net.checkpoint import CheckpointError, load_weights, save_weights
 from IS_Net.models import ISNetDIS
 from IS_Net.widen import carry_mask, raise_mask, widen_input
@@ -134,6 +135,33 @@ def test_the_mask_can_be_made_to_count_for_more(wide: ISNetDIS):
     raised.load_state_dict(raise_mask(wide.state_dict(), 2.0))
     x = torch.cat((torch.rand(1, 3, 128, 128) - 0.5, halves(128)), dim=1)
     added = raised.predict_logits(x) - wide.predict_logits(x)
+    torch.testing.assert_close(added[..., 8:-8, 8:56], torch.full((1, 1, 112, 48), -2.0), rtol=0, atol=0.05)
+    torch.testing.assert_close(added[..., 8:-8, 72:-8], torch.full((1, 1, 112, 48), 2.0), rtol=0, atol=0.05)
+
+
+def test_a_mask_that_is_not_carried_cannot_be_raised(plain: ISNetDIS, tmp_path, capsys):
+    with pytest.raises(ValueError, match="no input channel for a mask"):
+        raise_mask(plain.state_dict(), 1.0)
+    torch.manual_seed(1)
+    model = ISNetDIS(4)
+    model.load_state_dict(widen_input(plain.state_dict(), 4))
+    save_weights(tmp_path / "zeros.safetensors", model, {"in_ch": 4})
+    out = tmp_path / "out.safetensors"
+    assert import_weights.main([str(tmp_path / "zeros.safetensors"), str(out), "--raise-mask", "1"]) == 1
+    assert "zeros.safetensors: --raise-mask: no channel carries the mask" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@torch.no_grad()
+def test_a_path_that_training_made_higher_is_raised_as_much(wide: ISNetDIS):
+    weights = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+    carrier = int(weights["conv_in.weight"][:, 3].sum((1, 2)).argmax())
+    weights["conv_in.weight"][carrier, 3] *= 1.5
+    before, raised = ISNetDIS(4).eval(), ISNetDIS(4).eval()
+    before.load_state_dict(weights)
+    raised.load_state_dict(raise_mask(weights, 2.0))
+    x = torch.cat((torch.rand(1, 3, 128, 128) - 0.5, halves(128)), dim=1)
+    added = raised.predict_logits(x) - before.predict_logits(x)
     torch.testing.assert_close(added[..., 8:-8, 8:56], torch.full((1, 1, 112, 48), -2.0), rtol=0, atol=0.05)
     torch.testing.assert_close(added[..., 8:-8, 72:-8], torch.full((1, 1, 112, 48), 2.0), rtol=0, atol=0.05)
 
