@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
@@ -72,32 +72,39 @@ def unpack(code: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
 def unpack_photographs(resources: Sequence[Path], out: Path) -> int:
     """Write the photographs among the files of some resources, as they are, to ``out/RESOURCE_NAME``.
 
-    Left out are small pictures and those with an alpha channel.
+    Left out are small pictures and those with an alpha channel. What would share a name, whatever the ending, gets a
+    ``_``.
 
     Returns:
         How many there are.
     """
-    written = 0
+    names: set[str] = set()
     for resource in tqdm(resources, desc="resources", unit="file"):
         try:
-            files = [(path, code) for path, code in unpack(resource.read_bytes()) if path.suffix in IMAGE_EXTENSIONS]
+            files = [
+                (path, code) for path, code in unpack(resource.read_bytes()) if path.suffix.lower() in IMAGE_EXTENSIONS
+            ]
         except OSError as error:
             raise ResourceError(f"{resource}: {error.strerror}") from error
         except ResourceError as error:
             raise ResourceError(f"{resource}: {error}") from error
         for path, code in files:
-            if _is_photograph(code):
-                with atomic_file(out / f"{resource.stem}_{path.name}") as file:
-                    file.write(code)
-                written += 1
-    return written
+            if not _is_photograph(code):
+                continue
+            name = f"{resource.stem}_{path.stem}"
+            while name in names:
+                name += "_"
+            names.add(name)
+            with atomic_file(out / f"{name}{path.suffix}") as file:
+                file.write(code)
+    return len(names)
 
 
 def _is_photograph(code: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(code)) as picture:
             return min(picture.size) >= LEAST_SIDE and not picture.has_transparency_data
-    except UnidentifiedImageError:
+    except OSError:  # not an image, or a damaged one
         return False
 
 
