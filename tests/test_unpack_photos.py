@@ -1,11 +1,16 @@
-"""Photographs come out of Qt resource files; those in golden/ were written by Qt 6's own rcc."""
+"""Photographs come out of Qt resource files (those in golden/ were written by Qt 6's own rcc), archives and folders."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import shutil
 import sys
+import tarfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,12 +37,75 @@ def test_every_file_comes_out_under_its_path(version):
     assert files["top/a/photo.jpg"][:3] == b"\xff\xd8\xff"
 
 
-def test_photographs_are_written_small_ones_and_cut_outs_are_not(tmp_path):
+def photograph(seed: int, side: int = 400) -> np.ndarray:
+    """Make (side, side, 3) uint8 of soft shapes in many colours."""
+    noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+    return cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def unpacked(*packages: Path, out: Path) -> list[str]:
+    assert unpack_photos.main([*map(str, packages), "--out", str(out)]) == 0
+    return sorted(path.name for path in out.iterdir())
+
+
+@pytest.fixture
+def theme(tmp_path: Path) -> Path:
+    """Give a folder of two photographs, one of them in two sizes, and of what is none."""
+    folder = tmp_path / "theme"
+    write(folder / "img" / "a.jpg", photograph(1))
+    write(folder / "img" / "small" / "a_thumb.png", cv2.resize(photograph(1), (200, 200), interpolation=cv2.INTER_AREA))
+    write(folder / "img" / "b.webp", photograph(2))
+    write(folder / "icon.png", photograph(3, side=64))
+    drawing = np.full((400, 400, 3), 255, np.uint8)
+    write(folder / "drawing.png", cv2.circle(drawing, (200, 200), 150, (40, 90, 200), -1))
+    (folder / "broken.jpg").write_bytes((folder / "img" / "a.jpg").read_bytes()[:300])
+    (folder / "README").write_text("no image")
+    return folder
+
+
+def test_a_folder_gives_its_photographs_once_each_the_largest_file_of_them(theme, tmp_path):
+    assert unpacked(theme, out=tmp_path / "out") == ["theme_a.jpg", "theme_b.webp"]
+    assert (tmp_path / "out" / "theme_a.jpg").read_bytes() == (theme / "img" / "a.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_an_archive_gives_what_its_folder_does(theme, tmp_path, mode):
+    with tarfile.open(tmp_path / "pack.tgz", mode) as archive:
+        archive.add(theme, "package")
+    assert unpacked(tmp_path / "pack.tgz", out=tmp_path / "out") == ["pack_a.jpg", "pack_b.webp"]
+
+
+def test_what_an_earlier_package_holds_is_not_repeated(theme, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(theme, again)
+    write(again / "c.jpg", photograph(4))
+    write(again / "more" / "c.png", photograph(5))  # as labels need, no two share a stem
+    written = unpacked(theme, again, out=tmp_path / "out")
+    assert written == ["again_c.jpg", "again_c_.png", "theme_a.jpg", "theme_b.webp"]
+
+
+def test_an_archive_that_was_cut_short_is_told(theme, tmp_path, capsys):
+    code = io.BytesIO()
+    with tarfile.open(fileobj=code, mode="w:gz") as archive:
+        archive.add(theme, "package")
+    short = tmp_path / "short.tgz"
+    short.write_bytes(code.getvalue()[: len(code.getvalue()) // 2])
+    assert unpack_photos.main([str(short), "--out", str(tmp_path / "out")]) == 1
+    assert f"error: {short}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_photographs_are_written_small_ones_and_cut_outs_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack_photos, "LEAST_COLOURS", 100)  # those in the file are plain gradients
     assert unpack_photos.main([str(GOLDEN / "version_3.rcc"), "--out", str(tmp_path / "out")]) == 0
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["version_3_photo.webp", "version_3_photo_.jpg"]  # as labels need, no two share a stem
-    for name in written:
-        assert read_image(tmp_path / "out" / name).shape == (170, 200, 3)
+    assert written == ["version_3_photo.webp"]  # the .jpg beside it shows the same
+    assert read_image(tmp_path / "out" / written[0]).shape == (170, 200, 3)
 
 
 def test_a_method_of_compression_that_is_not_known_is_told(tmp_path, capsys):
