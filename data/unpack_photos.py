@@ -112,6 +112,7 @@ def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
     names: set[str] = set()
     seen = np.empty((0, 256), bool)
     for package in tqdm(packages, desc="packages", unit="package"):
+        prefix = package.resolve().name if package.is_dir() else package.stem
         try:
             files = [(path, code, _look(code)) for path, code in _files(package)]
         except OSError as error:
@@ -123,7 +124,7 @@ def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
             if ((seen == look.bits).sum(1) >= SAME_BITS).any():
                 continue
             seen = np.vstack((seen, look.bits))
-            name = f"{package.stem}_{path.stem}"
+            name = f"{prefix}_{path.stem}"
             while name in names:
                 name += "_"
             names.add(name)
@@ -149,7 +150,7 @@ def _look(code: bytes) -> _Look | None:
                 return None
             picture.draft("RGB", (256, 256))
             small = picture.convert("RGB")
-    except OSError:  # not an image, or a damaged one
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # not an image, a damaged one, or one of no sane size
         return None
     colours = np.asarray(small.resize((128, 128), Image.Resampling.BOX)).reshape(-1, 3) >> 3
     if len(np.unique(colours, axis=0)) < LEAST_COLOURS:

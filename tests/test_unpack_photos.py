@@ -63,6 +63,10 @@ def theme(tmp_path: Path) -> Path:
     write(folder / "icon.png", photograph(3, side=64))
     drawing = np.full((400, 400, 3), 255, np.uint8)
     write(folder / "drawing.png", cv2.circle(drawing, (200, 200), 150, (40, 90, 200), -1))
+    write(folder / "broken.png", photograph(6))
+    code = bytearray((folder / "broken.png").read_bytes())
+    code[len(code) // 2 : len(code) // 2 + 40] = bytes(40)
+    (folder / "broken.png").write_bytes(code)
     (folder / "broken.jpg").write_bytes((folder / "img" / "a.jpg").read_bytes()[:300])
     (folder / "README").write_text("no image")
     return folder
