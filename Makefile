@@ -80,7 +80,7 @@ starter: $(INSTALLED)
 	$(TRAIN_STARTER) $(call SIZE,768,2) $(call FROM,768,$(RUNS)/512/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/768/last.pt $(RUNS)/768/last.safetensors
 	$(TRAIN_STARTER) $(call SIZE,1024,3) $(call FROM,1024,$(RUNS)/768/last.safetensors)
-	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.5 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
+	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.4 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
 	  $(RUNS)/dis_sam_starter.safetensors
 
 clean-starter:

@@ -82,4 +82,4 @@ def test_real_photographs_are_refined(starter: DISPredictor, kind: str):
         after.append((iou(alpha, gt), boundary_iou(alpha, gt)))
     gains = np.subtract(after, before)
     assert gains[:, 0].min() > -0.005
-    assert gains[:, 0].mean() > 0.04 and gains[:, 1].mean() > 0.1
+    assert gains[:, 0].mean() > 0.05 and gains[:, 1].mean() > 0.13
