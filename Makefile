@@ -44,9 +44,9 @@ demo-train: $(INSTALLED)
 # The recipe of the starter weights (saved_models/MODEL_CARD.md): IS-Net, fetched by npm, labels the photographs of
 # PHOTOS (folders; the first one's are also composed in front of), the photographs among CUTOUTS (pictures with an alpha
 # channel; by default those of Debian's package tuxpaint-stamps-default) join them, and IS-Net is trained to follow masks,
-# at three sizes, for so many ITERATIONS each, of so many samples (BATCH), at these learning rates (RATE). As they stand
-# these are for a CPU, and take hours; with a GPU that runs ahead of the cores that compose the scenes:
-#   make starter WORKERS=15 BATCH="16 16 16" RATE="1e-4 1e-4 1e-4" ITERATIONS="600 600 1600"
+# at three sizes: for so many ITERATIONS, of so many samples (BATCH), at these learning rates (RATE), three of each (the last
+# one goes on where there are fewer). As they stand these are for a CPU, and take hours; for a GPU and 16 cores:
+#   make starter WORKERS=15 BATCH=16 RATE=1e-4 ITERATIONS="600 600 1600"
 # A run that was interrupted goes on where it stopped. `make clean-starter` before other PHOTOS or CUTOUTS;
 # data/README.md tells where to find photographs.
 PHOTOS ?= data/sample/photos/im
@@ -65,7 +65,8 @@ TRAIN_STARTER = $(BIN)/python IS_Net/train_valid_inference_main.py \
   bce_weight=10 iou_weight=2.5 edge_weight=4 orthogonal_weight=0 random_flip_v=False model_digit=half lr_decay=cosine \
   model_save_fre=400 early_stop=1000 workers=$(WORKERS)
 # train at $(1) pixels, with what stands in place $(2) of the lists above
-SIZE = cache_size=$(1) max_ite=$(word $(2),$(ITERATIONS)) batch_size_train=$(word $(2),$(BATCH)) lr=$(word $(2),$(RATE))
+SIZE = cache_size=$(1) max_ite=$(call PLACE,$(2),$(ITERATIONS)) batch_size_train=$(call PLACE,$(2),$(BATCH)) lr=$(call PLACE,$(2),$(RATE))
+PLACE = $(or $(word $(1),$(2)),$(lastword $(2)))
 # go on with run $(1), or start it from the weights $(2)
 FROM = model_path=$(RUNS)/$(1) restore_model=$(if $(wildcard $(RUNS)/$(1)/last.pt),last.pt,$(2))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import lzma
 import struct
 import sys
 import tarfile
@@ -30,8 +31,10 @@ LEAST_SIDE = 160
 """Of a photograph's shorter side, in pixels."""
 LEAST_COLOURS = 250
 """Of a photograph, in 128 x 128 pixels of 5 bits a channel; a drawing or a screenshot has fewer."""
-SAME_BITS = 240
-"""Two pictures are one, in two sizes or qualities, where so many of the 256 bits of their fingerprints agree."""
+SAME_LEVELS = 32
+"""Two pictures are one, in two sizes or qualities, where no pixel of their thumbnails differs by as many of 255."""
+LONGEST_NAME = 100
+"""Of a file inside a package, in characters; what goes beyond it is cut."""
 _COMPRESSED, _DIRECTORY = 1, 2
 
 
@@ -107,29 +110,34 @@ def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
         How many there are.
 
     Raises:
-        ResourceError: If a package cannot be read; what the packages before it held is written.
+        ResourceError: If ``out`` holds pictures already, or cannot be written to; or if a package cannot be read: what
+            the packages before it held is written then.
     """
+    if out.is_dir() and any(path.suffix.lower() in IMAGE_EXTENSIONS for path in out.iterdir()):
+        raise ResourceError(f"{out}: holds pictures already, which new ones could repeat; delete it, or name another")
     names: set[str] = set()
-    seen = np.empty((0, 256), bool)
+    seen = np.empty((0, 16, 16, 3), np.int16)
     for package in tqdm(packages, desc="packages", unit="package"):
         prefix = package.resolve().name if package.is_dir() else package.stem
         try:
-            files = [(path, code, _look(code)) for path, code in _files(package)]
+            photographs = [(path, code, look) for path, code in _files(package) if (look := _look(code)) is not None]
         except OSError as error:
             raise ResourceError(f"{package}: {error.strerror or error}") from error
-        except (ResourceError, tarfile.TarError, EOFError, zlib.error) as error:
+        except (ResourceError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ResourceError(f"{package}: {error}") from error
-        photographs = [(path, code, look) for path, code, look in files if look is not None]
         for path, code, look in sorted(photographs, key=lambda file: (-file[2].pixels, file[0])):
-            if ((seen == look.bits).sum(1) >= SAME_BITS).any():
+            if (np.abs(seen - look.thumbnail).max((1, 2, 3)) < SAME_LEVELS).any():
                 continue
-            seen = np.vstack((seen, look.bits))
-            name = f"{prefix}_{path.stem}"
+            seen = np.concatenate((seen, look.thumbnail[None]))
+            name = f"{prefix}_{path.stem[:LONGEST_NAME]}"
             while name in names:
                 name += "_"
             names.add(name)
-            with atomic_file(out / f"{name}{path.suffix}") as file:
-                file.write(code)
+            try:
+                with atomic_file(out / f"{name}{path.suffix}") as file:
+                    file.write(code)
+            except OSError as error:
+                raise ResourceError(f"{out / name}{path.suffix}: cannot be written ({error.strerror})") from error
     return len(names)
 
 
@@ -137,8 +145,8 @@ class _Look(NamedTuple):
     """What tells a photograph from others."""
 
     pixels: int
-    bits: np.ndarray
-    """(256,) bool: where it brightens from left to right."""
+    thumbnail: np.ndarray
+    """(16, 16, 3) int16 RGB 0..255."""
 
 
 def _look(code: bytes) -> _Look | None:
@@ -150,13 +158,13 @@ def _look(code: bytes) -> _Look | None:
                 return None
             picture.draft("RGB", (256, 256))
             small = picture.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError):  # not an image, a damaged one, or one of no sane size
+    # not an image, or of no sane size, or damaged, of which Pillow's formats each tell in their own way
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError):
         return None
     colours = np.asarray(small.resize((128, 128), Image.Resampling.BOX)).reshape(-1, 3) >> 3
     if len(np.unique(colours, axis=0)) < LEAST_COLOURS:
         return None
-    gray = np.asarray(small.convert("L").resize((17, 16), Image.Resampling.BOX)).astype(int)
-    return _Look(pixels, (np.diff(gray, axis=1) > 0).ravel())
+    return _Look(pixels, np.asarray(small.resize((16, 16), Image.Resampling.BOX)).astype(np.int16))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -58,7 +58,7 @@ def theme(tmp_path: Path) -> Path:
     """Give a folder of two photographs, one of them in two sizes, and of what is none."""
     folder = tmp_path / "theme"
     write(folder / "img" / "a.jpg", photograph(1))
-    write(folder / "img" / "small" / "a_thumb.png", cv2.resize(photograph(1), (200, 200), interpolation=cv2.INTER_AREA))
+    write(folder / "img" / "a" / "small.png", cv2.resize(photograph(1), (200, 200), interpolation=cv2.INTER_AREA))
     write(folder / "img" / "b.webp", photograph(2))
     write(folder / "icon.png", photograph(3, side=64))
     drawing = np.full((400, 400, 3), 255, np.uint8)
@@ -91,6 +91,55 @@ def test_what_an_earlier_package_holds_is_not_repeated(theme, tmp_path):
     write(again / "more" / "c.png", photograph(5))  # as labels need, no two share a stem
     written = unpacked(theme, again, out=tmp_path / "out")
     assert written == ["again_c.jpg", "again_c_.png", "theme_a.jpg", "theme_b.webp"]
+
+
+def test_different_things_on_the_same_plain_ground_are_all_kept(tmp_path):
+    for number in range(6):
+        image = np.full((600, 600, 3), 250, np.uint8)
+        image[200:400, 200:400] = photograph(number, side=200)
+        write(tmp_path / "things" / f"{number}.png", image)
+    assert len(unpacked(tmp_path / "things", out=tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("side, quality", [(300, 95), (700, 40)])
+def test_a_noisy_picture_and_a_poor_copy_of_another_size_are_one(tmp_path, side, quality):
+    noisy = np.clip(photograph(1) + np.random.default_rng(0).normal(0, 8, (400, 400, 3)), 0, 255).astype(np.uint8)
+    write(tmp_path / "pair" / "a.png", noisy)
+    copy = cv2.resize(noisy, (side, side), interpolation=cv2.INTER_AREA)
+    (tmp_path / "pair" / "b.jpg").write_bytes(cv2.imencode(".jpg", copy, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+    assert unpacked(tmp_path / "pair", out=tmp_path / "out") == ["pair_a.png" if side < 400 else "pair_b.jpg"]
+
+
+def test_a_folder_with_pictures_is_not_written_into(theme, tmp_path, capsys):
+    unpacked(theme, out=tmp_path / "out")
+    before = sorted((tmp_path / "out").iterdir())
+    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "out")]) == 1
+    assert "holds pictures already" in capsys.readouterr().err
+    assert sorted((tmp_path / "out").iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_to_is_told(theme, tmp_path, capsys):
+    (tmp_path / "file").write_text("here already")
+    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "file")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_long_names_are_cut(tmp_path):
+    for number in range(2):
+        write(tmp_path / "long" / f"{'n' * 230}{number}.png", photograph(number))
+    stems = unpacked(tmp_path / "long", out=tmp_path / "out")
+    assert stems == [f"long_{'n' * 100}.png", f"long_{'n' * 100}_.png"]
+
+
+def test_a_damaged_archive_is_told(theme, tmp_path, capsys):
+    archive = tmp_path / "damaged.tar.xz"
+    with tarfile.open(archive, "w:xz") as file:
+        file.add(theme, "package")
+    code = bytearray(archive.read_bytes())
+    code[len(code) // 2] ^= 255
+    archive.write_bytes(code)
+    assert unpack_photos.main([str(archive), "--out", str(tmp_path / "out")]) == 1
+    assert f"error: {archive}: " in capsys.readouterr().err
 
 
 def test_an_archive_that_was_cut_short_is_told(theme, tmp_path, capsys):
