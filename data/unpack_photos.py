@@ -96,6 +96,10 @@ def _files(package: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
             for member in archive:
                 if member.isfile() and named_so(PurePosixPath(member.name)):
                     yield PurePosixPath(member.name), archive.extractfile(member).read()
+            # tarfile takes a damaged header for the end, and compression tells of damage only once all is read
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read().strip(b"\0"):
+                raise ResourceError("is damaged: a header in its middle cannot be read")
     else:
         yield from (file for file in unpack(package.read_bytes()) if named_so(file[0]))
 

@@ -131,15 +131,18 @@ def test_long_names_are_cut(tmp_path):
     assert stems == [f"long_{'n' * 100}.png", f"long_{'n' * 100}_.png"]
 
 
-def test_a_damaged_archive_is_told(theme, tmp_path, capsys):
-    archive = tmp_path / "damaged.tar.xz"
-    with tarfile.open(archive, "w:xz") as file:
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_damaged_archive_is_told(theme, tmp_path, capsys, mode):
+    archive = tmp_path / "damaged.tar"
+    with tarfile.open(archive, mode) as file:
         file.add(theme, "package")
+        middle = file.getmembers()[4].offset
     code = bytearray(archive.read_bytes())
-    code[len(code) // 2] ^= 255
+    code[middle if mode == "w" else len(code) // 2] ^= 255  # a header, or what is compressed
     archive.write_bytes(code)
     assert unpack_photos.main([str(archive), "--out", str(tmp_path / "out")]) == 1
     assert f"error: {archive}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_archive_that_was_cut_short_is_told(theme, tmp_path, capsys):
