@@ -55,13 +55,13 @@ ITERATIONS ?= 1000 2000 600
 BATCH ?= 2 1 1
 RATE ?= 5e-5 6e-5 3e-5
 WORKERS ?= 1
-LABELLED := data/self_labelled
+LABELED := data/self_labeled
 RUNS := saved_models/starter
 HARD := data/sample/hard
 TRAIN_STARTER = $(BIN)/python IS_Net/train_valid_inference_main.py \
-  train_datasets=$(LABELLED),$(LABELLED),$(LABELLED),data/cutouts,sample_tr \
+  train_datasets=$(LABELED),$(LABELED),$(LABELED),data/cutouts,sample_tr \
   valid_datasets=$(HARD)/many_parts:sim,$(HARD)/low_salience:sim,$(HARD)/touching:sim \
-  backgrounds=$(firstword $(PHOTOS)) composite=0.95 simulate_mask=1.0 interm_sup=False freeze_bn=True ema=0.995 \
+  backgrounds=$(firstword $(PHOTOS)) copy_paste=0.95 simulate_mask=1.0 interm_sup=False freeze_bn=True ema=0.995 \
   bce_weight=10 iou_weight=2.5 edge_weight=4 orthogonal_weight=0 random_flip_v=False model_digit=half lr_decay=cosine \
   model_save_fre=400 early_stop=1000 workers=$(WORKERS)
 # train at $(1) pixels, with what stands in place $(2) of the lists above
@@ -73,19 +73,19 @@ FROM = model_path=$(RUNS)/$(1) restore_model=$(if $(wildcard $(RUNS)/$(1)/last.p
 starter: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
 	$(BIN)/python data/hard_scenes.py
-	$(BIN)/python -m IS_Net.import_cutouts $(CUTOUTS) --backgrounds $(firstword $(PHOTOS)) --out data/cutouts
-	test -f saved_models/isnet.safetensors || $(BIN)/python saved_models/fetch_isnet.py
-	$(BIN)/python -m IS_Net.self_label $(PHOTOS) --out $(LABELLED)
-	$(TRAIN_STARTER) $(call SIZE,512,1) mask_path=5 $(call FROM,512,saved_models/isnet.safetensors)
+	$(BIN)/python -m recipes.starter.import_cutouts $(CUTOUTS) --backgrounds $(firstword $(PHOTOS)) --out data/cutouts
+	test -f saved_models/isnet.safetensors || $(BIN)/python recipes/starter/fetch_isnet.py
+	$(BIN)/python -m recipes.starter.pseudo_label $(PHOTOS) --out $(LABELED)
+	$(TRAIN_STARTER) $(call SIZE,512,1) mask_skip_logit=5 $(call FROM,512,saved_models/isnet.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/512/last.pt $(RUNS)/512/last.safetensors
 	$(TRAIN_STARTER) $(call SIZE,768,2) $(call FROM,768,$(RUNS)/512/last.safetensors)
 	$(BIN)/python -m IS_Net.import_weights $(RUNS)/768/last.pt $(RUNS)/768/last.safetensors
 	$(TRAIN_STARTER) $(call SIZE,1024,3) $(call FROM,1024,$(RUNS)/768/last.safetensors)
-	$(BIN)/python -m IS_Net.import_weights --int8 --raise-mask 1.4 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
+	$(BIN)/python -m IS_Net.import_weights --int8 --mask-skip-gain 1.4 $(RUNS)/1024/last.pt $(RUNS)/768/last.safetensors \
 	  $(RUNS)/dis_sam_starter.safetensors
 
 clean-starter:
-	rm -rf $(LABELLED) data/cutouts $(RUNS) data/cache/$(notdir $(LABELLED))-* data/cache/cutouts-*
+	rm -rf $(LABELED) data/cutouts $(RUNS) data/cache/$(notdir $(LABELED))-* data/cache/cutouts-*
 
 clean-demo:
 	rm -rf data/sample data/cache/sample-* saved_models/demo pic/demo_*

@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from IS_Net.errors import CheckpointError
 from IS_Net.images import atomic_file
+from IS_Net.int8 import dequantize, quantize
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.models.input_channels import add_mask_skip, expand_input
 from IS_Net.onnx_weights import OnnxError, read_onnx
 from IS_Net.preprocess import MASK_CHANNEL
-from IS_Net.widen import carry_mask, widen_input
 
 logger = logging.getLogger(__name__)
 
@@ -35,78 +37,16 @@ _IN_CH = (3, 4, 5)
 _STORAGE = "storage"
 _SCALE = ".scale"
 _OUTLIERS = ".outliers"
-_LEVELS = 127
-_OUTLIER = -128
-_OUTLYING = 8  # times the next largest weight of its channel
-_CLIPS = tuple(1 - step / 40 for step in range(17))  # of a channel's largest weight; 1 first, see quantise
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, or of another network; the message names the file."""
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a convolution's weights to 8 bits, with the scale for each output channel that errs least in square.
-
-    One weight of a channel that is more than eight times as large as each of its others is kept as it is, lest these
-    vanish beside it; so are the weights that carry the mask (:func:`IS_Net.widen.carry_mask`).
-
-    What comes out, put together by :func:`dequantise` and put in again, comes out the same: a scale has 17 significant
-    bits, so that its products with up to 127 are exact in float32, and of equal errors the one without clipping is
-    taken.
-
-    Args:
-        weight: (out, ...) of any float type, finite.
-
-    Returns:
-        Values of the same shape, int8 in -127..127, or -128 where a weight is kept; scales (out,), float32, larger than
-        0; the kept weights, float32, in the order in which they stand.
-    """
-    rows = weight.float().flatten(1)
-    largest = rows.abs().topk(min(2, rows.shape[1]), dim=1)
-    kept = torch.zeros_like(rows, dtype=torch.bool)
-    outlying = largest.values[:, :1] > _OUTLYING * largest.values[:, -1:]
-    kept.scatter_(1, largest.indices[:, :1], outlying)
-    outliers = rows[kept]
-    rows = rows.masked_fill(kept, 0)
-    peak = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / _LEVELS  # a channel of zeros needs a scale, too
-    values, scale = torch.zeros_like(rows), peak
-    least = torch.full_like(peak, torch.inf)
-    for clip in _CLIPS:
-        tried = ((peak * clip).view(torch.int32) & ~0x7F).view(torch.float32)
-        rounded = (rows / tried).round().clamp(-_LEVELS, _LEVELS)
-        error = (rows - rounded * tried).square().sum(1, keepdim=True)
-        better = error < least
-        least, scale = torch.where(better, error, least), torch.where(better, tried, scale)
-        values = torch.where(better, rounded, values)
-    values = values.masked_fill(kept, _OUTLIER)
-    return values.to(torch.int8).view(weight.shape), scale.flatten(), outliers
-
-
-def dequantise(values: Tensor, scale: Tensor, outliers: Tensor) -> Tensor:
-    """Return the weights, float32, that :func:`quantise` made values, scales and outliers of.
-
-    Raises:
-        ValueError: If scales or outliers are not as many as the values need, or a scale is not above 0.
-    """
-    kept = values == _OUTLIER
-    if scale.shape != values.shape[:1] or not (scale.isfinite() & (scale > 0)).all():
-        raise ValueError(f"expected {len(values)} scales above 0, found {tuple(scale.shape)}")
-    if outliers.shape != (int(kept.sum()),):
-        raise ValueError(f"expected {int(kept.sum())} outliers, found {tuple(outliers.shape)}")
-    weight = values.float() * scale.float().view(-1, *[1] * (values.ndim - 1))
-    weight[kept] = outliers.float()
-    return weight
 
 
 def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], int8: bool = False) -> None:
-    """Write a network's weights as safetensors, with facts about them (JSON-serialisable) as metadata.
+    """Write a network's weights as safetensors, with facts about them (JSON-serializable) as metadata.
 
     Args:
         path: The file.
         model: The network.
         facts: Come back from :func:`read_weights`.
-        int8: Store convolution weights in a quarter of the space, as :func:`quantise` makes them: ``name`` is
+        int8: Store convolution weights in a quarter of the space, as :func:`quantize` makes them: ``name`` is
             (out, in, kh, kw) int8, ``name.scale`` (out,) float32, their product by output channel the weight;
             ``name.outliers``, where there are any, float32, are the weights at whose places -128 stands. The rest is
             float32 (counters stay integers), also the side outputs' few convolutions. ``"storage": "int8"`` among the
@@ -123,13 +63,13 @@ def save_weights(path: str | Path, model: nn.Module, facts: Mapping[str, Any], i
             if tensor.ndim == 4 and len(tensor) > 1:
                 if not tensor.isfinite().all():
                     raise CheckpointError(f"{path}: {name} is not finite everywhere, and not to be had as int8")
-                weights[name], weights[name + _SCALE], outliers = quantise(tensor)
+                weights[name], weights[name + _SCALE], outliers = quantize(tensor)
                 if len(outliers):
                     weights[name + _OUTLIERS] = outliers
             elif tensor.is_floating_point():
                 weights[name] = tensor.float()
     with atomic_file(path) as file:
-        file.write(serialise(weights, metadata={"dis-sam": json.dumps(facts)}))
+        file.write(serialize(weights, metadata={"dis-sam": json.dumps(facts)}))
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -188,7 +128,7 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         for name in [name for name, tensor in weights.items() if tensor.dtype == torch.int8]:
             scale, outliers = (weights.pop(name + part, torch.empty(0)) for part in (_SCALE, _OUTLIERS))
             try:
-                weights[name] = dequantise(weights[name], scale, outliers)
+                weights[name] = dequantize(weights[name], scale, outliers)
             except ValueError as error:
                 raise CheckpointError(f"{path}: {name} is damaged ({error}); copy the file again") from error
     return weights, facts
@@ -242,11 +182,11 @@ def input_channels(weights: Weights, where: str | Path) -> int:
     return stem.shape[1]
 
 
-def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_path: float = 0.0) -> dict[str, Any]:
+def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_skip_logit: float = 0.0) -> dict[str, Any]:
     """Load a checkpoint into a network, strictly: all names and shapes must agree.
 
     One difference is bridged, and said aloud: an ISNetDIS takes weights with fewer input channels, the further
-    ones getting zeros; or, where the mask is new and ``mask_path`` is not 0, what :func:`IS_Net.widen.carry_mask` makes
+    ones getting zeros; or, where the mask is new and ``mask_skip_logit`` is not 0, what :func:`IS_Net.models.input_channels.add_mask_skip` makes
     of them with that logit.
 
     Returns:
@@ -256,21 +196,21 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_path: 
         CheckpointError: If the file cannot be read, or its names or shapes are not the network's.
     """
     weights, facts = read_weights(path)
-    assign_weights(model, weights, path, mask_path)
+    assign_weights(model, weights, path, mask_skip_logit)
     return facts
 
 
 def assign_weights(
-    model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path, mask_path: float = 0.0
+    model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path, mask_skip_logit: float = 0.0
 ) -> None:
     """Put weights that were read from ``path`` into a network, as :func:`load_weights` does."""
     carried = False
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
-        carried = bool(mask_path) and found <= MASK_CHANNEL < model.in_ch
+        carried = bool(mask_skip_logit) and found <= MASK_CHANNEL < model.in_ch
         if found < model.in_ch:
-            weights = widen_input(weights, model.in_ch)
-            how = f"the mask carried to the side outputs (logit {mask_path:g})" if carried else "zero weights"
+            weights = expand_input(weights, model.in_ch)
+            how = f"the mask carried to the side outputs (logit {mask_skip_logit:g})" if carried else "zero weights"
             logger.warning("%s has %d input channels; widened to %d with %s", path, found, model.in_ch, how)
         elif found > model.in_ch:
             raise CheckpointError(
@@ -290,7 +230,7 @@ def assign_weights(
             f"{path}: does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}. Nothing was loaded; "
             "choose a checkpoint of this network"
         )
-    model.load_state_dict(carry_mask(weights, mask_path) if carried else weights)
+    model.load_state_dict(add_mask_skip(weights, mask_skip_logit) if carried else weights)
     logger.info("weights: %s", path)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from IS_Net.errors import DeviceError
+
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "full", "half")
-
-
-class DeviceError(RuntimeError):
-    """A device, or a precision on it, that was asked for and is not there."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -104,3 +103,8 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
     """Return the context in which a network runs in ``dtype``; None runs it in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

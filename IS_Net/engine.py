@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import signal
@@ -18,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from IS_Net.checkpoint import save_state, save_weights
 from IS_Net.device import autocast
-from IS_Net.images import atomic_file, write_mask
-from IS_Net.losses import feature_loss, orthogonal_loss, side_output_loss
+from IS_Net.errors import TrainingError
+from IS_Net.images import write_mask
+from IS_Net.losses import orthogonal_loss
 from IS_Net.metrics import MAE, FMeasure
 from IS_Net.metrics.suite import mean_figures
-from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.preprocess import alpha_to_uint8, make_alpha, make_input, make_target
+from IS_Net.preprocess import alpha_to_uint8, make_alpha
+from IS_Net.run_log import RunLog
+from IS_Net.tasks import SegmentationTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -38,121 +37,6 @@ Metrics = dict[str, float]
 STATE_FILE = "last.pt"
 _ENDLESS = 1_000_000  # limits from here on are none, and get no bar
 _LOG_EVERY = 10  # iterations between two looks at the loss, each of which makes the host wait for the device
-_LOG_COLUMNS = (
-    "phase",
-    "iteration",
-    "epoch",
-    "data_set",
-    "max_f_mean_pr",
-    "max_f_mean_curve",
-    "mae",
-    "loss",
-    "seconds",
-)
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on."""
-
-
-# --- the two networks' sides of the loops ---------------------------------------------------------------------------
-
-
-class SegmentationTask:
-    """Phase 2: ISNetDIS learns the mask; the frozen ground-truth encoder supervises its features.
-
-    Args:
-        model: The network that is trained.
-        teacher: The trained ground-truth encoder, or None to train without intermediate supervision.
-        settings: A checked ``hypar``, for the losses' weights.
-    """
-
-    name = "segmentation"
-    weights_file = "best.safetensors"
-
-    def __init__(self, model: ISNetDIS, teacher: ISNetGTEncoder | None, settings: dict[str, Any]) -> None:
-        self.model, self.teacher, self.settings = model, teacher, settings
-        self.lr, self.max_ite, self.stop_f = settings["lr"], settings["max_ite"], None
-        self.start_ite = settings["start_ite"]
-        self.cosine, self.ema = settings["lr_decay"] == "cosine", settings["ema"]
-        if settings["freeze_bn"]:
-            for layer in self._batchnorms():
-                layer.requires_grad_(False)
-        if teacher is not None:
-            teacher.eval().requires_grad_(False)  # eval: its BatchNorm statistics stay as trained
-
-    def _batchnorms(self) -> Iterator[nn.BatchNorm2d]:
-        return (layer for layer in self.model.modules() if isinstance(layer, nn.BatchNorm2d))
-
-    def train(self) -> None:
-        """Set the network to training mode, save for BatchNorm where it is frozen."""
-        self.model.train()
-        if self.settings["freeze_bn"]:
-            for layer in self._batchnorms():
-                layer.eval()
-
-    def parameters(self) -> list[dict[str, Any]]:
-        """Return the optimiser's groups, each with its ``factor`` of the learning rate."""
-        stem, rest = [], []  # frozen ones too, which have no gradient: a resumed run may freeze other ones
-        for name, parameter in self.model.named_parameters():
-            (stem if name.startswith("conv_in.") else rest).append(parameter)
-        return [{"params": rest, "factor": 1.0}, {"params": stem, "factor": self.settings["lr_stem"]}]
-
-    def input(self, planes: Tensor) -> Tensor:
-        """Return what the network sees of (B, in_ch [+ 1], H, W) uint8 planes."""
-        return make_input(planes[:, : self.model.in_ch])
-
-    def loss(self, planes: Tensor) -> Tensor:
-        """Return side-output loss and feature supervision of (B, in_ch + 1, H, W) uint8 planes."""
-        target = make_target(planes[:, -1:])
-        sides, features = self.model(self.input(planes))
-        weights = (self.settings[key] for key in ("bce_weight", "iou_weight", "edge_weight"))
-        loss = side_output_loss(sides, target, *weights)
-        if self.teacher is not None:
-            with torch.no_grad():
-                wanted = self.teacher.features(target)
-            loss = loss + self.settings["feature_weight"] * feature_loss(features, wanted)
-        return loss
-
-
-class GTEncoderTask:
-    """Phase 1: the ground-truth encoder learns to give the ground truth back.
-
-    Args:
-        model: The encoder that is trained.
-        settings: A checked ``hypar``.
-    """
-
-    name = "gt_encoder"
-    weights_file = "gt_encoder.safetensors"
-    teacher = None
-
-    def __init__(self, model: ISNetGTEncoder, settings: dict[str, Any]) -> None:
-        self.model, self.settings = model, settings
-        self.lr, self.max_ite = settings["gt_encoder_lr"], settings["gt_encoder_max_ite"]
-        self.stop_f: float | None = settings["gt_encoder_stop_f"]
-        self.start_ite, self.cosine, self.ema = 0, False, 0.0
-
-    def train(self) -> None:
-        """Set the network to training mode."""
-        self.model.train()
-
-    def parameters(self) -> list[dict[str, Any]]:
-        """Return the optimiser's one group."""
-        return [{"params": list(self.model.parameters()), "factor": 1.0}]
-
-    def input(self, planes: Tensor) -> Tensor:
-        """Return the ground truth of (B, in_ch + 1, H, W) uint8 planes."""
-        return make_target(planes[:, -1:])
-
-    def loss(self, planes: Tensor) -> Tensor:
-        """Return the side-output loss of (B, in_ch + 1, H, W) uint8 planes."""
-        target = self.input(planes)
-        sides, _ = self.model(target)
-        return side_output_loss(sides, target, self.settings["bce_weight"], self.settings["iou_weight"])
-
-
-Task = SegmentationTask | GTEncoderTask
 
 
 # --- validation -----------------------------------------------------------------------------------------------------
@@ -262,7 +146,7 @@ class Progress:
     """How far a phase is, and what it has reached; all of it is saved with the state."""
 
     iteration: int = 0
-    """Optimiser steps taken."""
+    """Optimizer steps taken."""
     batch: int = 0
     """Batches consumed, over all epochs."""
     best_f: float = -1.0
@@ -295,54 +179,6 @@ class Progress:
         if best:
             self.best_f, self.best_mae = f, mae
         return best
-
-
-class MetricsLog:
-    """A CSV of one line a validation and data set, and the same as TensorBoard curves.
-
-    Args:
-        folder: Gets ``metrics.csv`` and ``tensorboard/``.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.csv"
-        self.board: SummaryWriter | None = None
-
-    def begin(self, phase: str, iteration: int) -> None:
-        """Begin a phase, or go on with it: what an interrupted run noted of it after ``iteration`` is dropped."""
-        self.close()
-        board = self.path.parent / "tensorboard" / phase
-        self.board = SummaryWriter(str(board), purge_step=iteration + 1)
-        if not self.path.is_file():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["phase"] != phase or int(row["iteration"]) <= iteration]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _LOG_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        with atomic_file(self.path, "w") as file:
-            file.write(text.getvalue())
-
-    def validation(self, row: dict[str, Any]) -> None:
-        """Note one validation of one data set."""
-        new = not self.path.is_file()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _LOG_COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        for key in ("max_f_mean_pr", "max_f_mean_curve", "mae"):
-            self.board.add_scalar(f"{row['data_set']}/{key}", row[key], row["iteration"])
-
-    def loss(self, iteration: int, value: float) -> None:
-        """Note the training loss."""
-        self.board.add_scalar("loss", value, iteration)
-
-    def close(self) -> None:
-        """Write out what is pending."""
-        if self.board:
-            self.board.close()
 
 
 @contextmanager
@@ -379,7 +215,7 @@ class Run:
     valid_loaders: Sequence[DataLoader]
     make_train_loader: Callable[[int], DataLoader]
     """Gives an endless loader that starts at the batch of that number."""
-    log: MetricsLog
+    log: RunLog
     in_ch: int
     """Input channels of the segmentation network."""
     folder: Path = field(init=False)
@@ -489,7 +325,7 @@ class Training:
         self._losses = torch.zeros(2, device=run.device)  # sum and number since the last look
 
     def step(self, batches: Iterator[Tensor]) -> None:
-        """Take one optimiser step over ``accumulation`` batches."""
+        """Take one optimizer step over ``accumulation`` batches."""
         run, accumulation = self.run, self.run.settings["accumulation"]
         lr = self._lr()
         for group in self.optimizer.param_groups:

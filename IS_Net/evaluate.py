@@ -15,20 +15,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from IS_Net import datalist
-from IS_Net.data_loader import available_cores
-from IS_Net.hypar import resolve
+from IS_Net.device import available_cores
+from IS_Net.errors import EvaluationError, ScoringError
 from IS_Net.images import ImageError, atomic_file, image_size, list_images, read_image, read_map, read_mask
-from IS_Net.metrics.suite import ALL, choose
+from IS_Net.metric_names import ALL, choose
+from IS_Net.paths import resolve
 from IS_Net.report import MEAN, Picture, Scores, csv_text, html_page, json_text, text_table
-from IS_Net.scoring import Job, Scorer, ScoringError
+from IS_Net.scoring import Job, Scorer
 
 logger = logging.getLogger(__name__)
 
 COARSE = "coarse"
-
-
-class EvaluationError(ValueError):
-    """Folders or files that do not belong together; the message names all of them."""
 
 
 @dataclass

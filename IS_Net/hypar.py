@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from IS_Net.metrics.suite import choose
-
-IS_NET_DIR = Path(__file__).resolve().parent
-"""Where relative paths that stand in files start, as in the published code, which runs inside this folder."""
+from IS_Net.errors import HyparError
+from IS_Net.metric_names import choose
+from IS_Net.paths import resolve, settings_base
 
 DEFAULTS: dict[str, Any] = {
     # what to do
@@ -31,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "model": 4,  # an ISNetDIS, or its input channels: 3 image, 4 image + mask, 5 image + mask + box
     "model_digit": "auto",  # full: fp32 | half: 16-bit autocast | auto: half where the device is faster at it
     "device": "auto",  # auto | cpu | cuda | cuda:N | mps
-    "mask_path": 0.0,  # weights widened from 3 channels: carry the mask to the side outputs with this logit; 0: zeros
+    "mask_skip_logit": 0.0,  # weights widened from 3 channels: carry the mask to the side outputs with this logit; 0: zeros
     # sizes, (height, width)
     "cache_size": [1024, 1024],  # what is stored
     "input_size": [],  # what the network sees; [] is cache_size
@@ -41,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "cache_boost_valid": False,  # likewise the validation caches
     "random_flip_h": True,  # p = 0.5 each, independently: the published p = 0.25 of H, V and both
     "random_flip_v": True,
-    "composite": 0.0,  # share of training samples that are composed: objects of the set in other photographs
+    "copy_paste": 0.0,  # share of training samples that are composed: objects of the set in other photographs
     "backgrounds": "",  # a folder of photographs to compose in front of; "" takes the training images
     "simulate_mask": 0.0,  # share of coarse masks that are simulated from the ground truth; 1.0 needs no mask files
     "workers": 4,  # processes that load data, and in mode valid as many that score; 0: the main process does
@@ -54,10 +53,10 @@ DEFAULTS: dict[str, Any] = {
     "batch_size_train": 6,
     "batch_size_valid": 1,
     "accumulation": 1,  # batches whose gradients make one iteration
-    # the optimiser (AdamW) and the losses' weights
+    # the optimizer (AdamW) and the losses' weights
     "lr": 4e-5,
     "lr_decay": "none",  # none | cosine (phase 2: to 0 at max_ite)
-    "lr_stem": 1.0,  # times lr for the first convolution, which sees the mask
+    "lr_stem_factor": 1.0,  # times lr for the first convolution, which sees the mask
     "ema": 0.0,  # phase 2: validate and keep a moving average of the weights; this share of it stays each iteration
     "freeze_bn": False,  # phase 2: BatchNorm as in eval mode, for small batches and imported (folded) weights
     "weight_decay": 0.0,
@@ -79,7 +78,7 @@ CHOICES = {
     "model": (3, 4, 5),
 }
 SIZES = ("cache_size", "input_size", "crop_size")
-SHARES = ("composite", "simulate_mask", "ema")
+SHARES = ("copy_paste", "simulate_mask", "ema")
 PATHS = ("valid_out_dir", "model_path", "restore_model", "gt_encoder_model", "backgrounds")
 _AT_LEAST_ONE = (
     "model_save_fre",
@@ -92,10 +91,6 @@ _AT_LEAST_ONE = (
 
 MIN_SIZE = 128
 """Below it the deepest maps of the networks shrink to single pixels, which BatchNorm cannot train on."""
-
-
-class HyparError(ValueError):
-    """A setting that is unknown, of a wrong type, or out of range; the message names its key."""
 
 
 def _size(key: str, value: Any) -> list[int]:
@@ -197,18 +192,13 @@ def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def resolve(path: str | Path, base: Path = IS_NET_DIR) -> Path:
-    """Return a path as an absolute one; a relative path starts at ``base``."""
-    return (base / Path(path).expanduser()).resolve()
-
-
 def find_checkpoint(key: str, name: str, model_path: str) -> Path:
     """Find a checkpoint: in ``model_path``, as the published code does, else as a path of its own.
 
     Raises:
         HyparError: If it is in neither place.
     """
-    places = [resolve(name, Path(model_path or IS_NET_DIR)), resolve(name)]
+    places = [resolve(name, Path(model_path or settings_base())), resolve(name)]
     for place in places:
         if place.is_file():
             return place

@@ -18,9 +18,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from IS_Net.errors import ImageError
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_THRESHOLD = 128
-"""A mask value above this is the object, here and in every metric (see :func:`binarise`)."""
+"""A mask value above this is the object, here and in every metric (see :func:`binarize`)."""
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -30,11 +32,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class ImageError(ValueError):
-    """A file that is missing, damaged, or not an image; the message names it."""
-
-
-def binarise(mask: np.ndarray) -> np.ndarray:
+def binarize(mask: np.ndarray) -> np.ndarray:
     """Return where a mask (uint8, 0..255, any shape) is the object: a bool array of its shape."""
     return mask > MASK_THRESHOLD
 
@@ -146,9 +144,9 @@ def read_cutout(path: str | Path) -> np.ndarray:
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask or a ground truth.
 
-    Gray files are taken as they are. Of a colour palette every index but 0 is the object (DAVIS and VOC store
-    objects as dark colours). A file of one plain colour under a varying alpha holds its mask in the alpha; any
-    other colour file counts by its luminance. A mask stored as 0/1 is scaled to 0/255.
+    Gray files are taken as they are. Of a color palette every index but 0 is the object (DAVIS and VOC store
+    objects as dark colors). A file of one plain color under a varying alpha holds its mask in the alpha; any
+    other color file counts by its luminance. A mask stored as 0/1 is scaled to 0/255.
 
     Args:
         path: A file in any format that Pillow reads.
@@ -167,7 +165,7 @@ def read_map(path: str | Path) -> np.ndarray:
     """Read a predicted map: as :func:`read_mask` does, but never scaled by what it happens to hold.
 
     The levels of an 8-bit file are taken as they are, 16-bit samples are scaled by 255 / 65535, and floats are taken
-    as 0..1, whatever the highest is. A file of one plain colour under an alpha that is 0 everywhere is an empty map.
+    as 0..1, whatever the highest is. A file of one plain color under an alpha that is 0 everywhere is an empty map.
 
     Args:
         path: A file in any format that Pillow reads.
@@ -194,7 +192,7 @@ def _read_plane(path: str | Path, guess: bool) -> np.ndarray:
 
 
 def _from_palette(image: Image.Image) -> np.ndarray:
-    # not the colours in use but all of the palette's: VOC draws its seventh object in a gray below the threshold
+    # not the colors in use but all of the palette's: VOC draws its seventh object in a gray below the threshold
     palette = np.reshape(image.getpalette("RGB"), (-1, 3))
     if (palette[:, :1] == palette).all():  # just a way to store gray values
         return np.array(image.convert("RGB"))[..., 0]
@@ -202,10 +200,10 @@ def _from_palette(image: Image.Image) -> np.ndarray:
 
 
 def _from_alpha(image: Image.Image, empty: bool) -> np.ndarray:
-    """Return a plain colour's alpha where that varies, and where it is all 0 if ``empty``; else the luminance."""
+    """Return a plain color's alpha where that varies, and where it is all 0 if ``empty``; else the luminance."""
     pixels = np.array(image.convert("RGBA"))
-    colour, alpha = pixels[..., :3], pixels[..., 3]
-    if (np.ptp(alpha) > 0 or (empty and not alpha.any())) and not np.ptp(colour, axis=(0, 1)).any():
+    color, alpha = pixels[..., :3], pixels[..., 3]
+    if (np.ptp(alpha) > 0 or (empty and not alpha.any())) and not np.ptp(color, axis=(0, 1)).any():
         return alpha
     return np.array(image.convert("RGB").convert("L"))
 

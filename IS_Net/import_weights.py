@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from IS_Net.checkpoint import CheckpointError, load_isnet, save_weights
+from IS_Net.checkpoint import load_isnet, save_weights
+from IS_Net.errors import CheckpointError
 from IS_Net.hypar import MIN_SIZE
-from IS_Net.widen import raise_mask
+from IS_Net.models.input_channels import increase_mask_skip
 
 
 def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument(
-        "--raise-mask", type=float, default=0.0, metavar="LOGIT",
-        help="of weights trained with mask_path: add so much to the output inside the mask, take it away outside",
+        "--mask-skip-gain", type=float, default=0.0, metavar="LOGIT",
+        help="of weights trained with mask_skip_logit: add so much to the output inside the mask, take it away outside",
     )  # fmt: skip
     parser.add_argument(
         "--input-size", type=int, metavar="SIDE", help="predict at SIDE x SIDE by default, not at the size trained at"
@@ -68,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if others:
             model.load_state_dict(mean_weights([one.state_dict() for one in (model, *others)]))
             facts.pop("metrics", None)  # which were the first one's
-        if args.raise_mask:
+        if args.increase_mask_skip:
             try:
-                model.load_state_dict(raise_mask(model.state_dict(), args.raise_mask))
+                model.load_state_dict(increase_mask_skip(model.state_dict(), args.increase_mask_skip))
             except ValueError as error:
-                raise CheckpointError(f"{args.source[0]}: --raise-mask: {error}") from error
+                raise CheckpointError(f"{args.source[0]}: --mask-skip-gain: {error}") from error
         if args.input_size:
             facts["input_size"] = [args.input_size] * 2
         save_weights(args.out, model, {**facts, "in_ch": model.in_ch}, int8=args.int8)

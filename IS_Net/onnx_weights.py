@@ -1,6 +1,6 @@
 """Read IS-Net's weights out of ONNX exports, which other projects publish them in.
 
-Only the convolutions and batch normalisations of a graph are looked at, and no code of it is run. All of IS-Net's
+Only the convolutions and batch normalizations of a graph are looked at, and no code of it is run. All of IS-Net's
 convolutions but the side outputs' form one chain, so their order in the file tells which is which, whatever an
 exporter called them.
 """
@@ -20,7 +20,7 @@ from IS_Net.models import ISNetDIS
 logger = logging.getLogger(__name__)
 
 _PASS_ON = ("Cast", "Identity")
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _SIDES = 6
 
 
@@ -44,7 +44,7 @@ def skeleton(in_ch: int) -> tuple[ISNetDIS, list[str]]:
 def unfold(weight: Tensor) -> Tensor:
     """Return the gain of each channel that was folded into a convolution's weights.
 
-    Folded weights differ in size by a factor of hundreds between layers and channels, and an optimiser like Adam,
+    Folded weights differ in size by a factor of hundreds between layers and channels, and an optimizer like Adam,
     whose steps have one size for all, would wreck the small ones before it moved the large ones. Divided by these
     gains they have the size that training starts from, sqrt(2 / inputs) (He et al., "Delving Deep into Rectifiers",
     ICCV 2015).
@@ -63,7 +63,7 @@ def unfold(weight: Tensor) -> Tensor:
 
 
 class _Graph:
-    """An ONNX graph: its convolutions, the batch normalisation behind each, and the constants they take."""
+    """An ONNX graph: its convolutions, the batch normalization behind each, and the constants they take."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -86,7 +86,7 @@ class _Graph:
                 self.origins[node.output[0]] = self.origin(node.input[0])
         self.convolutions = [node for node in graph.node if node.op_type == "Conv"]
         self.norms = {self.origin(n.input[0]): n for n in graph.node if n.op_type == "BatchNormalization"}
-        self.quantised = any(node.op_type in _QUANTISED for node in graph.node)
+        self.quantized = any(node.op_type in _QUANTIZED for node in graph.node)
 
     def origin(self, name: str) -> str:
         """Return the value that ``name`` is but a cast or a copy of."""
@@ -103,7 +103,7 @@ class _Graph:
 def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights of an IS-Net exported to ONNX, in half or full precision.
 
-    A batch normalisation that the exporter folded into its convolution becomes one of mean 0 and variance 1 behind it,
+    A batch normalization that the exporter folded into its convolution becomes one of mean 0 and variance 1 behind it,
     with the channels' gains (see :func:`unfold`). An export without the coarser side outputs gets zeros for these,
     which is said aloud.
 
@@ -114,12 +114,12 @@ def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         A state dict of ISNetDIS, float32, and facts: ``in_ch``, and ``input_size`` where the export fixes it.
 
     Raises:
-        OnnxError: If the package onnx or the file cannot be read, or it is quantised or another network.
+        OnnxError: If the package onnx or the file cannot be read, or it is quantized or another network.
     """
     graph = _Graph(Path(path))
     found = graph.convolutions
-    if graph.quantised:
-        raise OnnxError("is quantised; expected float16 or float32 weights: take the export before quantisation")
+    if graph.quantized:
+        raise OnnxError("is quantized; expected float16 or float32 weights: take the export before quantization")
     stem = graph.constant(found[0].input[1]) if found else torch.empty(0)
     if stem.ndim != 4:
         raise OnnxError(f"is another network: it has {len(found)} convolutions, the first {tuple(stem.shape)}")
@@ -146,7 +146,7 @@ def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _convolution(graph: _Graph, node: Any, name: str, model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of one convolution, and of the batch normalisation that belongs to it."""
+    """Return the weights of one convolution, and of the batch normalization that belongs to it."""
     module = model.get_submodule(name)
     weight = graph.constant(node.input[1])
     if weight.shape != module.weight.shape:
@@ -165,7 +165,7 @@ def _convolution(graph: _Graph, node: Any, name: str, model: nn.Module) -> dict[
     stem, _, leaf = name.rpartition(".")
     if leaf != "conv_s1":
         if norm is not None:
-            raise OnnxError(f"is another network: it normalises the output of {name}")
+            raise OnnxError(f"is another network: it normalizes the output of {name}")
         return weights
     channels, eps = weight.shape[0], model.get_submodule(f"{stem}.bn_s1").eps
     if norm is None:

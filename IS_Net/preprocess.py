@@ -1,6 +1,6 @@
 """From files' pixels to the network's input, and from its logits back to an alpha matte.
 
-Nothing else in the project resizes or normalises: training, validation and prediction share these functions, so
+Nothing else in the project resizes or normalizes: training, validation and prediction share these functions, so
 that the network sees the same numbers in all three.
 """
 
@@ -12,17 +12,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from IS_Net.images import binarise
+from IS_Net.errors import BoxError
+from IS_Net.images import binarize
 
 Box = Sequence[float]
 """xyxy in pixels: (first column, first row, last column, last row), both ends belonging to the box."""
 
+Size = tuple[int, int]
+"""(height, width)."""
+
 IMAGE_CHANNELS, MASK_CHANNEL, BOX_CHANNEL = 3, 3, 4
 """The input's channels: RGB, then (from 4 on) the coarse mask, then (from 5 on) the filled box."""
-
-
-class BoxError(ValueError):
-    """A box without area, or outside its image."""
 
 
 def box_from_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -34,7 +34,7 @@ def box_from_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     Returns:
         (first column, first row, last column, last row) that hold the object.
     """
-    found = mask if mask.dtype == bool else binarise(mask)
+    found = mask if mask.dtype == bool else binarize(mask)
     columns, rows = np.flatnonzero(found.any(axis=0)), np.flatnonzero(found.any(axis=1))
     if columns.size == 0:
         return None
@@ -134,7 +134,7 @@ def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]
 def make_planes(
     image: np.ndarray, mask: np.ndarray | None, box: Box | None, in_ch: int, size: tuple[int, int]
 ) -> np.ndarray:
-    """Stack what the network sees of one sample, still as bytes: resized, not yet normalised.
+    """Stack what the network sees of one sample, still as bytes: resized, not yet normalized.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -170,7 +170,7 @@ def make_planes(
 
 
 def make_input(planes: torch.Tensor) -> torch.Tensor:
-    """Normalise a batch of planes on the device that holds it.
+    """Normalize a batch of planes on the device that holds it.
 
     Args:
         planes: (B, in_ch, H, W) uint8, as :func:`make_planes` stacks them.
@@ -184,7 +184,7 @@ def make_input(planes: torch.Tensor) -> torch.Tensor:
 
 
 def make_target(gt: torch.Tensor) -> torch.Tensor:
-    """Normalise a batch of ground truths, (B, 1, H, W) uint8, to float32 in [0, 1]."""
+    """Normalize a batch of ground truths, (B, 1, H, W) uint8, to float32 in [0, 1]."""
     return gt.to(torch.float32).div_(255)
 
 

@@ -17,7 +17,7 @@ from IS_Net.images import encode_image
 from IS_Net.metrics.suite import FIGURES, Suite, mean_figures
 
 MEAN = "mean"
-_COLOURS = ("#0b62c4", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa6", "#4d5a66", "#1b9aaa", "#8c5a2b")
+_COLORS = ("#0b62c4", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa6", "#4d5a66", "#1b9aaa", "#8c5a2b")
 _THUMBNAIL = 240  # pixels, of the longer side
 
 
@@ -183,7 +183,7 @@ def html_page(results: Sequence[Scores], pictures: Callable[[Scores, str], Itera
     further = [key for key in rows[0].figures if not FIGURES[key].published]
     body = [f"<h1>{escape(title)}</h1>"]
     body.append(
-        '<p class="note">Maps are taken as they are, without stretching; ground truths are binarised at &gt; 128. '
+        '<p class="note">Maps are taken as they are, without stretching; ground truths are binarized at &gt; 128. '
         "Every image counts the same, and so does every data set in a mean. The best of several methods is bold.</p>"
     )
     body += [_table(rows, published), _legend(published)]
@@ -242,14 +242,14 @@ def _charts(results: Sequence[Scores]) -> str:
     if not charts:
         return ""
     key = "".join(
-        f'<span><i style="background:{_colour(place)}"></i>{escape(method)}</span>'
+        f'<span><i style="background:{_color(place)}"></i>{escape(method)}</span>'
         for place, method in enumerate(curves)
     )
     return f'<div class="key">{key}</div><div class="charts">{"".join(charts)}</div>'
 
 
-def _colour(place: int) -> str:
-    return _COLOURS[place % len(_COLOURS)]
+def _color(place: int) -> str:
+    return _COLORS[place % len(_COLORS)]
 
 
 def _chart(title: str, x_end: float, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
@@ -268,7 +268,7 @@ def _chart(title: str, x_end: float, lines: Sequence[tuple[np.ndarray, np.ndarra
     for place, (xs, ys) in enumerate(lines):
         points = zip(left + xs / x_end * size, top + (1 - ys) * size, strict=True)
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{_colour(place)}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{_color(place)}" stroke-width="1.8"/>')
     return "".join([*parts, "</svg>"])
 
 

@@ -27,22 +27,24 @@ import cv2
 import numpy as np
 import torch
 
-from IS_Net.hypar import IS_NET_DIR
-from IS_Net.images import ImageError, atomic_file, binarise, read_map, read_mask
+from IS_Net import paths
+from IS_Net.errors import ScoringError
+from IS_Net.images import ImageError, atomic_file, binarize, read_map, read_mask
 from IS_Net.metrics import GroundTruth, Pair
 from IS_Net.metrics.pair import PARTS
 from IS_Net.metrics.suite import ALL, Suite
 
 logger = logging.getLogger(__name__)
 
-GT_CACHE = IS_NET_DIR.parent / "data" / "cache" / "gt"
+
+def gt_cache_folder() -> Path:
+    """Return the folder of what was computed from ground truths alone."""
+    return paths.cache() / "gt"
+
+
 """Where ground truths' arrays are kept, unless another folder is named."""
 
 CACHE_VERSION = 2  # to be raised with every change of what GroundTruth.arrays() gives
-
-
-class ScoringError(RuntimeError):
-    """Scoring that cannot go on; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class _Judge:
         except ImageError as error:
             outcome.problems.append(str(error))
             return outcome
-        mask = plane if plane.dtype == bool else binarise(plane)
+        mask = plane if plane.dtype == bool else binarize(plane)
         gt = self.cache.ground_truth(mask) if self.cache else GroundTruth(mask)
         for method, pred in job.maps.items():
             try:
@@ -236,7 +238,7 @@ class Scorer:
     Args:
         metrics: As :func:`IS_Net.metrics.suite.choose` takes them.
         workers: Processes; 0 measures in this one.
-        cache_dir: Of :class:`GTCache`; "" keeps nothing, None takes ``GT_CACHE``.
+        cache_dir: Of :class:`GTCache`; "" keeps nothing, None takes :func:`gt_cache_folder`.
 
     Raises:
         ValueError: If a metric is unknown.
@@ -244,7 +246,7 @@ class Scorer:
 
     def __init__(self, metrics: str = ALL, workers: int = 0, cache_dir: str | Path | None = None) -> None:
         self.workers = workers
-        self._settings = metrics, str(GT_CACHE if cache_dir is None else cache_dir)
+        self._settings = metrics, str(gt_cache_folder() if cache_dir is None else cache_dir)
         self._judge = _Judge(*self._settings)
         self._pool: ProcessPoolExecutor | None = None
 

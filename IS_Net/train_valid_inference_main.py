@@ -22,37 +22,28 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from IS_Net import datalist
-from IS_Net.checkpoint import CheckpointError, assign_weights, load_state, load_weights
-from IS_Net.data_loader import (
-    DatasetError,
-    DISDataset,
-    Synthesis,
-    TrainDataset,
-    ValidDataset,
-    available_cores,
-    train_loader,
-    valid_loader,
-)
+from IS_Net.cache import DISDataset
+from IS_Net.checkpoint import assign_weights, load_state, load_weights
+from IS_Net.data_loader import Synthesis, TrainDataset, ValidDataset, train_loader, valid_loader
 from IS_Net.datalist import dataset_tr, dataset_vd
-from IS_Net.device import DeviceError, autocast_dtype, pick_device
-from IS_Net.engine import (
-    STATE_FILE,
-    GTEncoderTask,
-    Metrics,
-    MetricsLog,
-    Progress,
-    Run,
-    SegmentationTask,
+from IS_Net.device import autocast_dtype, available_cores, pick_device
+from IS_Net.engine import STATE_FILE, Metrics, Progress, Run, fit, predict_maps
+from IS_Net.errors import (
+    CheckpointError,
+    DatasetError,
+    DeviceError,
+    HyparError,
+    ImageError,
+    ScoringError,
     TrainingError,
-    fit,
-    predict_maps,
 )
-from IS_Net.hypar import HyparError, check, parse_assignments
-from IS_Net.images import ImageError
+from IS_Net.hypar import check, parse_assignments
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.preprocess import IMAGE_CHANNELS
 from IS_Net.report import MEAN, Scores, text_table
-from IS_Net.scoring import Job, Scorer, ScoringError
+from IS_Net.run_log import RunLog
+from IS_Net.scoring import Job, Scorer
+from IS_Net.tasks import GTEncoderTask, SegmentationTask
 
 # --- step 1: the data sets, from datalist.py ---
 train_datasets = [dataset_tr]
@@ -117,17 +108,17 @@ class _Session:
         stored = IMAGE_CHANNELS if settings["simulate_mask"] == 1 else in_ch  # no mask file is looked at then
         sets = [self.data(entry, True, preload, stored) for entry in train]
         behind = None
-        if settings["composite"] and settings["backgrounds"]:
+        if settings["copy_paste"] and settings["backgrounds"]:
             entry = datalist.photographs(settings["backgrounds"], cache=True)
             behind = self.data(entry, False, preload, IMAGE_CHANNELS)
-        synthesis = Synthesis(settings["composite"], settings["simulate_mask"], behind)
+        synthesis = Synthesis(settings["copy_paste"], settings["simulate_mask"], behind)
         flips = settings["random_flip_h"], settings["random_flip_v"]
         data = TrainDataset(sets, settings["seed"], *flips, tuple(settings["crop_size"]), in_ch, synthesis)
 
         def make_loader(start: int) -> Any:
             return train_loader(data, settings["batch_size_train"], self.workers, start, self.pin)
 
-        log = MetricsLog(Path(settings["model_path"]))
+        log = RunLog(Path(settings["model_path"]))
         loaders = self.valid_loaders(valid, need_gt=True)
         return Run(settings, self.device, self.dtype, loaders, make_loader, log, self.model.in_ch)
 
@@ -149,7 +140,7 @@ def _train(session: _Session, train: Sequence[dict[str, str]], valid: Sequence[d
         # phase 2, where it has not begun, still starts from the weights that the run was given at first
         settings["restore_model"] = state["settings"]["restore_model"]
     if settings["restore_model"] and not (state and state["phase"] == SegmentationTask.name):
-        load_weights(session.model, settings["restore_model"], settings["mask_path"])
+        load_weights(session.model, settings["restore_model"], settings["mask_skip_logit"])
     run = session.run(train, valid)
     try:
         teacher = None
@@ -210,7 +201,7 @@ def _gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder,
 def _evaluate(session: _Session, valid: Sequence[dict[str, str]]) -> list[Scores]:
     """Run the network on data sets; return the scores of those with a ground truth."""
     settings = session.settings
-    facts = load_weights(session.model, settings["restore_model"], settings["mask_path"])
+    facts = load_weights(session.model, settings["restore_model"], settings["mask_skip_logit"])
     if facts.get("input_size", settings["input_size"]) != settings["input_size"]:
         logging.warning(
             "%s was trained at %s (height, width), and is run at %s; cache_size and input_size set that",

@@ -45,11 +45,11 @@ def draw(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     gt, unit = np.zeros((height, width), np.uint8), height / 100
     for x in (0.3, 0.7):
-        centre = (int(x * width), int(60 * unit))
-        cv2.circle(gt, centre, int(22 * unit), 255, int(2 * unit), cv2.LINE_AA)
+        center = (int(x * width), int(60 * unit))
+        cv2.circle(gt, center, int(22 * unit), 255, int(2 * unit), cv2.LINE_AA)
         for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
-            rim = centre + 22 * unit * np.array([np.cos(angle), np.sin(angle)])
-            cv2.line(gt, centre, tuple(int(v) for v in rim), 255, max(1, int(unit / 5)), cv2.LINE_AA)
+            rim = center + 22 * unit * np.array([np.cos(angle), np.sin(angle)])
+            cv2.line(gt, center, tuple(int(v) for v in rim), 255, max(1, int(unit / 5)), cv2.LINE_AA)
     cv2.ellipse(gt, (width // 2, int(30 * unit)), (int(24 * unit), int(14 * unit)), 15, 0, 360, 255, -1, cv2.LINE_AA)
     for _ in range(40):
         hair = np.array((width / 2, 30 * unit)) + np.cumsum(rng.normal(0, 2 * unit, (30, 2)), axis=0)

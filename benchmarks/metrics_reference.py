@@ -1,7 +1,7 @@
 """The other side of benchmarks/metrics.py: run by it in pysodmetrics' own environment, it needs no project.
 
 Reads one line of JSON at a time, ``{"images": FILE.npz, "metric": NAME}``; times one step of that metric on the
-images, the map divided by 255 and the ground truth binarised beforehand, and answers with the seconds.
+images, the map divided by 255 and the ground truth binarized beforehand, and answers with the seconds.
 """
 
 from __future__ import annotations

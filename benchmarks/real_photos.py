@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from IS_Net.checkpoint import CheckpointError
-from IS_Net.data_loader import DatasetError, Sample, find_samples
+from IS_Net.data_loader import Sample, find_samples
 from IS_Net.datalist import from_folder
-from IS_Net.device import DeviceError, describe
-from IS_Net.images import atomic_file, binarise, read_image, read_mask, write_image
+from IS_Net.device import describe
+from IS_Net.errors import CheckpointError, DatasetError, DeviceError
+from IS_Net.images import atomic_file, binarize, read_image, read_mask, write_image
 from IS_Net.metrics import MAE, FMeasure, boundary_iou, iou
 from IS_Net.predictor import DISPredictor
 from IS_Net.preprocess import MASK_CHANNEL
 
 PERFECT = "gt"
-"""The kind of coarse mask that is the ground truth itself, binarised."""
+"""The kind of coarse mask that is the ground truth itself, binarized."""
 
 FIGURES = {"max_f": "max F", "mae": "MAE", "iou": "IoU", "boundary_iou": "boundary IoU"}
 TOLERANCE = 0.005
@@ -122,7 +122,7 @@ def score(case: Case, predictors: dict[str, DISPredictor]) -> Iterable[tuple[Row
     image, gt = read_image(first.image), read_mask(first.gt)
     refined: dict[str, tuple[np.ndarray, float]] = {}
     for kind, sample in case.samples.items():
-        coarse = binarise(gt if kind == PERFECT else read_mask(sample.mask)) * np.uint8(255)
+        coarse = binarize(gt if kind == PERFECT else read_mask(sample.mask)) * np.uint8(255)
         before = {f"coarse_{key}": value for key, value in measure(coarse, gt).items()}
         for weights, predictor in predictors.items():
             if weights not in refined or predictor.in_ch > MASK_CHANNEL:  # else the mask makes no difference

@@ -4,7 +4,7 @@
 
 `many_parts` has objects made of many small parts, `low_salience` objects that look like what surrounds them, and
 `touching` pairs of objects of which one is named at a time. Nothing is shared with `objects.py`, whose drawings are
-trained on. Colours are linear-light RGB; everything is drawn at `SCALE` times the size, seen from above or from the
+trained on. Colors are linear-light RGB; everything is drawn at `SCALE` times the size, seen from above or from the
 front, and an object's ground truth is the share of each pixel that it covers. Shadows are not part of it.
 """
 
@@ -38,7 +38,7 @@ __all__ = ["KINDS", "Scene", "coarse_masks", "contact_sheet", "jobs", "main", "m
 
 Array = np.ndarray
 Rng = np.random.Generator
-Colour = Array | Sequence[float]
+Color = Array | Sequence[float]
 
 VERSION = 1
 """Raise it when the same seed gives other pictures."""
@@ -49,13 +49,13 @@ SCALE = 2
 
 
 def hsv(hue: float, saturation: float, value: float) -> Array:
-    """Return a colour, hue in degrees and the others in [0, 1], as (3,) float32 linear RGB."""
+    """Return a color, hue in degrees and the others in [0, 1], as (3,) float32 linear RGB."""
     pixel = np.float32([[[hue % 360, np.clip(saturation, 0, 1), np.clip(value, 0, 1)]]])
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0] ** 2.2
 
 
-def mix(one: Colour, other: Colour, share: Array) -> Array:
-    """Blend two colours by a share, (h, w) clipped to [0, 1]: (h, w, 3) float32."""
+def mix(one: Color, other: Color, share: Array) -> Array:
+    """Blend two colors by a share, (h, w) clipped to [0, 1]: (h, w, 3) float32."""
     share = np.clip(share, 0, 1)[..., None].astype(np.float32)
     return np.float32(one) * (1 - share) + np.float32(other) * share
 
@@ -95,10 +95,10 @@ def unit(v: Array) -> Array:
     return (v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-6)).astype(np.float32)
 
 
-def turned(points: Array | Sequence, angle: float, centre: Sequence[float]) -> Array:
-    """Turn (N, 2) points about the origin, then move the origin to `centre`."""
+def turned(points: Array | Sequence, angle: float, center: Sequence[float]) -> Array:
+    """Turn (N, 2) points about the origin, then move the origin to `center`."""
     c, s = np.cos(angle), np.sin(angle)
-    return np.asarray(points, np.float64) @ np.array([[c, s], [-s, c]]) + centre
+    return np.asarray(points, np.float64) @ np.array([[c, s], [-s, c]]) + center
 
 
 def spline(*points: Sequence[float], count: int = 24) -> Array:
@@ -122,7 +122,7 @@ class Scene:
     def __init__(self, rng: Rng, height: int, width: int, objects: int = 1):
         self.rng, self.h, self.w = rng, SCALE * height, SCALE * width
         self.u = min(self.h, self.w)  # the measure for everything that is drawn
-        self.colour = np.zeros((self.h, self.w, 3), np.float32)
+        self.color = np.zeros((self.h, self.w, 3), np.float32)
         self.owners = np.zeros((self.h, self.w, objects), np.float32)
         angle, slant = rng.uniform(-0.85, -0.15) * np.pi, rng.uniform(0.5, 0.95)  # from above: y points down
         self.light = unit(np.array([np.cos(angle) * slant, np.sin(angle) * slant, 1.0]))
@@ -132,19 +132,19 @@ class Scene:
         """Shade surfaces: (h, w, 3) normals and albedo -> (h, w, 3) linear RGB."""
         facing = np.clip(normal @ self.light, 0, 1)[..., None]
         sky = (0.75 - 0.25 * normal[..., 1:2]) * np.float32([0.94, 1.0, 1.08])
-        colour = albedo * (self.hard * np.float32([1.12, 1.05, 0.95]) * facing + (1.1 - self.hard) * sky)
+        color = albedo * (self.hard * np.float32([1.12, 1.05, 0.95]) * facing + (1.1 - self.hard) * sky)
         if gloss:
             half = normal @ unit(self.light + [0, 0, 1])
             shine = 0.06 * np.clip(half, 0, 1) ** 12 + 0.5 * np.clip((half - 0.97) * 50, 0, 1) ** 2
-            colour += (gloss * (shine + 0.25 * (1 - np.clip(normal[..., 2], 0, 1)) ** 3))[..., None]
-        return colour.astype(np.float32)
+            color += (gloss * (shine + 0.25 * (1 - np.clip(normal[..., 2], 0, 1)) ** 3))[..., None]
+        return color.astype(np.float32)
 
     def _put(
         self,
         mask: Array,
         corner: tuple[int, int],
         normal: Array,
-        colour: Colour,
+        color: Color,
         owner: int | None = None,
         gloss: float = 0.0,
         texture: float = 0.1,
@@ -158,7 +158,7 @@ class Scene:
             mask: (h, w) float32, the share of each pixel that is covered.
             corner: x, y of its first pixel; it may reach out of the picture.
             normal: (h, w, 3) unit vectors.
-            colour: (3,) or (h, w, 3) albedo.
+            color: (3,) or (h, w, 3) albedo.
             owner: Index of the named object that this is part of, or None.
             gloss: Strength of reflections.
             texture: Contrast of the albedo's noise.
@@ -175,10 +175,10 @@ class Scene:
         grain = fractal(self.rng, mask.shape, cell, 5, 0.7)
         if bump:
             normal = unit(normal + bump * (normals(grain * float(np.mean(cell)) * 0.3) - [0, 0, 1]))
-        albedo = np.float32(colour) * np.exp(texture * grain)[..., None]
+        albedo = np.float32(color) * np.exp(texture * grain)[..., None]
         part = np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
         cover = mask[part][..., None]
-        below, owners = self.colour[y0:y1, x0:x1], self.owners[y0:y1, x0:x1]
+        below, owners = self.color[y0:y1, x0:x1], self.owners[y0:y1, x0:x1]
         below += cover * (self.lit(normal[part], albedo[part], gloss) - below)
         owners *= 1 - cover
         if owner is not None:
@@ -198,7 +198,7 @@ class Scene:
             x, y = (round(float(c + s)) - pad * step for c, s in zip(corner, shift, strict=True))
             x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + soft.shape[1], self.w), min(y + soft.shape[0], self.h)
             if x0 < x1 and y0 < y1:
-                self.colour[y0:y1, x0:x1] *= 1 - strength * soft[y0 - y : y1 - y, x0 - x : x1 - x, None]
+                self.color[y0:y1, x0:x1] *= 1 - strength * soft[y0 - y : y1 - y, x0 - x : x1 - x, None]
 
     def ball(
         self,
@@ -206,7 +206,7 @@ class Scene:
         y: float,
         rx: float,
         ry: float | None = None,
-        colour: Colour | Callable[[Array, Array], Array] = (0.5, 0.5, 0.5),
+        color: Color | Callable[[Array, Array], Array] = (0.5, 0.5, 0.5),
         angle: float = 0.0,
         wobble: float = 0.0,
         deep: float = 1.0,
@@ -214,7 +214,7 @@ class Scene:
     ) -> None:
         """Paint an ellipsoid with half axes rx, ry, turned by `angle` and made irregular by `wobble`.
 
-        A colour may be a function of (h, w) coordinates along both axes, in [-1, 1]; `deep` below 1 flattens it.
+        A color may be a function of (h, w) coordinates along both axes, in [-1, 1]; `deep` below 1 flattens it.
         """
         ry = rx if ry is None else ry
         reach = int((1 + 3 * wobble) * max(rx, ry)) + 3
@@ -233,25 +233,25 @@ class Scene:
         mask = np.clip((1 - rho) * rho / np.maximum(np.hypot(a, b), 1e-6) + 0.5, 0, 1)
         z = np.sqrt(np.clip(1 - rho**2, 0.0, 1)) / np.float32(min(rx, ry) * deep)
         normal = unit(np.dstack([a * c - b * s, a * s + b * c, z]))
-        self._put(mask, corner, normal, colour(p, q) if callable(colour) else colour, **look)
+        self._put(mask, corner, normal, color(p, q) if callable(color) else color, **look)
 
-    def flat(self, points: Array, colour: Colour | Callable, rim: float = 3.0, tube: bool = False, **look) -> None:
+    def flat(self, points: Array, color: Color | Callable, rim: float = 3.0, tube: bool = False, **look) -> None:
         """Paint a polygon, (N, 2), whose edge is rounded over `rim` pixels, or an upright tube of that outline.
 
-        A colour may be a function of the (h, w) mask and its corner, x and y.
+        A color may be a function of the (h, w) mask and its corner, x and y.
         """
         low = np.floor(points.min(0)).astype(int) - 3
         mask = np.zeros(tuple((np.ceil(points.max(0)).astype(int) + 4 - low)[::-1]), np.uint8)
         cv2.fillPoly(mask, [np.int32(np.round((points - low) * 16))], 255, cv2.LINE_AA, 4)
-        if callable(colour):
-            colour = colour(mask, low)
+        if callable(color):
+            color = color(mask, low)
         if tube:
             x = np.broadcast_to(np.linspace(-1, 1, mask.shape[1], dtype=np.float32), mask.shape)
             normal = np.dstack([x, 0 * x - 0.05, np.sqrt(1.02 - x**2)])
-            return self._put(mask / np.float32(255), tuple(low.tolist()), unit(normal), colour, **look)
-        self._raised(mask, low, colour, rim, **look)
+            return self._put(mask / np.float32(255), tuple(low.tolist()), unit(normal), color, **look)
+        self._raised(mask, low, color, rim, **look)
 
-    def line(self, points: Array, width: float | Array, colour: Colour, **look) -> None:
+    def line(self, points: Array, width: float | Array, color: Color, **look) -> None:
         """Paint a round rod along (N, 2) points, as wide as `width`, which may vary: (N,)."""
         width = np.maximum(np.broadcast_to(width, len(points)) / 2, 0.6)
         low = np.floor(points.min(0) - width.max()).astype(int) - 3
@@ -264,15 +264,15 @@ class Scene:
             cv2.fillConvexPoly(mask, quad, 255, cv2.LINE_AA, 4)
         for point, radius in zip(np.int32(np.round((points - low) * 16)), width, strict=True):
             cv2.circle(mask, point.tolist(), int(radius * 16), 255, -1, cv2.LINE_AA, 4)
-        self._raised(mask, low, colour, float(width.max()), **look)
+        self._raised(mask, low, color, float(width.max()), **look)
 
-    def _raised(self, mask: Array, corner: Array, colour: Colour, rim: float, **look) -> None:
+    def _raised(self, mask: Array, corner: Array, color: Color, rim: float, **look) -> None:
         depth = np.clip(cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 5) / rim, 0, 1)
         height = cv2.GaussianBlur(rim * np.sqrt(1 - (1 - depth) ** 2), (0, 0), 0.12 * rim + 0.6)
-        self._put(mask / np.float32(255), tuple(corner.tolist()), normals(height), colour, **look)
+        self._put(mask / np.float32(255), tuple(corner.tolist()), normals(height), color, **look)
 
     def leaf(
-        self, x: float, y: float, length: float, angle: float, colour: Colour, wide: float = 0.5, stalk: float = 0.15,
+        self, x: float, y: float, length: float, angle: float, color: Color, wide: float = 0.5, stalk: float = 0.15,
         owner: int | None = None, lift: float | None = None, teeth: float = 0.0, gloss: float = 0.15,
     ) -> None:  # fmt: skip
         """Paint a leaf that begins at x, y, with midrib, veins and a stalk; `teeth` gives it a jagged edge."""
@@ -281,7 +281,7 @@ class Scene:
         half = wide / 2 * np.sin(np.pi * t**0.75) ** 0.85 * (1 + teeth * np.abs(np.sin(8 * np.pi * t)))
         edges = [turned((mid + np.stack([0 * t, sign * half], 1)) * length, angle, (x, y)) for sign in (1, -1)]
         rib = turned(mid * length, angle, (x, y))
-        base = np.float32(colour)
+        base = np.float32(color)
 
         def veined(mask: Array, low: Array) -> Array:
             veins = np.zeros(mask.shape, np.uint8)
@@ -299,7 +299,7 @@ class Scene:
         outline = np.concatenate([edges[0], edges[1][::-1]])
         self.flat(outline, veined, length * 0.04, owner=owner, lift=lift, gloss=gloss, cell=length / 3, bump=0.1)
 
-    def ground(self, kind: str, colour: Colour | None = None) -> None:
+    def ground(self, kind: str, color: Color | None = None) -> None:
         """Fill the picture with a surface: soil, sand, stone, wood, cloth, plain or blur (far away, out of focus)."""
         shape, u, rng = (self.h, self.w), self.u, self.rng
         default = {
@@ -308,7 +308,7 @@ class Scene:
             "cloth": hsv(rng.uniform(0, 360), 0.3, 0.6), "wood": hsv(rng.uniform(20, 34), 0.5, rng.uniform(0.45, 0.75)),
             "plain": hsv(40, 0.03, 0.88), "blur": hsv(rng.uniform(70, 130), 0.45, 0.45),
         }  # fmt: skip
-        base = np.float32(default[kind] if colour is None else colour)
+        base = np.float32(default[kind] if color is None else color)
         large, fine = fractal(rng, shape, u / 3, 3), fractal(rng, shape, 6, 3, 0.9)
         height, tone = np.zeros(shape, np.float32), 0.06 * large
         if kind == "soil":
@@ -338,24 +338,24 @@ class Scene:
                 at = int(rng.uniform(0, self.w)), int(rng.uniform(0, self.h))
                 cv2.circle(disc, at, int(u * rng.uniform(0.02, 0.08)), float(rng.uniform(0.1, 0.4)), -1)
                 base = base + disc[..., None] * np.float32([1, 0.95, 0.6]) * 0.5
-            self.colour[:] = base
+            self.color[:] = base
             return self.defocus(0.02 * u)
-        self.colour[:] = self.lit(normals(height), base * np.exp(tone)[..., None])
+        self.color[:] = self.lit(normals(height), base * np.exp(tone)[..., None])
 
     def defocus(self, sigma: float) -> None:
         """Blur what has been painted so far, which nothing named may be part of."""
         step = max(int(sigma / 4), 1)
-        small = cv2.resize(self.colour, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(self.color, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
         small = cv2.GaussianBlur(small, (0, 0), sigma / step, borderType=cv2.BORDER_REPLICATE)
-        self.colour[:] = cv2.resize(small, (self.w, self.h), interpolation=cv2.INTER_CUBIC)
+        self.color[:] = cv2.resize(small, (self.w, self.h), interpolation=cv2.INTER_CUBIC)
 
-    def table(self, kind: str, horizon: float, colour: Colour | None = None, wall: Colour | None = None) -> None:
+    def table(self, kind: str, horizon: float, color: Color | None = None, wall: Color | None = None) -> None:
         """Fill the picture with a table seen from the front and what is behind it, out of focus."""
-        self.ground(kind, colour)
+        self.ground(kind, color)
         edge = np.clip((np.arange(self.h) / self.h - horizon) * 35 + 0.5, 0, 1)[:, None, None].astype(np.float32)
-        front = self.colour.copy()
+        front = self.color.copy()
         self.ground("blur", hsv(self.rng.uniform(0, 360), 0.2, 0.5)) if wall is None else self.ground("plain", wall)
-        self.colour[:] = self.colour * (1 - edge) + front * edge
+        self.color[:] = self.color * (1 - edge) + front * edge
 
     def near(self, x: float, y: float, spread: float) -> Array:
         """Return a random point around x, y, all in shares of the picture's width, height and shorter side."""
@@ -380,18 +380,18 @@ class Scene:
         """
         rng, size = self.rng, (self.w // SCALE, self.h // SCALE)
         sigma = rng.uniform(0.35, 0.7)  # the lens blurs a thing and its ground truth alike
-        small = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.colour, self.owners)]
-        colour, owners = (cv2.GaussianBlur(plane, (0, 0), sigma) for plane in small)
+        small = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.color, self.owners)]
+        color, owners = (cv2.GaussianBlur(plane, (0, 0), sigma) for plane in small)
         y, x = np.mgrid[-1 : 1 : size[1] * 1j, -1 : 1 : size[0] * 1j]
         fall = rng.normal(0, 0.12, 2)
         light = (1 - rng.uniform(0.1, 0.3) * (x**2 + y**2) / 2) * np.exp(fall[0] * x + fall[1] * y)
-        glow = cv2.GaussianBlur(colour, (0, 0), 0.02 * self.u / SCALE)
-        colour = (0.95 * colour + 0.05 * glow) * light[..., None] * np.exp(rng.normal(0, 0.025, 3))
-        colour *= rng.uniform(0.9, 1.15)
-        colour = np.where(colour > 0.7, 0.7 + 0.3 * np.tanh((colour - 0.7) / 0.3), colour)  # highlights roll off
-        noise = rng.standard_normal(colour.shape, dtype=np.float32) * np.sqrt(colour.clip(0) * 3e-4 + 2e-5)
+        glow = cv2.GaussianBlur(color, (0, 0), 0.02 * self.u / SCALE)
+        color = (0.95 * color + 0.05 * glow) * light[..., None] * np.exp(rng.normal(0, 0.025, 3))
+        color *= rng.uniform(0.9, 1.15)
+        color = np.where(color > 0.7, 0.7 + 0.3 * np.tanh((color - 0.7) / 0.3), color)  # highlights roll off
+        noise = rng.standard_normal(color.shape, dtype=np.float32) * np.sqrt(color.clip(0) * 3e-4 + 2e-5)
         noise = 1.4 * cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 0.6)
-        image = np.clip(colour + rng.uniform(0.5, 1.5) * noise, 0, 1) ** (1 / 2.2)
+        image = np.clip(color + rng.uniform(0.5, 1.5) * noise, 0, 1) ** (1 / 2.2)
         alphas = np.atleast_3d(owners).transpose(2, 0, 1)
         return np.uint8(np.round(image * 255)), [np.uint8(np.round(alpha.clip(0, 1) * 255)) for alpha in alphas]
 
@@ -402,7 +402,7 @@ class Scene:
 # fmt: off
 
 
-def fruit(s: Scene, x: float, y: float, r: float, base: Colour, owner: int | None, **look) -> None:
+def fruit(s: Scene, x: float, y: float, r: float, base: Color, owner: int | None, **look) -> None:
     """Paint a round fruit of uneven ripeness, with a bloom and a navel."""
     other = np.float32(base) * s.rng.uniform(0.5, 1.6, 3)
     towards = s.rng.uniform(0, 2 * np.pi)
@@ -442,7 +442,7 @@ def grapes(s: Scene) -> None:
         fruit(s, *at, r * s.rng.uniform(0.85, 1.1), base * s.rng.uniform(0.7, 1.25), 0, gloss=0.35, lift=0.6 * r)
 
 
-def seedling(s: Scene, at: Array, size: float, green: Colour, owner: int | None) -> None:
+def seedling(s: Scene, at: Array, size: float, green: Color, owner: int | None) -> None:
     """Paint a thin stem with a pair or two of small leaves."""
     tip = at + turned([[0, -size]], s.rng.normal(0, 0.35), (0, 0))[0]
     stem = spline(at, at + [s.rng.normal(0, 0.2) * size, -0.5 * size], tip)
@@ -470,7 +470,7 @@ def flock(s: Scene) -> None:
     """Birds in a cloudy sky."""
     down = np.linspace(0, 1, s.h, dtype=np.float32)[:, None] * np.ones((1, s.w), np.float32)
     clouds = fractal(s.rng, (s.h, s.w), (s.u / 3, s.u / 1.5), 7, 0.55)
-    s.colour[:] = mix(mix(hsv(212, 0.6, 0.7), hsv(205, 0.2, 0.9), down), hsv(30, 0.04, 0.93), 0.3 + 0.35 * clouds)
+    s.color[:] = mix(mix(hsv(212, 0.6, 0.7), hsv(205, 0.2, 0.9), down), hsv(30, 0.04, 0.93), 0.3 + 0.35 * clouds)
     shade, heading = hsv(20, 0.2, s.rng.uniform(0.15, 0.4)), s.rng.uniform(0, 6.3)
     for at in s.spots(s.rng.integers(12, 36), 0.14):
         span, lift = s.u * s.rng.uniform(0.055, 0.09), s.rng.uniform(0.1, 0.7)
@@ -493,8 +493,8 @@ def fallen(s: Scene) -> None:
     """Leaves scattered on a pavement."""
     s.ground("stone")
     for at in s.spots(s.rng.integers(12, 30), 0.17):
-        colour = hsv(s.rng.uniform(12, 55), s.rng.uniform(0.5, 0.85), s.rng.uniform(0.35, 0.85))
-        s.leaf(*at, s.u * s.rng.uniform(0.1, 0.16), s.rng.uniform(0, 6.3), colour, s.rng.uniform(0.4, 0.7), 0.4, 0,
+        color = hsv(s.rng.uniform(12, 55), s.rng.uniform(0.5, 0.85), s.rng.uniform(0.35, 0.85))
+        s.leaf(*at, s.u * s.rng.uniform(0.1, 0.16), s.rng.uniform(0, 6.3), color, s.rng.uniform(0.4, 0.7), 0.4, 0,
             s.u * 0.006, 0.12)
 
 
@@ -564,16 +564,16 @@ def mushrooms(s: Scene) -> None:
 # --- low salience ------------------------------------------------------------------------------------------------
 
 
-def litter(s: Scene, count: int, colour: Colour, size: float = 0.11) -> None:
+def litter(s: Scene, count: int, color: Color, size: float = 0.11) -> None:
     """Cover the picture with leaves."""
     s.ground("soil")
     for _ in range(count):
         at, tone = s.rng.uniform(-0.05, 1.05, 2) * [s.w, s.h], s.rng.uniform(0.6, 1.3) * s.rng.uniform(0.9, 1.1, 3)
-        s.leaf(*at, s.u * size * s.rng.uniform(0.7, 1.3), s.rng.uniform(0, 6.3), colour * tone, s.rng.uniform(0.4, 0.6),
+        s.leaf(*at, s.u * size * s.rng.uniform(0.7, 1.3), s.rng.uniform(0, 6.3), color * tone, s.rng.uniform(0.4, 0.6),
             0.3, None, s.u * 0.008)
 
 
-def cup(s: Scene, x: float, foot: float, r: float, tall: float, glaze: Colour, owner: int, side: float = 1) -> None:
+def cup(s: Scene, x: float, foot: float, r: float, tall: float, glaze: Color, owner: int, side: float = 1) -> None:
     """Paint a cup, seen from the front and a little from above; x, foot: the middle of its base."""
     squash, look = 0.3, {"owner": owner, "gloss": 0.5, "texture": 0.015}
     s._shadow(ellipse_mask(1.15 * r, 0.42 * r), (int(x - 1.15 * r), int(foot - 0.5 * r)), 0.35 * r)
@@ -613,7 +613,7 @@ def bark_coat(s: Scene) -> Callable[[tuple[int, int]], Array]:
         return mix(dark, pale, 0.5 + 0.3 * fractal(s.rng, shape, (s.u / 6, s.u / 22), 7, 0.75))
 
     ridges = fractal(s.rng, (s.h, s.w), (s.u / 3, s.u / 16), 7, 0.7)
-    s.colour[:] = s.lit(normals(ridges * s.u / 160), coat((s.h, s.w)) * np.exp(0.2 * ridges)[..., None])
+    s.color[:] = s.lit(normals(ridges * s.u / 160), coat((s.h, s.w)) * np.exp(0.2 * ridges)[..., None])
     return coat
 
 
@@ -651,7 +651,7 @@ def one_pebble(s: Scene) -> None:
 
 
 def towel(s: Scene) -> None:
-    """A sand-coloured towel on sand."""
+    """A sand-colored towel on sand."""
     base = hsv(s.rng.uniform(30, 40), 0.28, 0.8)
     s.ground("sand", base)
     a, b, angle = s.u * s.rng.uniform(0.28, 0.36), s.u * s.rng.uniform(0.16, 0.22), s.rng.uniform(0, 3)
@@ -676,15 +676,15 @@ def towel(s: Scene) -> None:
 
 def pale_leaf(s: Scene) -> None:
     """One leaf among leaves that are alike."""
-    colour = hsv(s.rng.uniform(25, 45), s.rng.uniform(0.25, 0.5), 0.6)
-    litter(s, 260, colour)
+    color = hsv(s.rng.uniform(25, 45), s.rng.uniform(0.25, 0.5), 0.6)
+    litter(s, 260, color)
     length, angle = s.u * s.rng.uniform(0.3, 0.4), s.rng.uniform(0, 6.3)
     start = np.array([s.w, s.h]) / 2 - turned([[length / 2, 0]], angle, (0, 0))[0]
-    s.leaf(*start, length, angle, colour * s.rng.uniform(0.9, 1.15), 0.55, 0.3, 0)
+    s.leaf(*start, length, angle, color * s.rng.uniform(0.9, 1.15), 0.55, 0.3, 0)
 
 
 def dull(s: Scene) -> None:
-    """A small gray stone beside a ball of bright colours."""
+    """A small gray stone beside a ball of bright colors."""
     s.ground("stone", hsv(40, 0.05, 0.55))
     left, r = s.rng.choice([-1, 1]), s.u * s.rng.uniform(0.17, 0.23)
     hue = s.rng.uniform(0, 360)
@@ -707,12 +707,12 @@ def hare(s: Scene) -> None:
             s.line(path, np.linspace(1, 0.15, 10) * s.u * 0.006,
                 straw * s.rng.uniform(0.45, 1.25) * s.rng.uniform(0.93, 1.07, 3), lift=s.u * 0.01)
 
-    def fur(centre: Array, rx: float, ry: float, count: int, angle: float = 0.0) -> None:
-        s.ball(*centre, rx, ry, straw * 0.75, angle, 0.03, owner=0, texture=0.25, cell=(12, 24), lift=0.3 * ry)
+    def fur(center: Array, rx: float, ry: float, count: int, angle: float = 0.0) -> None:
+        s.ball(*center, rx, ry, straw * 0.75, angle, 0.03, owner=0, texture=0.25, cell=(12, 24), lift=0.3 * ry)
         for _ in range(count):
             q = s.rng.normal(0, 0.45, 2)
             q = q / max(1, np.hypot(*q))
-            start = turned([q * [rx, ry]], angle, centre)[0]
+            start = turned([q * [rx, ry]], angle, center)[0]
             hair = np.stack([start, start + turned([[-0.1 * r, 0.05 * r]], angle + s.rng.normal(0, 0.3), (0, 0))[0]])
             s.line(hair, [s.u * 0.003, 1], straw * s.rng.uniform(0.4, 1.3), owner=0, texture=0)
 
@@ -745,7 +745,7 @@ def paper(s: Scene) -> None:
 
 
 def pair(s: Scene, apart: float) -> list[Array]:
-    """Return the centres of two things side by side, `apart` pixels from each other."""
+    """Return the centers of two things side by side, `apart` pixels from each other."""
     angle = s.rng.uniform(-0.4, 0.4) + (np.pi if s.rng.random() < 0.5 else 0)
     half = turned([[apart / 2, 0]], angle, (0, 0))[0]
     middle = s.near(0.5, 0.52, 0.03)
@@ -764,7 +764,7 @@ def apples(s: Scene) -> None:
             hsv(25, 0.5, 0.3), owner=k, lift=0.08 * r)
 
 
-def slabs(s: Scene, k: int, at: Array, angle: float, size: Array, colour: Colour, **look) -> Array:
+def slabs(s: Scene, k: int, at: Array, angle: float, size: Array, color: Color, **look) -> Array:
     """Paint a rectangle with rounded corners, as books and cards have; returns its corners."""
     a, b = size
     box = np.array([[-a, -b], [a, -b], [a, b], [-a, b]])
@@ -772,7 +772,7 @@ def slabs(s: Scene, k: int, at: Array, angle: float, size: Array, colour: Colour
     ways = unit(np.roll(corner, -1, 0) - corner) * s.u * 0.012
     rounded = np.concatenate([spline(c - w0, c, c + w1, count=6)
         for c, w0, w1 in zip(corner, np.roll(ways, 1, 0), ways, strict=True)])
-    s.flat(rounded, colour, owner=k, **look)
+    s.flat(rounded, color, owner=k, **look)
     return corner
 
 
@@ -792,11 +792,11 @@ def books(s: Scene) -> None:
 def leaves(s: Scene) -> None:
     """Two leaves that overlap."""
     s.ground(str(s.rng.choice(["stone", "soil"])))
-    colour, length = hsv(s.rng.uniform(20, 110), 0.6, 0.6), s.u * s.rng.uniform(0.45, 0.55)
+    color, length = hsv(s.rng.uniform(20, 110), 0.6, 0.6), s.u * s.rng.uniform(0.45, 0.55)
     for k, at in enumerate(pair(s, 0.35 * length)):
         angle = np.pi / 2 * s.rng.choice([-1, 1]) + s.rng.normal(0, 0.3)
         start = at - turned([[length / 2, 0]], angle, (0, 0))[0]
-        s.leaf(*start, length, angle, colour * s.rng.uniform(0.85, 1.2), 0.6, 0.25, k, s.u * 0.015, 0.1)
+        s.leaf(*start, length, angle, color * s.rng.uniform(0.85, 1.2), 0.6, 0.25, k, s.u * 0.015, 0.1)
 
 
 def cards(s: Scene) -> None:
@@ -809,8 +809,8 @@ def cards(s: Scene) -> None:
         slabs(s, k, at, angle, size, hsv(45, 0.04, 0.92), lift=s.u * 0.006, texture=0.01)
         pip = np.array([[0, -1], [0.75, 0], [0, 1], [-0.75, 0]]) * s.u * 0.028
         for x, y in [(x, y) for x in (-0.5, 0.5) for y in np.linspace(-0.7, 0.7, s.rng.integers(2, 5))]:
-            centre = turned([np.array([x, y]) * size], angle, at)[0]
-            s.flat(turned(pip, angle, centre), ink, 1, owner=k, texture=0.02)
+            center = turned([np.array([x, y]) * size], angle, at)[0]
+            s.flat(turned(pip, angle, center), ink, 1, owner=k, texture=0.02)
 
 
 def pebbles(s: Scene) -> None:
@@ -840,7 +840,7 @@ def eggs(s: Scene) -> None:
 
 
 def crumb(s: Scene, r: float, p: Array, q: Array) -> Array:
-    """Colour a bun: brown above, pale at its side; p, q: (h, w) in [-1, 1] on it."""
+    """Color a bun: brown above, pale at its side; p, q: (h, w) in [-1, 1] on it."""
     pale = np.hypot(p, q) ** 3 + 0.18 * fractal(s.rng, p.shape, r / 3, 6)
     return mix(hsv(26, 0.72, 0.6), hsv(36, 0.45, 0.85), pale)
 

@@ -96,12 +96,12 @@ def _region(name: str, split: str) -> Array:
 
 
 def _ramp(gray: Array, dark: Sequence[float], light: Sequence[float]) -> Array:
-    """Colour a gray picture (H, W) in [0, 1] between two linear RGB colours."""
+    """Color a gray picture (H, W) in [0, 1] between two linear RGB colors."""
     gray = np.clip(gray, 0, 1)[..., None].astype(np.float32)
     return np.float32(dark) * (1 - gray) + np.float32(light) * gray
 
 
-def _colour(rng: Rng, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Array:
+def _color(rng: Rng, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Array:
     hsv = np.float32([[[rng.uniform(*hue) % 360, rng.uniform(*saturation), rng.uniform(*value)]]])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] ** 2.2
 
@@ -151,7 +151,7 @@ def surface(kind: str, rng: Rng, split: str) -> tuple[Array, float]:
 
     Args:
         kind: grass, gravel, asphalt, soil, concrete, plaster, bricks, paving, tiles, planks or panels.
-        rng: Decides colours and patterns.
+        rng: Decides colors and patterns.
         split: Whose part of the photographs it is made from.
 
     Returns:
@@ -163,52 +163,52 @@ def surface(kind: str, rng: Rng, split: str) -> tuple[Array, float]:
         gray = gray + 0.05 * large
         if kind == "grass":
             dry = rng.uniform(0, 0.6)
-            dark = _colour(rng, (60, 110), (0.5, 0.8), (0.05, 0.2))
-            bright = _colour(rng, (72 - 32 * dry, 98 - 40 * dry), (0.25, 0.5), (0.5, 0.75))
+            dark = _color(rng, (60, 110), (0.5, 0.8), (0.05, 0.2))
+            bright = _color(rng, (72 - 32 * dry, 98 - 40 * dry), (0.25, 0.5), (0.5, 0.75))
             return _ramp(gray * 1.15 - 0.1, dark, bright), rng.uniform(0.9, 1.6)
         if kind == "gravel":
             return _ramp(
-                gray, _colour(rng, (15, 60), (0, 0.3), (0.05, 0.2)), _colour(rng, (20, 60), (0.02, 0.25), (0.75, 0.95))
+                gray, _color(rng, (15, 60), (0, 0.3), (0.05, 0.2)), _color(rng, (20, 60), (0.02, 0.25), (0.75, 0.95))
             ), rng.uniform(0.9, 1.8)
         flat = 0.5 + (gray - gray.mean()) * (0.5 if kind == "asphalt" else 0.45) + 0.07 * large
         hue, sat = ((0, 360), (0, 0.06)) if kind == "asphalt" else ((20, 40), (0.25, 0.5))
-        base = _colour(rng, hue, sat, (0.3, 0.75))
+        base = _color(rng, hue, sat, (0.3, 0.75))
         return _ramp(flat, base * 0.25, np.minimum(base * 1.9, 1)), rng.uniform(0.4, 0.7)
     if kind in ("concrete", "plaster"):
         fine = noise(rng, 1024, 8, 0.95)
         gray = 0.5 + (0.02 if kind == "concrete" else 0.006) * large + (0.05 if kind == "concrete" else 0.022) * fine
-        base = _colour(rng, (0, 360), (0, 0.12 if kind == "concrete" else 0.3), (0.5, 0.88))
+        base = _color(rng, (0, 360), (0, 0.12 if kind == "concrete" else 0.3), (0.5, 0.88))
         return _ramp(gray, base * 0.5, np.minimum(base * 1.5, 1)), rng.uniform(1.5, 3)
     if kind == "bricks":
         faces, joint = _laid(rng, 16, 5, rng.uniform(0.004, 0.007), "running", (1, 1), 0.1)
         base, mortar, metres = (
-            _colour(rng, (5, 28), (0.1, 0.65), (0.4, 0.85)),
-            _colour(rng, (20, 50), (0, 0.2), (0.45, 0.85)),
+            _color(rng, (5, 28), (0.1, 0.65), (0.4, 0.85)),
+            _color(rng, (20, 50), (0, 0.2), (0.45, 0.85)),
             1.2,
         )
     elif kind == "paving":
         faces, joint = _laid(rng, 6, int(rng.choice([3, 6])), 0.005, "running", (1, 1), 0.09)
         base, mortar, metres = (
-            _colour(rng, (0, 50), (0, 0.25), (0.45, 0.85)),
-            _colour(rng, (30, 90), (0.05, 0.3), (0.1, 0.4)),
+            _color(rng, (0, 50), (0, 0.25), (0.45, 0.85)),
+            _color(rng, (30, 90), (0.05, 0.3), (0.1, 0.4)),
             1.8,
         )
     elif kind == "tiles":
         faces, joint = _laid(rng, 6, 6, 0.004, "stack", (1, 1), 0.03)
         base, mortar, metres = (
-            _colour(rng, (0, 360), (0, 0.35), (0.5, 0.92)),
-            _colour(rng, (0, 360), (0, 0.05), (0.4, 0.8)),
+            _color(rng, (0, 360), (0, 0.35), (0.5, 0.92)),
+            _color(rng, (0, 360), (0, 0.05), (0.4, 0.8)),
             rng.uniform(0.9, 2),
         )
     else:
         faces, joint = _laid(rng, 16, 2, 0.001, "random", (10, 1), 0.13)
         base, mortar, metres = (
-            _colour(rng, (15, 38), (0.15, 0.65), (0.4, 0.85)),
+            _color(rng, (15, 38), (0.15, 0.65), (0.4, 0.85)),
             np.full(3, 0.01),
             rng.uniform(1.1, 1.6),
         )
-    colour = _ramp(faces + 0.03 * large, base * 0.35, np.minimum(base * 1.6, 1))
-    texture = colour * (1 - joint[..., None]) + mortar * joint[..., None] * (1 + 0.1 * large[..., None])
+    color = _ramp(faces + 0.03 * large, base * 0.35, np.minimum(base * 1.6, 1))
+    texture = color * (1 - joint[..., None]) + mortar * joint[..., None] * (1 + 0.1 * large[..., None])
     return (texture.transpose(1, 0, 2) if kind == "panels" else texture).astype(np.float32), metres
 
 
@@ -251,10 +251,10 @@ BACKDROPS = (
 
 
 def backdrop(rng: Rng, split: str, shape: tuple[int, int], blur: tuple[float, float] = (0.008, 0.035)) -> Array:
-    """Cut a photograph's part, vary its colours and put it out of focus.
+    """Cut a photograph's part, vary its colors and put it out of focus.
 
     Args:
-        rng: Decides photograph, part and colours.
+        rng: Decides photograph, part and colors.
         split: Whose part of the photographs it is cut from.
         shape: (height, width) of the result.
         blur: Range of the blur's sigma, as shares of the longer side.
@@ -272,13 +272,13 @@ def backdrop(rng: Rng, split: str, shape: tuple[int, int], blur: tuple[float, fl
     crop = photo[top : top + ch, left : left + cw]
     crop = crop[:, ::-1] if rng.random() < 0.5 else crop
     picture = np.clip(cv2.resize(np.ascontiguousarray(crop), shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
-    if rng.random() < 0.5:  # other colours, same shapes
+    if rng.random() < 0.5:  # other colors, same shapes
         hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0] + rng.uniform(0, 360)) % 360
         hsv[..., 1] *= rng.uniform(0.3, 0.9)
         picture = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if np.ptp(picture, axis=-1).max() < 0.01:
-        picture = _ramp(picture[..., 0], np.zeros(3), _colour(rng, (0, 360), (0.05, 0.4), (0.8, 1)))
+        picture = _ramp(picture[..., 0], np.zeros(3), _color(rng, (0, 360), (0.05, 0.4), (0.8, 1)))
     level = rng.uniform(0.12, 0.4) / max(float(picture.mean()), 0.02)
     picture = picture * min(level, 4.0)
     picture = picture * np.float32(1 + rng.normal(0, 0.08, 3))
@@ -290,18 +290,18 @@ def _sky(rng: Rng, shape: tuple[int, int], horizon: float) -> Array:
     """Sky with clouds above the horizon's row, and a hazy line of trees or hills on it."""
     h, w = shape
     y = np.clip((horizon - np.arange(h)) / max(horizon, h * 0.3), 0, 1)[:, None].astype(np.float32)
-    high, low = _colour(rng, (195, 225), (0.15, 0.65), (0.5, 0.9)), _colour(rng, (15, 220), (0.02, 0.2), (0.8, 0.98))
+    high, low = _color(rng, (195, 225), (0.15, 0.65), (0.5, 0.9)), _color(rng, (15, 220), (0.02, 0.2), (0.8, 0.98))
     sky = _ramp(np.broadcast_to(y**0.7, shape), low, high)
     clouds = cv2.resize(noise(rng, 512, 6, 0.6), (max(w, 512) * 2, max(h, 512)), interpolation=cv2.INTER_CUBIC)[:h, :w]
     cover = np.clip((clouds - rng.uniform(-1, 1.5)) * 0.7, 0, 1)[..., None] * rng.uniform(0.4, 0.95)
-    sky = sky * (1 - cover) + np.float32(_colour(rng, (0, 360), (0, 0.05), (0.8, 1))) * cover
+    sky = sky * (1 - cover) + np.float32(_color(rng, (0, 360), (0, 0.05), (0.8, 1))) * cover
     for depth in (0.35, 1.0)[int(rng.integers(2)) :]:  # the further one is lower in contrast
         line = noise(rng, 512, 8, rng.uniform(0.45, 0.75))[100]
         line = cv2.resize(line[None], (w, 1), interpolation=cv2.INTER_CUBIC)[0]
         top = horizon - h * rng.uniform(0.02, 0.16) * (1.2 - 0.5 * depth) * np.clip(1 + 0.3 * line, 0.2, 3)
         inside = np.clip(np.arange(h)[:, None] - top, 0, 1)[..., None].astype(np.float32)
         crowns = cv2.resize(noise(rng, 512, 7, 0.8), (w, h), interpolation=cv2.INTER_CUBIC)
-        dark = _colour(rng, (70, 150), (0.2, 0.6), (0.08, 0.3))
+        dark = _color(rng, (70, 150), (0.2, 0.6), (0.08, 0.3))
         trees = _ramp(0.45 + 0.2 * crowns, dark * 0.4, dark * 1.8) * depth + low * 0.6 * (1 - depth)
         sky = sky * (1 - inside) + trees * inside
     return blurred(sky.astype(np.float32), max(shape) * rng.uniform(0.002, 0.008))
@@ -354,9 +354,9 @@ def _floor(
 ) -> tuple[Array, Array]:
     """The floor at some image rows (n,): (n, width, 3) linear RGB, and the distance of each row, (n, 1)."""
     texture, metres = surface(kind, rng, split)
-    below = np.maximum(rows[:, None] - camera.centre[1], 0.5).astype(np.float32)
+    below = np.maximum(rows[:, None] - camera.center[1], 0.5).astype(np.float32)
     depth = np.float32(camera.focal * camera.height) / below
-    x = (np.arange(width, dtype=np.float32) - camera.centre[0]) / camera.focal * depth
+    x = (np.arange(width, dtype=np.float32) - camera.center[0]) / camera.focal * depth
     # one pixel of floor is longer than wide; out of focus, the lens blurs what is not at the object's distance
     footprint = depth * np.sqrt(depth / camera.height) / camera.focal
     defocus = blur * np.abs(1 - distance / depth) * depth
@@ -377,14 +377,14 @@ def _room(
     outdoors = place == "o"
     walled = not outdoors or rng.random() < 0.35
     far = distance * (rng.uniform(1.25, 2.2) if walled else 60)
-    horizon = camera.centre[1]
+    horizon = camera.center[1]
     foot = float(horizon + camera.focal * camera.height / far)
     rows = np.arange(h, dtype=np.float32)
     split_row = int(np.clip(foot, 0, h))
     kind = str(rng.choice(OUTDOOR_FLOORS if outdoors else INDOOR_FLOORS))
     floor, depth = _floor(kind, camera, distance, rows[split_row:], w, blur, rng, split)
     if walled:
-        facing = max(float(light.direction[2]), 0) * float(light.colour.mean()) + light.ambient
+        facing = max(float(light.direction[2]), 0) * float(light.color.mean()) + light.ambient
         if rng.random() < 0.2:
             back = backdrop(rng, split, shape, (0.01, 0.03))[: split_row + 1]
         else:
@@ -479,7 +479,7 @@ def compose(background: Array, cutouts: Sequence[Cutout], rng: Rng) -> tuple[Arr
     exposure = np.clip(rng.uniform(0.7, 0.95) / max(float(np.quantile(image[::4, ::4], 0.98)), 0.05), 0.5, 2.5)
     balance = 1 + rng.normal(0, 0.03, 3)
     image *= fall_off[..., None] * np.float32(exposure * balance)
-    grain = cv2.GaussianBlur(rng.standard_normal((h, w, 3), np.float32), (0, 0), 0.5)  # neighbours are demosaiced
+    grain = cv2.GaussianBlur(rng.standard_normal((h, w, 3), np.float32), (0, 0), 0.5)  # neighbors are demosaiced
     grain *= np.float32(1.6 * rng.uniform(0.5, 1.8))
     image += grain * cv2.sqrt(np.clip(image, 0, 1) * np.float32(2e-4) + np.float32(2e-6))
     shown = cv2.pow(np.clip(image, 0, 1), 1 / 2.2)

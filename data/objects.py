@@ -2,7 +2,7 @@
 
 A generator builds a `Model` in metres from swept profiles and sheets; `render` draws it through a pinhole `Camera`
 with a depth buffer, a shadow map, textured materials and supersampling, and returns a `Cutout`.
-Colours are linear-light RGB throughout; only `make_object` returns display values.
+Colors are linear-light RGB throughout; only `make_object` returns display values.
 """
 
 # ruff: noqa: RUF005  (a tuple added to an array is a shift, not a concatenation)
@@ -31,7 +31,7 @@ class Material:
     """How a surface looks.
 
     Attributes:
-        colour: Linear RGB albedo, each in [0, 1].
+        color: Linear RGB albedo, each in [0, 1].
         stain: Linear RGB that the texture mixes in (rust, dirt, darker grain).
         stained: Share of the surface that `stain` covers, in [0, 1].
         stretch: Texture frequency along and around the part, in tiles a metre.
@@ -41,7 +41,7 @@ class Material:
         thin: True for sheets, which show both faces and let some light through.
     """
 
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
     stain: tuple[float, float, float] = (0.05, 0.03, 0.02)
     stained: float = 0.1
     stretch: tuple[float, float] = (1.0, 1.0)
@@ -58,69 +58,69 @@ def _linear(hue: float, saturation: float, value: float) -> tuple[float, float, 
 
 def wood(rng: Rng) -> Material:
     """Raw, oiled or weathered wood with grain along the part."""
-    colour = _linear(rng.uniform(16, 36), rng.uniform(0.12, 0.62), rng.uniform(0.3, 0.8))
-    dark = tuple(c * rng.uniform(0.2, 0.5) for c in colour)
-    return Material(colour, dark, rng.uniform(0.3, 0.5), (0.5, rng.uniform(5, 9)), 0.35, gloss=rng.uniform(0, 0.3))
+    color = _linear(rng.uniform(16, 36), rng.uniform(0.12, 0.62), rng.uniform(0.3, 0.8))
+    dark = tuple(c * rng.uniform(0.2, 0.5) for c in color)
+    return Material(color, dark, rng.uniform(0.3, 0.5), (0.5, rng.uniform(5, 9)), 0.35, gloss=rng.uniform(0, 0.3))
 
 
 def paint(rng: Rng) -> Material:
     """Painted wood or metal with worn and dirty places."""
     white = rng.random() < 0.3
-    colour = _linear(rng.uniform(0, 360), 0.08 if white else rng.uniform(0.2, 0.85), rng.uniform(0.25, 0.9))
+    color = _linear(rng.uniform(0, 360), 0.08 if white else rng.uniform(0.2, 0.85), rng.uniform(0.25, 0.9))
     stain = _linear(rng.uniform(15, 40), rng.uniform(0.2, 0.6), rng.uniform(0.15, 0.5))
-    return Material(colour, stain, rng.uniform(0.02, 0.3), (1.5, 3.0), 0.12, gloss=rng.uniform(0.1, 0.8))
+    return Material(color, stain, rng.uniform(0.02, 0.3), (1.5, 3.0), 0.12, gloss=rng.uniform(0.1, 0.8))
 
 
 def steel(rng: Rng) -> Material:
     """Bare or chromed metal."""
-    colour = _linear(rng.uniform(20, 240), rng.uniform(0, 0.12), rng.uniform(0.55, 0.9))
+    color = _linear(rng.uniform(20, 240), rng.uniform(0, 0.12), rng.uniform(0.55, 0.9))
     metal = rng.uniform(0.5, 0.9)
-    return Material(colour, _linear(25, 0.5, 0.3), rng.uniform(0, 0.15), (1, 4), 0.1, metal, rng.uniform(0.5, 1))
+    return Material(color, _linear(25, 0.5, 0.3), rng.uniform(0, 0.15), (1, 4), 0.1, metal, rng.uniform(0.5, 1))
 
 
 def iron(rng: Rng) -> Material:
     """Dark wrought iron, rusted to some degree."""
-    colour = _linear(rng.uniform(0, 360), rng.uniform(0, 0.25), rng.uniform(0.12, 0.4))
+    color = _linear(rng.uniform(0, 360), rng.uniform(0, 0.25), rng.uniform(0.12, 0.4))
     rust = _linear(rng.uniform(12, 28), rng.uniform(0.5, 0.8), rng.uniform(0.25, 0.5))
-    return Material(colour, rust, rng.uniform(0.05, 0.7), (2, 3), 0.3, 0.1, rng.uniform(0.1, 0.5))
+    return Material(color, rust, rng.uniform(0.05, 0.7), (2, 3), 0.3, 0.1, rng.uniform(0.1, 0.5))
 
 
 def rubber(rng: Rng) -> Material:
-    """Tyres, grips, saddles."""
+    """Tires, grips, saddles."""
     shade = rng.uniform(0.02, 0.06)
     return Material((shade, shade, shade), (0.15, 0.13, 0.1), 0.25, (2, 6), 0.3, gloss=0.15)
 
 
 def bark(rng: Rng) -> Material:
     """Bark of trunks and twigs."""
-    colour = _linear(rng.uniform(18, 45), rng.uniform(0.1, 0.5), rng.uniform(0.2, 0.6))
-    return Material(colour, (0.03, 0.025, 0.02), 0.45, (1.5, 6), 0.6, gloss=0.0)
+    color = _linear(rng.uniform(18, 45), rng.uniform(0.1, 0.5), rng.uniform(0.2, 0.6))
+    return Material(color, (0.03, 0.025, 0.02), 0.45, (1.5, 6), 0.6, gloss=0.0)
 
 
 def foliage(rng: Rng) -> Material:
     """Leaves: mostly green, sometimes autumnal."""
     hue = rng.uniform(70, 135) if rng.random() < 0.75 else rng.uniform(5, 60)
-    colour = _linear(hue, rng.uniform(0.35, 0.8), rng.uniform(0.3, 0.7))
+    color = _linear(hue, rng.uniform(0.35, 0.8), rng.uniform(0.3, 0.7))
     stain = _linear(hue - 25, 0.6, 0.6)
-    return Material(colour, stain, rng.uniform(0.05, 0.3), (3, 3), 0.3, gloss=rng.uniform(0.1, 0.5), thin=True)
+    return Material(color, stain, rng.uniform(0.05, 0.3), (3, 3), 0.3, gloss=rng.uniform(0.1, 0.5), thin=True)
 
 
 def rope(rng: Rng) -> Material:
     """Twine, rope, cord."""
-    colour = _linear(rng.uniform(20, 60), rng.uniform(0.05, 0.5), rng.uniform(0.4, 0.9))
-    return Material(colour, tuple(c * 0.3 for c in colour), 0.4, (25, 5), 0.4, gloss=0.0)
+    color = _linear(rng.uniform(20, 60), rng.uniform(0.05, 0.5), rng.uniform(0.4, 0.9))
+    return Material(color, tuple(c * 0.3 for c in color), 0.4, (25, 5), 0.4, gloss=0.0)
 
 
 def cloth(rng: Rng) -> Material:
     """Canvas, with light shining through."""
-    colour = _linear(rng.uniform(0, 360), rng.uniform(0.1, 0.8), rng.uniform(0.4, 0.9))
-    return Material(colour, tuple(c * 0.6 for c in colour), 0.2, (1, 1), 0.12, gloss=0.02, thin=True)
+    color = _linear(rng.uniform(0, 360), rng.uniform(0.1, 0.8), rng.uniform(0.4, 0.9))
+    return Material(color, tuple(c * 0.6 for c in color), 0.2, (1, 1), 0.12, gloss=0.02, thin=True)
 
 
 def clay(rng: Rng) -> Material:
     """Terracotta, glazed or concrete pots."""
-    colour = _linear(rng.uniform(8, 35), rng.uniform(0.05, 0.65), rng.uniform(0.35, 0.8))
-    return Material(colour, (0.4, 0.38, 0.34), rng.uniform(0, 0.35), (1.5, 1.5), 0.2, gloss=rng.uniform(0, 0.7))
+    color = _linear(rng.uniform(8, 35), rng.uniform(0.05, 0.65), rng.uniform(0.35, 0.8))
+    return Material(color, (0.4, 0.38, 0.34), rng.uniform(0, 0.35), (1.5, 1.5), 0.2, gloss=rng.uniform(0, 0.7))
 
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -144,10 +144,10 @@ def rotation(axis: Literal["x", "y", "z"], angle: float) -> Array:
     return matrix
 
 
-def arc(centre: Array, radius: float, start: float = 0.0, stop: float = 2 * np.pi, count: int = 48) -> Array:
-    """Points (count, 3) on a circle in the x-y plane around `centre`; angles in radians."""
+def arc(center: Array, radius: float, start: float = 0.0, stop: float = 2 * np.pi, count: int = 48) -> Array:
+    """Points (count, 3) on a circle in the x-y plane around `center`; angles in radians."""
     angles = np.linspace(start, stop, count)
-    return np.asarray(centre) + radius * np.stack([np.cos(angles), np.sin(angles), 0 * angles], -1)
+    return np.asarray(center) + radius * np.stack([np.cos(angles), np.sin(angles), 0 * angles], -1)
 
 
 def curve(*points: tuple[float, float, float], count: int = 16) -> Array:
@@ -249,21 +249,21 @@ class Model:
         """Add a straight bar between two points; see `sweep`."""
         self.sweep(np.stack([np.asarray(a, float), np.asarray(b, float)]), size, material, **how)
 
-    def turned(self, centre: Array, radii: Array, heights: Array, material: Material, sides: int = 32) -> None:
-        """Add a body of revolution about the vertical through `centre`: pots, hubs, balls, seats."""
+    def turned(self, center: Array, radii: Array, heights: Array, material: Material, sides: int = 32) -> None:
+        """Add a body of revolution about the vertical through `center`: pots, hubs, balls, seats."""
         angles = np.linspace(0, 2 * np.pi, sides + 1)
         radii, heights = np.asarray(radii, float), np.asarray(heights, float)
         slope = _unit(np.stack([np.gradient(heights), -np.gradient(radii)], -1) + 1e-9)
         around = np.stack([np.cos(angles), 0 * angles, np.sin(angles)], -1)
-        points = np.asarray(centre) + radii[:, None, None] * around + heights[:, None, None] * UP
+        points = np.asarray(center) + radii[:, None, None] * around + heights[:, None, None] * UP
         normals = slope[:, :1, None] * around + slope[:, 1:, None] * UP
         uv = np.stack(np.broadcast_arrays(heights[:, None], angles[None] * radii.max()), -1)
         self.grid(points, normals, uv, material)
 
-    def ball(self, centre: Array, radius: float, material: Material) -> None:
+    def ball(self, center: Array, radius: float, material: Material) -> None:
         """Add a sphere."""
         angles = np.linspace(-np.pi / 2, np.pi / 2, 9)
-        self.turned(centre, radius * np.cos(angles), radius * np.sin(angles), material, 14)
+        self.turned(center, radius * np.cos(angles), radius * np.sin(angles), material, 14)
 
     def sheet(self, points: Array, inside: Array, uv: Array, material: Material) -> None:
         """Add the part of a surface (n, m, 3) where `inside` (n, m) is positive, cut along its zero line."""
@@ -313,23 +313,23 @@ def _clip(triangles: Array, values: Array) -> Array:
 # --- the things --------------------------------------------------------------------------------------------------
 
 
-def _wheel(m: Model, radius: float, spokes: int, rim: Material, spoke: Material, tyre: Material | None) -> None:
-    """A wheel in the x-y plane about the origin: laced wire spokes with a tyre, else turned wooden ones."""
-    if tyre:
-        m.sweep(arc((0, 0, 0), radius - 0.016, count=72), 0.017, tyre)
+def _wheel(m: Model, radius: float, spokes: int, rim: Material, spoke: Material, tire: Material | None) -> None:
+    """A wheel in the x-y plane about the origin: laced wire spokes with a tire, else turned wooden ones."""
+    if tire:
+        m.sweep(arc((0, 0, 0), radius - 0.016, count=72), 0.017, tire)
         m.sweep(arc((0, 0, 0), radius - 0.042, count=72), (0.02, 0.012), rim, up=np.array([0, 0, 1.0]))
         hub = 0.03
     else:
         m.sweep(arc((0, 0, 0), radius - 0.03, count=72), (0.06, 0.06), rim, up=np.array([0, 0, 1.0]))
         m.sweep(arc((0, 0, 0), radius, count=72), (0.055, 0.008), iron(m.rng), up=np.array([0, 0, 1.0]))
         hub = radius * 0.13
-    m.bar((0, 0, -hub * 1.3), (0, 0, hub * 1.3), hub * (0.6 if tyre else 1), rim, sides=18)
+    m.bar((0, 0, -hub * 1.3), (0, 0, hub * 1.3), hub * (0.6 if tire else 1), rim, sides=18)
     for k in range(spokes):
         angle = 2 * np.pi * k / spokes
-        lead = angle + (0.9 * (-1) ** (k // 2) if tyre else 0)
-        start = np.array([np.cos(lead) * hub, np.sin(lead) * hub, hub * 0.9 * (-1) ** k if tyre else 0])
+        lead = angle + (0.9 * (-1) ** (k // 2) if tire else 0)
+        start = np.array([np.cos(lead) * hub, np.sin(lead) * hub, hub * 0.9 * (-1) ** k if tire else 0])
         stop = np.array([np.cos(angle), np.sin(angle), 0]) * (radius - 0.045)
-        if tyre:
+        if tire:
             m.bar(start, stop, 0.0022, spoke, sides=6)
         else:
             along = np.linspace(0, 1, 7)[:, None]
@@ -405,7 +405,7 @@ def bicycle(m: Model) -> None:
 
 
 def cartwheel(m: Model) -> None:
-    """A wooden wheel with an iron tyre, leaning."""
+    """A wooden wheel with an iron tire, leaning."""
     timber = wood(m.rng) if m.rng.random() < 0.6 else paint(m.rng)
     radius = m.rng.uniform(0.4, 0.6)
     _wheel(m, radius, int(m.rng.integers(10, 17)), timber, timber, None)
@@ -607,8 +607,8 @@ def gate(m: Model) -> None:
         for way in (-1, 1):
             angle = way * np.pi / 2 + turns * 1.35 * 2 * np.pi
             r = gap * 0.4 * (1 - turns * 0.8)
-            centre = h * 0.55 + way * gap * 0.4
-            points = np.stack([x + flip * r * np.cos(angle) * way * way, centre - r * np.sin(angle), 0 * r], -1)
+            center = h * 0.55 + way * gap * 0.4
+            points = np.stack([x + flip * r * np.cos(angle) * way * way, center - r * np.sin(angle), 0 * r], -1)
             m.sweep(points, bar * 0.6, metal, sides=6)
     if rng.random() < 0.6:
         for x in (xs[:-1] + xs[1:]) / 2:
@@ -653,7 +653,7 @@ def fern(m: Model) -> None:
     pot = clay(rng)
     radii = np.array([0.02, 0.72, 0.74, 1.0, 1.0, 1.08, 1.08, 0.95, 0.93, 0.02]) * r
     m.turned((0, 0, 0), radii, np.array([0, 0, 0.02, 0.8, 0.82, 0.83, 1, 1, 0.9, 0.88]) * h, pot)
-    stem = replace(bark(rng), colour=tuple(c * 0.8 for c in leaf.colour), contrast=0.2)
+    stem = replace(bark(rng), color=tuple(c * 0.8 for c in leaf.color), contrast=0.2)
     for k in range(int(rng.integers(9, 15))):
         angle = k * 2.4 + rng.normal(0, 0.2)
         out = np.array([np.cos(angle), 0, np.sin(angle)])
@@ -686,8 +686,8 @@ def leaf(m: Model) -> None:
             start, slope = -0.02 + 0.82 * k / pairs, rng.uniform(0.55, 0.75)
             veins.append((start, s, slope))
             along = np.clip(np.abs(v), 0, 1)
-            centre = start + 0.41 / pairs + slope * along + rng.normal(0, 0.008)
-            split = np.abs(u - centre) - np.clip((along - rng.uniform(0.2, 0.36)) * 0.17, -0.02, 0.06)
+            center = start + 0.41 / pairs + slope * along + rng.normal(0, 0.008)
+            split = np.abs(u - center) - np.clip((along - rng.uniform(0.2, 0.36)) * 0.17, -0.02, 0.06)
             inside = np.minimum(inside, np.where(v * s > 0, split, 1))
             if rng.random() < 0.75:  # a hole between two veins, near the midrib
                 hv, hr = rng.uniform(0.08, 0.15), rng.uniform(0.5, 1.0)
@@ -705,7 +705,7 @@ def leaf(m: Model) -> None:
         return np.stack([b, -a, z], -1)
 
     m.sheet(surface(u, v), inside, np.stack([u * 0.6, v * 0.6], -1), blade)
-    rib = replace(blade, colour=tuple(min(1.0, c * 1.7 + 0.05) for c in blade.colour), thin=False, contrast=0.1)
+    rib = replace(blade, color=tuple(min(1.0, c * 1.7 + 0.05) for c in blade.color), thin=False, contrast=0.1)
     t = np.linspace(0, 1, 30)
     m.sweep(surface(t * 0.95, 0 * t), np.linspace(0.009, 0.002, 30), rib, sides=8)
     for start, s, slope in veins:
@@ -765,7 +765,7 @@ def goal(m: Model) -> None:
 
 
 def parasol(m: Model) -> None:
-    """An open parasol with ribs, stays and a scalloped canopy of two-coloured panels."""
+    """An open parasol with ribs, stays and a scalloped canopy of two-colored panels."""
     rng, fabric, pole = m.rng, cloth(m.rng), [wood, steel, paint][m.rng.integers(3)](m.rng)
     other = fabric if rng.random() < 0.4 else cloth(rng)
     ribs, r, h = int(rng.choice([6, 8, 10])), rng.uniform(0.7, 1.0), rng.uniform(1.7, 2.1)
@@ -1004,18 +1004,18 @@ class Camera:
     Attributes:
         focal: Focal length in pixels.
         height: Metres above the ground.
-        centre: (x, y) of the principal point in pixels; y is the horizon's row.
+        center: (x, y) of the principal point in pixels; y is the horizon's row.
     """
 
     focal: float
     height: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
 
     def project(self, points: Array) -> Array:
         """Map points (..., 3) in metres to (..., 3): column, row, distance."""
         depth = np.maximum(-points[..., 2], 1e-3)
-        x = self.centre[0] + self.focal * points[..., 0] / depth
-        y = self.centre[1] + self.focal * (self.height - points[..., 1]) / depth
+        x = self.center[0] + self.focal * points[..., 0] / depth
+        y = self.center[1] + self.focal * (self.height - points[..., 1]) / depth
         return np.stack([x, y, depth], -1)
 
 
@@ -1025,13 +1025,13 @@ class Light:
 
     Attributes:
         direction: Unit vector (3,) towards the lamp.
-        colour: Linear RGB of the lamp.
+        color: Linear RGB of the lamp.
         ambient: Share of light that reaches the ground in full shadow, in (0, 1).
         surroundings: (h, w, 3) small linear RGB picture that metal mirrors and that tints the ambient light.
     """
 
     direction: Array
-    colour: Array
+    color: Array
     ambient: float
     surroundings: Array
 
@@ -1062,8 +1062,8 @@ def blurred(image: Array, sigma: float, squash: float = 1.0) -> Array:
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR)
 
 
-def rasterise(triangles: Array, shape: tuple[int, int]) -> Array:
-    """Find the nearest triangle at every pixel centre.
+def rasterize(triangles: Array, shape: tuple[int, int]) -> Array:
+    """Find the nearest triangle at every pixel center.
 
     Args:
         triangles: (M, 3, 3) float: column, row, distance of three corners; small ones are fast.
@@ -1167,11 +1167,11 @@ def noise(rng: Rng, size: int = 512, octaves: int = 7, roughness: float = 0.6) -
 def _shade(
     attributes: Array, materials: list[Material], label: Array, eye: Array, light: Light, lit: Array, rng: Rng
 ) -> Array:
-    """Colour surface points: (P, 9) attributes, (P,) material and lit share -> (P, 3) linear RGB."""
+    """Color surface points: (P, 9) attributes, (P,) material and lit share -> (P, 3) linear RGB."""
     position, normal, uv, bright = attributes[:, :3], _unit(attributes[:, 3:6]), attributes[:, 6:8], attributes[:, 8:]
     table = {
         name: np.array([getattr(m, name) for m in materials], np.float32)[label]
-        for name in ("colour", "stain", "stained", "stretch", "contrast", "metal", "gloss", "thin")
+        for name in ("color", "stain", "stained", "stretch", "contrast", "metal", "gloss", "thin")
     }
     view = _unit(eye - position)
     behind = (_dot(normal, view) < 0) & (table["thin"] > 0)
@@ -1182,11 +1182,11 @@ def _shade(
     # spots of stain where the coarse noise exceeds the quantile that leaves `stained` of the surface
     level = np.quantile(coarse, np.clip(1 - np.array([m.stained for m in materials]), 0, 1))[label]
     mix = np.clip((spots + 0.35 * grain - level) * 1.3 + 0.5, 0, 1)[:, None] * 0.8
-    albedo = table["colour"] * (1 - mix) + table["stain"] * mix
+    albedo = table["color"] * (1 - mix) + table["stain"] * mix
     albedo = albedo * bright * np.exp(table["contrast"] * grain * 0.6)[:, None]
     facing = _dot(normal, light.direction.astype(np.float32))
     through = np.where(table["thin"] > 0, 0.45 * np.clip(-facing, 0, 1), 0)
-    lamp = (np.clip(facing, 0, 1) * lit + through * (0.4 + 0.6 * lit))[:, None] * light.colour
+    lamp = (np.clip(facing, 0, 1) * lit + through * (0.4 + 0.6 * lit))[:, None] * light.color
     small = light.surroundings
     rows, columns = small.shape[:2]
 
@@ -1197,7 +1197,7 @@ def _shade(
     # light comes from the sky more than from the floor, and little of it gets down to where things stand
     dome = (0.68 + 0.32 * normal[:, 1:2]) * (0.55 + 0.45 * np.clip(position[:, 1:2] / 0.12, 0, 1))
     tint = small.mean((0, 1)) / max(small.mean(), 1e-3)
-    colour = albedo * (lamp + light.ambient * dome * (0.6 + 0.4 * tint))
+    color = albedo * (lamp + light.ambient * dome * (0.6 + 0.4 * tint))
     toward = _dot(normal, view)
     reflected = 2 * toward[:, None] * normal - view
     half = _unit(view + light.direction.astype(np.float32))
@@ -1207,8 +1207,8 @@ def _shade(
     mirror = (table["metal"] + (1 - table["metal"]) * table["gloss"] * fresnel * 0.6)[:, None]
     scene = mirrored(reflected) * (0.35 + 0.65 * light.ambient + 0.3 * lit[:, None])
     shine = np.where(table["metal"][:, None] > 0.3, albedo * 1.5, 1)
-    colour = colour * (1 - 0.8 * mirror) + scene * mirror * shine
-    return np.clip(colour + (0.6 * glint)[:, None] * light.colour, 0, 2.5).astype(np.float32)
+    color = color * (1 - 0.8 * mirror) + scene * mirror * shine
+    return np.clip(color + (0.6 * glint)[:, None] * light.color, 0, 2.5).astype(np.float32)
 
 
 def _shadow_map(corners: Array, labels: Array, light: Light, size: int = 640) -> Callable[[Array], Array]:
@@ -1222,7 +1222,7 @@ def _shadow_map(corners: Array, labels: Array, light: Light, size: int = 640) ->
     low = flat.reshape(-1, 3).min(0)
     scale = (size - 4) / max(np.ptp(flat[..., 0]), np.ptp(flat[..., 1]))
     screen = (flat - low) * (scale, scale, 1) + (2, 2, 0)
-    face = rasterise(screen, (size, size))
+    face = rasterize(screen, (size, size))
     depth = np.where(face < 0, np.inf, screen[face, :, 2].mean(-1))
 
     turned = (basis * (scale, scale, 1)).astype(np.float32)
@@ -1260,7 +1260,7 @@ def render(
         frame: (height, width) of the image; nothing outside it is drawn.
         rng: Decides the textures.
         screen: What the shadow falls on: the ground y = 0, the plane just behind the model, or nothing.
-        tint: (3,) linear RGB that all colours lean to, or None.
+        tint: (3,) linear RGB that all colors lean to, or None.
 
     Returns:
         The cut-out, or None where nothing of the model is inside the frame.
@@ -1271,12 +1271,12 @@ def render(
     materials = list(dict.fromkeys(model.materials))
     made_of = np.array([materials.index(m) for m in model.materials])
     if tint is not None:
-        level = [max(sum(m.colour) / 3, 0.02) / max(float(np.mean(tint)), 0.02) for m in materials]
+        level = [max(sum(m.color) / 3, 0.02) / max(float(np.mean(tint)), 0.02) for m in materials]
         mix = [
-            tuple(0.45 * c + 0.55 * float(t) * k for c, t in zip(m.colour, tint, strict=True))
+            tuple(0.45 * c + 0.55 * float(t) * k for c, t in zip(m.color, tint, strict=True))
             for m, k in zip(materials, level, strict=True)
         ]
-        materials = [replace(m, colour=c) for m, c in zip(materials, mix, strict=True)]
+        materials = [replace(m, color=c) for m, c in zip(materials, mix, strict=True)]
     corners = corners.copy()
     corners[..., :3] += np.asarray(offset, np.float32)
     corners, labels = corners[(corners[..., 2] < -0.05).all(1)], labels[(corners[..., 2] < -0.05).all(1)]
@@ -1338,7 +1338,7 @@ def render(
     front = inside & (thin | ~away)
     corners, labels = _subdivide(corners[front], labels[front], on_canvas, 20.0)
     triangles = on_canvas(corners[..., :3])
-    face = rasterise(triangles, shape)
+    face = rasterize(triangles, shape)
     found = face >= 0
     if not found.any():
         return None
@@ -1354,8 +1354,8 @@ def render(
         needed[dy::2, dx::2] &= ~whole
     y, x = np.nonzero(needed)
     hit = face[y, x]
-    colours = np.zeros((*shape, 4), np.float32)
-    colours[..., 3] = found
+    colors = np.zeros((*shape, 4), np.float32)
+    colors[..., 3] = found
     texture_seed = int(rng.integers(2**32))
     for part in np.array_split(np.arange(len(y)), len(y) // 400_000 + 1):
         chosen = hit[part]
@@ -1364,14 +1364,14 @@ def render(
         lamp = lit(attributes[:, :3] + 0.004 * _unit(attributes[:, 3:6]))
         textures = np.random.default_rng(texture_seed)
         rgb = _shade(attributes, materials, made_of[labels[chosen]], eye, light, lamp, textures)
-        colours[y[part], x[part], :3] = rgb
+        colors[y[part], x[part], :3] = rgb
     for dy, dx in others:
-        colours[dy::2, dx::2][whole] = colours[::2, ::2][whole]
+        colors[dy::2, dx::2][whole] = colors[::2, ::2][whole]
     # the lens's point spread, wide enough that four samples a pixel give a smooth edge
-    colours = cv2.GaussianBlur(colours, (0, 0), 0.75, borderType=cv2.BORDER_REPLICATE)
+    colors = cv2.GaussianBlur(colors, (0, 0), 0.75, borderType=cv2.BORDER_REPLICATE)
     rgba = np.zeros((*shadow.shape, 4), np.float32)
     rgba[y0 - top : y1 - top, x0 - left : x1 - left] = cv2.resize(
-        colours, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA
+        colors, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA
     )
     return Cutout(rgba, shadow, (int(left), int(top)))
 
@@ -1396,7 +1396,7 @@ def _cast(
     small, _ = _subdivide(corners, labels, place, 20.0)
     if not len(small):
         return np.zeros(shape, np.float32)
-    face = rasterise(place(small[..., :3]), shape)
+    face = rasterize(place(small[..., :3]), shape)
     hard = (face >= 0).astype(np.float32)
     distance = small[..., axis].mean(1) - level
     away = np.where(face >= 0, distance[face], 0).astype(np.float32)

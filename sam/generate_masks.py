@@ -21,19 +21,12 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from tqdm import tqdm
 
-from IS_Net.device import DeviceError
+from IS_Net.errors import DeviceError
 from IS_Net.images import list_images, read_image, read_mask, write_mask
+from IS_Net.manifest import Manifest, fingerprint
 from sam import enrich
 from sam.backends import GRABCUT, SAM_MODELS, Predictor, Select, load_predictor
-from sam.prompts import (
-    Manifest,
-    Prompt,
-    check_prompts,
-    fingerprint,
-    prompt_from_mask,
-    prompt_from_record,
-    read_prompts,
-)
+from sam.prompts import Prompt, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -260,20 +253,22 @@ class _Run:
     def load(self, item: _Item) -> _Work:
         """Find out what is to be done for an image, and read it where there is something (in a reader thread)."""
         image = None
-        image_print = fingerprint(item.image)
-        gt_print = None if item.gt is None else fingerprint(item.gt)
-        prompts = self.recorded_prompts(item, image_print, gt_print) if item.prompts is None else item.prompts
+        image_fingerprint = fingerprint(item.image)
+        gt_fingerprint = None if item.gt is None else fingerprint(item.gt)
+        prompts = (
+            self.recorded_prompts(item, image_fingerprint, gt_fingerprint) if item.prompts is None else item.prompts
+        )
         if prompts is None:
             image = read_image(item.image)
             prompts = self.prompts_from_gt(item, image)
         made_by = {
             "image": item.stem,
-            "image_print": image_print,
+            "image_fingerprint": image_fingerprint,
             "model": self.predictor.name,
             "checkpoint": self.predictor.checkpoint,
             "select": self.select if self.predictor.selects else None,
         }
-        common = {**made_by, "gt_print": gt_print, "of": len(prompts)}
+        common = {**made_by, "gt_fingerprint": gt_fingerprint, "of": len(prompts)}
         todo = []
         for name, prompt in prompts.items():
             entry = self.manifest.entries.get(name, {})
@@ -285,12 +280,14 @@ class _Run:
             image = read_image(item.image)
         return _Work(prompts, todo, common, image if todo else None)
 
-    def recorded_prompts(self, item: _Item, image_print: str, gt_print: str | None) -> dict[str, Prompt] | None:
+    def recorded_prompts(
+        self, item: _Item, image_fingerprint: str, gt_fingerprint: str | None
+    ) -> dict[str, Prompt] | None:
         """Return the prompts that the manifest holds for image and ground truth, or None where either is new to it.
 
         Reading and splitting all ground truths would take most of the time of a run that has little left to do.
         """
-        prints = {"image_print": image_print, "gt_print": gt_print}
+        prints = {"image_fingerprint": image_fingerprint, "gt_fingerprint": gt_fingerprint}
         entries = [entry for entry in self.recorded.get(item.stem, ()) if _holds(entry, prints)]
         if not entries or len(entries) != entries[0].get("of"):
             return None

@@ -34,7 +34,7 @@ def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndar
 def gt_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep what is cached of ground truths out of the project; return where it goes instead."""
     folder = tmp_path_factory.getbasetemp() / "gt_cache"
-    monkeypatch.setattr("IS_Net.scoring.GT_CACHE", folder)
+    monkeypatch.setattr("IS_Net.scoring.gt_cache_folder", lambda: folder)
     return folder
 
 

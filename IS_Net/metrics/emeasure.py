@@ -49,7 +49,7 @@ class EMeasure(Metric):
     tables' mean E is ``mean_e``).
 
     - Thresholds: t in 0..255, a pixel is found where the map is >= t; and an adaptive one, twice the map's mean, at
-      most 255. The ground truth is binarised at > 128.
+      most 255. The ground truth is binarized at > 128.
     - Stretching: none.
     - Empty maps: 1/4 at every threshold, as whatever does not vary; the adaptive one is 0, at which all is found.
     - Empty ground truths: the share of pixels that are not found; full ones that of pixels that are.

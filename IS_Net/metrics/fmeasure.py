@@ -65,7 +65,7 @@ class FMeasure(Metric):
     """F-measure (Achanta et al., CVPR 2009; beta squared = 0.3) over the 256 thresholds of a uint8 map.
 
     - Thresholds: t in 0..255, a pixel is found where the map is >= t; and an adaptive one, twice the map's mean, at
-      most 255. The ground truth is binarised at > 128.
+      most 255. The ground truth is binarized at > 128.
     - Stretching: none.
     - Empty maps: 0 at all thresholds but 0, at which all of the image is found. The adaptive one is 0, too. Where
       nothing is found precision is 0, and where both precision and recall are 0 so is F.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from IS_Net.images import binarise
+from IS_Net.images import binarize
 from IS_Net.metrics.pair import Metric, Pair
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -18,7 +18,7 @@ class HCE(Metric):
     Of what remains, false positives and false negatives alike, each region that lies apart costs one click, and
     borders that must be drawn cost the corners of a polygon that stays within ``epsilon`` pixels of them.
 
-    - Thresholds: map and ground truth are binarised at > 128, at the ground truth's own size.
+    - Thresholds: map and ground truth are binarized at > 128, at the ground truth's own size.
     - Stretching: none.
     - Empty maps: what it costs to add all of the object, at least 1; 0 where the ground truth is empty too.
     - Empty ground truths: what it costs to remove all that was found, and is not forgiven.
@@ -41,7 +41,7 @@ class HCE(Metric):
 
     def measure(self, pair: Pair) -> int:
         """Return the effort for one image: a whole number, 0 or more."""
-        gt, pred = pair.gt.mask.view(np.uint8), binarise(pair.pred).view(np.uint8)
+        gt, pred = pair.gt.mask.view(np.uint8), binarize(pair.pred).view(np.uint8)
         hit = gt & pred
         kept = cv2.erode(gt | pred, _CROSS, iterations=self.relax)
         too_much = self._regrow(pred ^ hit, kept, gt)

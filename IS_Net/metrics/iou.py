@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from IS_Net.images import binarise
+from IS_Net.images import binarize
 from IS_Net.metrics.pair import Metric, Pair
 from IS_Net.preprocess import box_from_mask
 
@@ -24,12 +24,12 @@ def _ratio(pred: np.ndarray, gt: np.ndarray) -> float:
 def iou(pred: Mask, gt: Mask) -> float:
     """Return the intersection over union of two masks (Jaccard, 1912; as in PASCAL VOC, Everingham et al., IJCV 2010).
 
-    - Thresholds: map and ground truth are binarised at > 128.
+    - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
     - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
 
     Args:
-        pred: (H, W) uint8, binarised at > 128, or bool; an array, or a tensor on the CPU.
+        pred: (H, W) uint8, binarized at > 128, or bool; an array, or a tensor on the CPU.
         gt: Likewise, of the same size.
 
     Returns:
@@ -54,12 +54,12 @@ def boundary_iou(pred: Mask, gt: Mask, dilation_ratio: float = 0.02) -> float:
     A mask's boundary is what d erosions by 3 x 3 take from it, d being ``dilation_ratio`` of the image's diagonal,
     rounded, and at least 1. Outside of the image is background: a mask has a boundary along the image's border.
 
-    - Thresholds: map and ground truth are binarised at > 128.
+    - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
     - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
 
     Args:
-        pred: (H, W) uint8, binarised at > 128, or bool; an array, or a tensor on the CPU.
+        pred: (H, W) uint8, binarized at > 128, or bool; an array, or a tensor on the CPU.
         gt: Likewise, of the same size.
         dilation_ratio: The boundary's width as a share of the diagonal.
 
@@ -75,14 +75,14 @@ def boundary_iou(pred: Mask, gt: Mask, dilation_ratio: float = 0.02) -> float:
 class IoU(Metric):
     """Mean :func:`iou` over the images (Jaccard, 1912; as in PASCAL VOC, Everingham et al., IJCV 2010).
 
-    - Thresholds: map and ground truth are binarised at > 128.
+    - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
     - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
     """
 
     def measure(self, pair: Pair) -> float:
         """Return :func:`iou` of one image."""
-        return _ratio(binarise(pair.pred), pair.gt.mask)
+        return _ratio(binarize(pair.pred), pair.gt.mask)
 
     def compute(self) -> dict[str, float]:
         """Return ``{"iou": ...}`` in [0, 1] over all images; nan where there was none."""
@@ -92,7 +92,7 @@ class IoU(Metric):
 class BoundaryIoU(Metric):
     """Mean :func:`boundary_iou` over the images (Cheng et al., Boundary IoU, CVPR 2021).
 
-    - Thresholds: map and ground truth are binarised at > 128.
+    - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
     - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
 
@@ -106,7 +106,7 @@ class BoundaryIoU(Metric):
 
     def measure(self, pair: Pair) -> float:
         """Return :func:`boundary_iou` of one image."""
-        pred, gt = binarise(pair.pred), pair.gt.mask
+        pred, gt = binarize(pair.pred), pair.gt.mask
         bounds = box_from_mask(pred | gt)
         if bounds is None:
             return 1.0

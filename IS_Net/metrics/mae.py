@@ -33,7 +33,7 @@ class MAE(Metric):
 
     The result is the mean over the images of each image's mean over its pixels.
 
-    - Thresholds: none, maps are read as they would be saved, in steps of 1/255; the ground truth is binarised at > 128.
+    - Thresholds: none, maps are read as they would be saved, in steps of 1/255; the ground truth is binarized at > 128.
     - Stretching: none.
     - Empty maps: the object's share of the image.
     - Empty ground truths: the map's mean.

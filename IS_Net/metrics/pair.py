@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from IS_Net.images import binarise
+from IS_Net.images import binarize
 from IS_Net.metrics.thinning import skeletonize
 
 LEVELS = 256
@@ -89,7 +89,7 @@ class GroundTruth:
 
     def __init__(self, gt: np.ndarray | Tensor, known: Mapping[str, np.ndarray] | None = None) -> None:
         gt = _gray(gt, "ground truth")
-        self.mask = gt.copy() if gt.dtype == bool else binarise(gt)  # the caller may draw on his own
+        self.mask = gt.copy() if gt.dtype == bool else binarize(gt)  # the caller may draw on his own
         known = known or {}
         if "skeleton" in known:
             self.skeleton = np.unpackbits(known["skeleton"], count=gt.size).reshape(gt.shape).astype(bool)
@@ -122,12 +122,12 @@ class GroundTruth:
         return np.count_nonzero(self.mask)
 
     @cached_property
-    def centre(self) -> tuple[int, int]:
-        """The row and column behind the object's centre of mass, where S-measure cuts the image in four."""
+    def center(self) -> tuple[int, int]:
+        """The row and column behind the object's center of mass, where S-measure cuts the image in four."""
         if not self.area:
             return self.shape[0] // 2, self.shape[1] // 2
         counts = np.count_nonzero(self.mask, axis=1), np.count_nonzero(self.mask, axis=0)
-        # round() takes halves to the even neighbour, as the common implementation does
+        # round() takes halves to the even neighbor, as the common implementation does
         row, column = (round(int(count @ np.arange(count.size)) / self.area) + 1 for count in counts)
         return row, column
 
@@ -190,9 +190,9 @@ class Pair:
     def quarters(self) -> np.ndarray:
         """(4, 2, 256) int64: pixels by quarter of the image, outside or inside of the object, and the map's level.
 
-        The image is cut at the ground truth's centre; quarters run upper left, upper right, lower left, lower right.
+        The image is cut at the ground truth's center; quarters run upper left, upper right, lower left, lower right.
         """
-        row, column = self.gt.centre
+        row, column = self.gt.center
         halves = [
             (rows, columns)
             for rows in (slice(row), slice(row, None))

@@ -16,9 +16,9 @@ class SMeasure(Metric):
 
     ``alpha`` times the object score plus ``1 - alpha`` times the region score, and at least 0. The object score
     compares the map's mean and deviation inside of the object and outside; the region score is a structural
-    similarity of each quarter of the image, cut at the object's centre of mass and weighted by its area.
+    similarity of each quarter of the image, cut at the object's center of mass and weighted by its area.
 
-    - Thresholds: none, maps are taken as they are; the ground truth is binarised at > 128.
+    - Thresholds: none, maps are taken as they are; the ground truth is binarized at > 128.
     - Stretching: none.
     - Empty maps: the background's share of the image times ``alpha``, and that of the quarters in which the ground
       truth does not vary times ``1 - alpha``.

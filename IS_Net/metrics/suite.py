@@ -5,12 +5,12 @@ The names of ``--metrics`` and ``hypar["metrics"]``, and the columns of every ta
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from IS_Net.metric_names import ALL, choose
 from IS_Net.metrics.emeasure import EMeasure
 from IS_Net.metrics.fmeasure import KINDS, FMeasure
 from IS_Net.metrics.hce import HCE
@@ -19,8 +19,6 @@ from IS_Net.metrics.mae import MAE
 from IS_Net.metrics.pair import Metric, Pair
 from IS_Net.metrics.smeasure import SMeasure
 from IS_Net.metrics.weighted_fmeasure import WeightedFMeasure
-
-ALL = "all"
 
 
 class Figure(NamedTuple):
@@ -102,30 +100,6 @@ FAMILIES: dict[str, Family] = {
 
 FIGURES: dict[str, Figure] = {key: figure for family in FAMILIES.values() for key, figure in family.figures.items()}
 """Every figure by its key, in the order of the tables."""
-
-
-def choose(names: str) -> tuple[str, ...]:
-    """Read a choice of metrics.
-
-    Args:
-        names: Keys of ``FAMILIES``, separated by commas, or ``all``.
-
-    Returns:
-        The keys, each once, in the order of ``FAMILIES``.
-
-    Raises:
-        ValueError: If a name is unknown, or there is none.
-    """
-    given = [name.strip() for name in names.split(",") if name.strip()]
-    known = [*FAMILIES, ALL]
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no metric {name!r}; expected {', '.join(FAMILIES)}, or all{hint}")
-    if not given:
-        raise ValueError(f"no metric was named; expected {', '.join(FAMILIES)}, or all")
-    return tuple(name for name in FAMILIES if name in given or ALL in given)
 
 
 class Suite(Metric):

@@ -7,7 +7,7 @@ import itertools
 import cv2
 import numpy as np
 
-# A pixel's eight neighbours as the bits of one number, clockwise from the upper left.
+# A pixel's eight neighbors as the bits of one number, clockwise from the upper left.
 _BITS = np.array([[1, 2, 4], [128, 0, 8], [64, 32, 16]], np.float32)
 
 # By that number, the passes (1, 2, or 3 for both) in which a pixel of the object may go. This is the table that
@@ -28,7 +28,7 @@ def skeletonize(mask: np.ndarray) -> np.ndarray:
     """Thin a mask to lines of one pixel (Zhang and Suen, Communications of the ACM, 1984).
 
     Two kinds of pass alternate until neither finds anything to remove: each removes, all at once, the pixels whose
-    eight neighbours its table lists. Outside of the image is background. The result is that of
+    eight neighbors its table lists. Outside of the image is background. The result is that of
     ``skimage.morphology.skeletonize``, pixel by pixel.
 
     Args:
@@ -46,7 +46,7 @@ def skeletonize(mask: np.ndarray) -> np.ndarray:
         image ^= removed
         gone = cv2.countNonZero(removed)
 
-    # From here on only pixels that some pass would remove are looked at, and those whose neighbours were removed.
+    # From here on only pixels that some pass would remove are looked at, and those whose neighbors were removed.
     width = image.shape[1]
     steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
     offsets = np.array([dy * width + dx for dy, dx in steps])
@@ -64,9 +64,9 @@ def skeletonize(mask: np.ndarray) -> np.ndarray:
         order = np.arange(pending.size, dtype=np.int32)
         last[pending] = order  # of a pixel that is named several times, the last name stays
         pending = pending[last[pending] == order]
-        neighbours = np.zeros(pending.size, np.uint8)
+        neighbors = np.zeros(pending.size, np.uint8)
         for offset, bit in zip(offsets, bits, strict=True):
-            neighbours += flat[pending + offset] * bit
-        when = _PASSES[neighbours]
+            neighbors += flat[pending + offset] * bit
+        when = _PASSES[neighbors]
         pending, when = pending[when > 0], when[when > 0]
     return image[1:-1, 1:-1] > 0

@@ -21,7 +21,7 @@ class WeightedFMeasure(Metric):
     A missed part of the object is forgiven in part where what surrounds it was found (a Gaussian of 7 x 7, sigma 5),
     a false alarm weighs the more the farther it is from the object.
 
-    - Thresholds: none, maps are taken as they are; the ground truth is binarised at > 128.
+    - Thresholds: none, maps are taken as they are; the ground truth is binarized at > 128.
     - Stretching: none.
     - Empty maps: 0 where the object keeps off the image's border. Outside of the image there is no error, and by the
       definition that is forgiving: an object that lies along the border gets more the thinner it is, 0.432 for 3

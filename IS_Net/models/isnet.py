@@ -26,7 +26,7 @@ def _pool() -> nn.MaxPool2d:
 
 
 class ConvBNReLU(nn.Module):
-    """3 x 3 convolution, batch normalisation, ReLU (``REBNCONV`` in the published code).
+    """3 x 3 convolution, batch normalization, ReLU (``REBNCONV`` in the published code).
 
     Args:
         in_ch: Input channels.
@@ -42,7 +42,7 @@ class ConvBNReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_ch, H, W) to (B, out_ch, H, W)."""
-        if self.training and not self.bn_s1.training:  # frozen: normalise the weights, which are fewer than the pixels
+        if self.training and not self.bn_s1.training:  # frozen: normalize the weights, which are fewer than the pixels
             return self.relu_s1(self._conv_of_frozen_norm(x))
         return self.relu_s1(self.bn_s1(self.conv_s1(x)))
 

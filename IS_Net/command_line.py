@@ -1,0 +1,67 @@
+"""What all commands share: the exit codes, the messages of errors, and argument types.
+
+Exit codes: 0 = done; 1 = some items failed, each named; 2 = the command could not start; 130 = interrupted.
+This module imports nothing heavy, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from IS_Net.errors import UserError
+
+DONE, FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+
+def run_command(command: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Run a command and turn its errors into messages and exit codes.
+
+    Args:
+        command: Does the work and returns the exit code.
+        interrupted: What to print after Ctrl-C, for example that the same command resumes.
+
+    Returns:
+        The exit code: the command's own, that of its error, or 130 after Ctrl-C.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return command()
+    except UserError as error:
+        print_error(str(error))
+        return error.exit_code
+    except OSError as error:
+        print_error(str(error))
+        return NOT_STARTED
+    except KeyboardInterrupt:
+        print_error(interrupted, prefix="")
+        return INTERRUPTED
+
+
+def print_error(message: str, prefix: str = "error: ") -> None:
+    """Print a message to stderr, with escapes for characters that its encoding does not have."""
+    print_text(f"{prefix}{message}", sys.stderr)
+
+
+def print_text(text: str, file: object = None) -> None:
+    """Print a text, with escapes for characters that the stream's encoding does not have."""
+    stream = sys.stdout if file is None else file
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def positive_int(text: str) -> int:
+    """Convert a command-line argument to an integer above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer above 0, found {text!r}")
+    return int(text)
+
+
+def non_negative_int(text: str) -> int:
+    """Convert a command-line argument to an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Synthetic training samples: copy-paste augmentation and simulated coarse masks."""

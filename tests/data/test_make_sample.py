@@ -1,0 +1,283 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from IS_Net.images import read_image, read_mask
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+sys.path.insert(0, str(DATA))
+
+import make_sample as ms  # noqa: E402
+import objects  # noqa: E402
+
+SMALL = ms.Settings(train=2, valid=1, test=2, seed=3, size=128)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_network():
+    """Any attempt to reach the network fails the tests."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the sample must not need the network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "create_connection", refuse)
+        yield
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory, no_network):
+    out = tmp_path_factory.mktemp("sample")
+    assert ms.make_sample(out, SMALL, workers=1)
+    return out
+
+
+def contents(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def pairs(out):
+    for split in ms.SPLITS.values():
+        for path in sorted((out / split / "im").iterdir()):
+            yield read_image(path), read_mask(out / split / "gt" / f"{path.stem}.png")
+
+
+def test_every_image_has_a_ground_truth_of_its_size(sample):
+    for split, count in (("DIS-TR", 2), ("DIS-VD", 1), ("DIS-TE1", 2)):
+        names = sorted(p.stem for p in (sample / split / "im").glob("*.jpg"))
+        assert len(names) == count
+        assert names == sorted(p.stem for p in (sample / split / "gt").glob("*.png"))
+    for image, gt in pairs(sample):
+        assert image.shape == (*gt.shape, 3)
+        assert max(gt.shape) == SMALL.size
+
+
+def test_ground_truth_is_antialiased_and_holds_both_classes(sample):
+    for _, gt in pairs(sample):
+        assert gt.max() > 200 and gt.min() == 0
+        assert ((gt > 20) & (gt < 235)).mean() > 0.002
+        assert 0.01 < (gt > 128).mean() < 0.9
+
+
+def test_no_picture_and_no_name_is_in_two_splits(sample):
+    images = [p.read_bytes() for p in sample.glob("DIS-*/im/*.jpg")]
+    assert len(set(images)) == len(images)
+    assert len({json.dumps(region) for region in ms.REGIONS.values()}) == 3
+
+
+def test_backgrounds_of_splits_come_from_parts_that_do_not_overlap():
+    boxes = list(ms.REGIONS.values())
+    for k, (x0, y0, x1, y1) in enumerate(boxes):
+        for u0, v0, u1, v1 in boxes[k + 1 :]:
+            assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
+
+
+def test_another_seed_gives_another_sample():
+    first, again, second = (ms.make_pair("leaf", "DIS-TR", np.random.default_rng(seed), 64) for seed in (0, 0, 1))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert first[0].shape != second[0].shape or not np.array_equal(first[0], second[0])
+
+
+def test_two_workers_write_the_same_bytes_as_one(sample, tmp_path):
+    # a process of its own: spawned workers start from its main module
+    command = [sys.executable, str(DATA / "make_sample.py"), "--out", str(tmp_path), "--train", "2", "--valid", "1"]
+    command += ["--test", "2", "--seed", "3", "--size", "128", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == contents(sample)
+
+
+def test_a_second_run_reuses_the_sample(sample, capsys):
+    before = {p: p.stat().st_mtime_ns for p in sample.rglob("*")}
+    arguments = ["--out", str(sample), "--train", "2", "--valid", "1", "--test", "2", "--seed", "3", "--size", "128"]
+    assert ms.main([*arguments, "--workers", "1"]) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in sample.rglob("*")}
+
+
+def test_other_settings_an_interruption_or_a_lost_file_call_for_a_new_sample(tmp_path, monkeypatch):
+    settings = ms.Settings(train=2, valid=0, test=0, size=64)
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+
+    monkeypatch.setattr(ms, "make_pair", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ms.make_sample(tmp_path, settings, 1)
+    assert not ms.is_complete(tmp_path, settings)
+    (tmp_path / "DIS-TR" / "im" / "stale_0009.jpg").write_bytes(b"left over")
+    assert ms.make_sample(tmp_path, settings, 1)
+    assert ms.is_complete(tmp_path, settings)
+    assert not (tmp_path / "DIS-TR" / "im" / "stale_0009.jpg").exists()
+    assert not list(tmp_path.rglob("*.part"))
+    assert not ms.is_complete(tmp_path, ms.Settings(train=2, valid=0, test=0, size=64, seed=1))
+    next((tmp_path / "DIS-TR" / "gt").iterdir()).unlink()
+    assert not ms.is_complete(tmp_path, settings)
+
+
+def test_what_else_lies_in_the_folder_stays(tmp_path):
+    kept = tmp_path / "notes.txt"
+    kept.write_text("mine")
+    ms.make_sample(tmp_path, ms.Settings(train=0, valid=0, test=0), 1)
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [["--train", "-1"], ["--size", "8"], ["--seed", "x"]])
+def test_wrong_arguments_exit_with_two(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        ms.main(arguments)
+    assert error.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_missing_photograph_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ms, "PHOTOS", {"nothing": ("nothing.png", "thing", (0, 0, 1, 1))})
+    assert ms.main(["--out", str(tmp_path / "new"), "--workers", "1"]) == 1
+    assert "nothing.png" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="the administrator may write anywhere"
+)
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert ms.main(["--out", str(tmp_path / "new"), "--train", "1", "--workers", "1", "--size", "64"]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ms.KINDS)
+def test_each_kind_is_thin_or_perforated_and_shaded(kind):
+    cutout = ms.make_object(kind, np.random.default_rng(2), 256)
+    assert cutout.dtype == np.uint8 and cutout.shape[2] == 4 and max(cutout.shape[:2]) == 256
+    alpha = cutout[..., 3]
+    solid = np.pad((alpha > 128).astype(np.uint8), 1)
+    assert ((alpha > 20) & (alpha < 235)).any()
+    contours, hierarchy = cv2.findContours(solid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    holes = int((hierarchy[0, :, 3] >= 0).sum())
+    outline = sum(cv2.arcLength(c, True) for c in contours)
+    # a disc of the same area has a ratio of one
+    ratio = outline / np.sqrt(4 * np.pi * solid.sum())
+    assert ratio > 2 or holes >= 3
+    assert cutout[..., :3][alpha > 200].std(0).max() > 8
+
+
+def test_equal_generators_draw_equal_objects_and_others_differ():
+    first, again, other = (ms.make_object("chair", np.random.default_rng(seed), 64) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert first.shape != other.shape or not np.array_equal(first, other)
+
+
+def test_an_unknown_kind_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"sofa.*bicycle"):
+        ms.make_object("sofa", np.random.default_rng(0))
+
+
+def test_shadows_darken_the_image_but_are_not_ground_truth():
+    background = np.full((60, 80, 3), 0.5, np.float32)
+    rgba = np.zeros((20, 40, 4), np.float32)
+    rgba[:, :20] = (0.1, 0.2, 0.1, 1)
+    shadow = np.zeros((20, 40), np.float32)
+    shadow[:, 20:] = 0.7
+    cutout = objects.Cutout(rgba, shadow, (10, 30))
+    image, gt = ms.compose(background, [cutout], np.random.default_rng(0))
+    assert image[40, 42].mean() < image[10, 42].mean() - 30
+    assert gt[40, 42] == 0 and gt[40, 20] == 255
+    assert (gt > 128).sum() == 20 * 20
+
+
+def test_rendered_shadow_reaches_beyond_the_object():
+    rng = np.random.default_rng(0)
+    direction = np.array([0.6, 0.7, 0.4]) / np.linalg.norm([0.6, 0.7, 0.4])
+    light = objects.Light(direction, np.ones(3), 0.3, np.full((4, 4, 3), 0.4, np.float32))
+    camera = objects.Camera(300, 1.0, (80, 30))
+    cutout = objects.render(objects.build("chair", rng), camera, light, np.array([0, 0, -2.5]), (160, 160), rng)
+    beyond = cutout.rgba[..., 3] == 0
+    assert cutout.shadow[beyond].max() > 0.3
+    assert cutout.rgba.shape[:2] == cutout.shadow.shape
+    assert np.isfinite(cutout.rgba).all() and cutout.shadow.min() >= 0 and cutout.shadow.max() <= 1
+
+
+def test_nothing_is_drawn_outside_the_frame():
+    rng = np.random.default_rng(0)
+    light = objects.Light(np.array([0, 1.0, 0]), np.ones(3), 0.3, np.full((4, 4, 3), 0.4, np.float32))
+    camera = objects.Camera(300, 1.0, (80, 30))
+    away = np.array([50.0, 0, -2.5])
+    assert objects.render(objects.build("stool", rng), camera, light, away, (160, 160), rng) is None
+
+
+def test_rasterize_finds_the_nearest_triangle():
+    far = [(0, 0, 2.0), (10.2, 0, 2.0), (0, 10.2, 2.0)]
+    near = [(0, 0, 1.0), (5.2, 0, 1.0), (0, 5.2, 1.0)]
+    face = objects.rasterize(np.array([far, near], float), (10, 10))
+    assert face[1, 1] == 1 and face[1, 6] == 0 and face[9, 9] == -1
+    swapped = objects.rasterize(np.array([near, far[::-1]], float), (10, 10))
+    assert np.array_equal(swapped >= 0, face >= 0) and swapped[1, 1] == 0
+
+
+def test_rasterize_covers_each_pixel_of_a_tiling_once():
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.linspace(0, 40, 7), np.linspace(0, 40, 7), indexing="ij"), -1)
+    grid[1:-1, 1:-1] += rng.uniform(-2, 2, (5, 5, 2))
+    a, b, c, d = grid[:-1, :-1], grid[1:, :-1], grid[:-1, 1:], grid[1:, 1:]
+    flat = np.concatenate([np.stack([a, b, c], 2).reshape(-1, 3, 2), np.stack([d, c, b], 2).reshape(-1, 3, 2)])
+    face = objects.rasterize(np.concatenate([flat, np.ones((len(flat), 3, 1))], -1), (40, 40))
+    assert (face >= 0).mean() > 0.999  # pixel centers on an edge may round away
+
+
+def test_motorcycle_mask_is_the_motorcycle():
+    image, mask = ms.motorcycle()
+    assert image.shape == (500, 741, 3) and mask.shape == (500, 741) and mask.dtype == bool
+    assert 0.2 < mask.mean() < 0.32
+    y, x = np.nonzero(mask)
+    assert 85 < x.min() < 100 and 680 < x.max() < 692 and 445 < y.max() < 457
+    assert mask[250, 300] and mask[150, 540] and mask[390, 200]  # side cover, headlamp, rear tire
+    assert not mask[470, 100] and not mask[100, 100] and not mask[230, 600]  # floor, bench, boxes
+    assert not mask[361, 626]  # the floor seen between the front wheel's spokes
+    holes, _ = cv2.connectedComponents((~mask).astype(np.uint8), connectivity=4)
+    assert holes > 10
+
+
+def test_motorcycle_is_a_pair_of_the_test_split(sample):
+    names = [p.stem for p in (sample / "DIS-TE1" / "im").glob("motorcycle_*.jpg")]
+    assert len(names) == 1
+    assert not list(sample.glob("DIS-[TV][RD]/im/motorcycle*"))
+
+
+def test_prompts_are_tight_boxes_inside_their_photographs(sample):
+    prompts = json.loads((sample / "photos" / "prompts.json").read_text())
+    assert {p.stem for p in (sample / "photos" / "im").iterdir()} == set(prompts)
+    assert {"astronaut", "chelsea", "coffee", "rocket", "motorcycle"} == set(prompts)
+    for name, things in prompts.items():
+        h, w = read_image(sample / "photos" / "im" / f"{name}.png").shape[:2]
+        for thing in things:
+            x0, y0, x1, y1 = thing["box"]
+            assert 0 <= x0 < x1 < w and 0 <= y0 < y1 < h
+            assert thing["object"]
+
+
+def test_contact_sheet_shows_all_pairs(sample, tmp_path):
+    sheet = ms.contact_sheet(sample, height=60, columns=3)
+    assert sheet.shape == (120, 486, 3) and sheet.dtype == np.uint8  # five pairs
+    with pytest.raises(FileNotFoundError, match="no sample data"):
+        ms.contact_sheet(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ms.KINDS)
+def test_full_size_pairs_are_large_and_detailed(kind):
+    image, gt = ms.make_pair(kind, "DIS-TR", np.random.default_rng(5))
+    assert max(image.shape) >= 1024
+    assert (gt == 255).any() and ((gt > 20) & (gt < 235)).any()

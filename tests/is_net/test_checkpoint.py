@@ -1,0 +1,346 @@
+"""Checkpoints: what was saved comes back, what does not fit is refused whole, and nothing is ever half written."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from IS_Net import checkpoint
+from IS_Net.checkpoint import (
+    input_channels,
+    load_isnet,
+    load_state,
+    load_weights,
+    read_weights,
+    save_state,
+    save_weights,
+)
+from IS_Net.errors import CheckpointError
+from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.models.input_channels import expand_input
+
+State = dict[str, Tensor]
+
+
+def assert_same(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ISNetGTEncoder:
+    """Return a ground-truth encoder, the smaller one of the networks; not to be changed."""
+    torch.manual_seed(0)
+    return ISNetGTEncoder().eval()
+
+
+@pytest.fixture(scope="module")
+def narrow() -> State:
+    """Return the weights of a 3-channel IS-Net."""
+    torch.manual_seed(3)
+    return ISNetDIS(3).state_dict()
+
+
+@pytest.fixture
+def fresh(encoder: ISNetGTEncoder) -> Callable[[], ISNetGTEncoder]:
+    """Return a function that makes an encoder whose weights are all zero."""
+
+    def make() -> ISNetGTEncoder:
+        with torch.device("meta"):
+            network = ISNetGTEncoder()
+        network = network.to_empty(device="cpu")
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+        return network
+
+    return make
+
+
+# --- there and back ---
+
+
+def test_weights_round_trip_with_their_facts(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
+    facts = {"in_ch": 1, "input_size": [128, 96], "max_f": 0.5, "name": "été"}
+    save_weights(tmp_path / "runs" / "a.safetensors", encoder, facts)
+    found, found_facts = read_weights(tmp_path / "runs" / "a.safetensors")
+    assert_same(found, encoder.state_dict())
+    assert found_facts == facts
+    network = fresh()
+    assert load_weights(network, tmp_path / "runs" / "a.safetensors") == facts
+    assert_same(network.state_dict(), encoder.state_dict())
+
+
+def test_channels_last_weights_round_trip(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
+    network = fresh().to(memory_format=torch.channels_last)
+    network.load_state_dict(encoder.state_dict())
+    save_weights(tmp_path / "a.safetensors", network, {})
+    assert_same(read_weights(tmp_path / "a.safetensors")[0], encoder.state_dict())
+
+
+def test_loading_says_so(weights: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        model, facts = load_isnet(weights)
+    assert model.in_ch == 4
+    assert facts == {"in_ch": 4, "input_size": [128, 128]}
+    assert caplog.messages == [f"weights: {weights}"]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_files_load(tmp_path: Path, encoder: ISNetGTEncoder, fresh, legacy: bool, wrapper: str, prefix: str):
+    state: dict[str, Any] = {prefix + name: tensor for name, tensor in encoder.state_dict().items()}
+    content = {wrapper: state, "epoch": 3} if wrapper else state
+    torch.save(content, tmp_path / "isnet.pth", _use_new_zipfile_serialization=not legacy)
+    network = fresh()
+    assert load_weights(network, tmp_path / "isnet.pth") == {}
+    assert_same(network.state_dict(), encoder.state_dict())
+
+
+def test_training_state_round_trip(tmp_path: Path):
+    state = {"phase": "gt", "progress": {"iteration": 7, "best": 0.25, "seen": [1, 2]}, "generator": torch.arange(4)}
+    save_state(tmp_path / "last.pt", state)
+    found = load_state(tmp_path / "last.pt")
+    assert found["progress"] == state["progress"]
+    assert torch.equal(found["generator"], state["generator"])
+
+
+def test_training_state_is_readable_as_weights(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
+    optimizer = torch.optim.AdamW(encoder.parameters())
+    state = {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "facts": {"input_size": [64, 64]}}
+    save_state(tmp_path / "last.pt", state)
+    network = fresh()
+    assert load_weights(network, tmp_path / "last.pt") == {"input_size": [64, 64]}
+    assert_same(network.state_dict(), encoder.state_dict())
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("side3.bias"), r"missing side3\.bias\. Nothing was loaded"),
+        (lambda state: state.update(head=torch.zeros(2)), r"unexpected head\. Nothing"),
+        (lambda state: state.update({"side1.bias": torch.zeros(2)}), r"side1\.bias is \(2,\), expected \(1,\)\. No"),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+def test_weights_that_differ_are_refused_whole(tmp_path: Path, encoder: ISNetGTEncoder, fresh, change, message: str):
+    state = dict(encoder.state_dict())
+    change(state)
+    (tmp_path / "odd.safetensors").write_bytes(serialize(state))
+    network = fresh()
+    with pytest.raises(CheckpointError, match=rf"odd\.safetensors: does not fit ISNetGTEncoder: {message}"):
+        load_weights(network, tmp_path / "odd.safetensors")
+    assert not any(tensor.any() for tensor in network.state_dict().values())
+
+
+def test_many_differences_are_counted(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("side")}
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"missing side1\.weight; .* and 7 more"):
+        load_weights(fresh(), tmp_path / "odd.pth")
+
+
+def test_gt_encoder_is_no_isnet(tmp_path: Path, encoder: ISNetGTEncoder, isnet: ISNetDIS, weights: Path, fresh):
+    save_weights(tmp_path / "gt_encoder.safetensors", encoder, {})
+    for load in (load_isnet, lambda path: load_weights(isnet, path)):
+        with pytest.raises(CheckpointError, match=r"gt_encoder\.safetensors: .* found those of a ground-truth encoder"):
+            load(tmp_path / "gt_encoder.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit ISNetGTEncoder"):
+        load_weights(fresh(), weights)
+
+
+def test_weights_of_another_network(tmp_path: Path, isnet: ISNetDIS):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(CheckpointError, match=r"linear\.pth: expected weights of ISNetDIS .* another network"):
+        load_weights(isnet, tmp_path / "linear.pth")
+
+
+# --- input channels ---
+
+
+@pytest.mark.parametrize("in_ch", [3, 4, 5])
+def test_input_channels_are_read_off_the_weights(in_ch: int):
+    assert input_channels({"conv_in.weight": torch.zeros(64, in_ch, 3, 3)}, "file") == in_ch
+
+
+@pytest.mark.parametrize("in_ch", [1, 2, 6])
+def test_input_channels_that_mean_nothing(tmp_path: Path, isnet: ISNetDIS, in_ch: int):
+    torch.save({"conv_in.weight": torch.zeros(64, in_ch, 3, 3)}, tmp_path / "odd.pth")
+    for load in (load_isnet, lambda path: load_weights(isnet, path)):
+        with pytest.raises(CheckpointError, match=rf"odd\.pth: has {in_ch} input channels; expected 3, 4 or 5"):
+            load(tmp_path / "odd.pth")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_widened_networks_compute_the_same(tmp_path: Path, narrow: State, caplog: pytest.LogCaptureFixture):
+    torch.save(narrow, tmp_path / "isnet.pth")
+    x = torch.rand(1, 5, 64, 64)
+    original, _ = load_isnet(tmp_path / "isnet.pth")
+    assert original.in_ch == 3
+    wanted = original.eval().predict_logits(x[:, :3])
+    assert not caplog.messages
+    for in_ch in (4, 5):
+        path = tmp_path / ("isnet.pth" if in_ch == 4 else "wider.safetensors")  # 3 -> 4 -> 5
+        model = ISNetDIS(in_ch)
+        load_weights(model, path)
+        assert f"has {in_ch - 1} input channels" in caplog.messages[-1]
+        assert f"widened to {in_ch} with zero weights" in caplog.messages[-1]
+        torch.testing.assert_close(model.eval().predict_logits(x[:, :in_ch]), wanted, rtol=1e-5, atol=1e-6)
+        save_weights(tmp_path / "wider.safetensors", model, {})
+    assert_same(expand_input(expand_input(narrow, 4), 5), expand_input(narrow, 5))
+
+
+def test_weights_wider_than_the_network(weights: Path):
+    with torch.device("meta"):
+        model = ISNetDIS(3)
+    with pytest.raises(CheckpointError, match=r"has 4 input channels, the network 3; set hypar\['model'\] to 4"):
+        load_weights(model, weights)
+
+
+# --- damaged, hostile and missing files ---
+
+SMALL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def small_file(kind: str) -> bytes:
+    if kind == ".safetensors":
+        return serialize(SMALL.state_dict(), metadata={"dis-sam": "{}"})
+    file = io.BytesIO()
+    if kind == ".pt":
+        torch.save({"version": checkpoint.STATE_VERSION, "model": SMALL.state_dict(), "facts": {}, "n": [1, "a"]}, file)
+    else:
+        torch.save(SMALL.state_dict(), file, _use_new_zipfile_serialization=kind == ".pth")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [".safetensors", ".pth", ".legacy", ".pt"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9])
+def test_file_cut_short(tmp_path: Path, kind: str, share: float):
+    whole, path = small_file(kind), tmp_path / f"cut{kind}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    for read in (read_weights, load_state):
+        with pytest.raises(CheckpointError, match=f"cut{kind}: "):
+            read(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("kind", [".safetensors", ".pth", ".legacy", ".pt"])
+def test_any_damage_is_a_checkpoint_error(tmp_path: Path, kind: str):
+    chance, whole, path = random.Random(0), small_file(kind), tmp_path / f"damaged{kind}"
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 5)):  # most of them in the header, where it matters
+            content[chance.randrange(min(len(content), 400))] = chance.randrange(256)
+        path.write_bytes(content)
+        for read in (read_weights, load_state):
+            try:
+                read(path)
+            except CheckpointError as error:
+                refused += path.name in str(error)
+    assert refused > 50
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("name", ["best.safetensors", "isnet.pth", "last.pt"])
+@pytest.mark.parametrize("content", [b"", b"404: Not Found", b"\x80\x02.", b"<html>" * 100])
+def test_file_that_is_no_checkpoint(tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    for read in (read_weights, load_state):
+        with pytest.raises(CheckpointError, match=name):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {}, torch.zeros(3), {"state_dict": {"a": "b"}}])
+def test_file_without_a_state_dict(tmp_path: Path, content: Any):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: holds no state dict"):
+        read_weights(tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: is no training state of version 1 \(found None\)"):
+        load_state(tmp_path / "odd.pth")
+
+
+class Hostile:
+    """A pickle that would make a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_a_file_is_not_run(tmp_path: Path, writer: Callable):
+    writer({"state_dict": {"a": Hostile(tmp_path / "ran")}}, tmp_path / "hostile.pth")
+    for read in (read_weights, load_state):
+        with pytest.raises(CheckpointError, match=r"hostile\.pth: holds more than tensors and plain values"):
+            read(tmp_path / "hostile.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_whole_network_is_refused(tmp_path: Path):
+    torch.save(SMALL, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"whole\.pth: .*save its state_dict\(\) alone"):
+        read_weights(tmp_path / "whole.pth")
+
+
+@pytest.mark.parametrize("read", [read_weights, load_state, load_isnet])
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "nowhere.pth", "."])
+def test_missing_file(tmp_path: Path, read: Callable, name: str):
+    with pytest.raises(CheckpointError, match=r"there is no such checkpoint; see saved_models/README\.md"):
+        read(tmp_path / name)
+
+
+def test_training_state_of_another_version(tmp_path: Path):
+    torch.save({"version": 99, "model": {}}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt: is no training state of version 1 \(found 99\)"):
+        load_state(tmp_path / "last.pt")
+
+
+# --- interrupted writing ---
+
+
+def test_interrupted_saving_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "best.safetensors"
+    save_weights(path, SMALL, {"run": 1})
+
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "serialize", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(path, SMALL, {"run": 2})
+    assert read_weights(path)[1] == {"run": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupted_training_state_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "last.pt"
+    save_state(path, {"iteration": 1})
+
+    def fail(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(path, {"iteration": 2})
+    assert load_state(path)["iteration"] == 1
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,134 @@
+"""Devices and precisions: what is asked for and not there is an error, and what is chosen is said."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from IS_Net import device as device_module
+from IS_Net.device import autocast, autocast_dtype, describe, fast_dtype, pick_device
+from IS_Net.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # set back afterwards
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize("name", ["auto", "cpu", CPU])
+def test_cpu_is_picked_and_said(name: str | torch.device, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        assert pick_device(name) == CPU
+    assert caplog.messages == [f"device: cpu ({torch.get_num_threads()} threads)"]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("name", "said"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")])
+def test_gpu_is_picked_and_said(name: str, said: str, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        assert pick_device(name) == torch.device(said)
+    assert caplog.messages == [f"device: {said} (Test GPU)"]
+
+
+def test_auto_takes_mps_before_the_cpu(no_accelerator: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("mps")
+    assert describe(torch.device("mps")) == "mps"
+
+
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3", torch.device("cuda", 1)])
+def test_gpu_that_is_not_there(name: str | torch.device):
+    with pytest.raises(DeviceError, match=f"device '{name}' was asked for, but .* sees 0 CUDA devices"):
+        pick_device(name)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpu_beyond_the_last():
+    with pytest.raises(DeviceError, match="sees 2 CUDA devices"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_mps_that_is_not_there():
+    with pytest.raises(DeviceError, match="'mps' was asked for"):
+        pick_device("mps")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "CPU", "cpu "])
+def test_unknown_device(name: str):
+    with pytest.raises(DeviceError, match="is unknown; expected auto, cpu, cuda, cuda:N or mps"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["meta", "xpu"])
+def test_devices_that_pytorch_knows_and_we_do_not(name: str):
+    with pytest.raises(DeviceError, match="is not supported"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)]
+)
+def test_fast_type_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert fast_dtype(torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_fast_type_of_a_cpu(monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype | None):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported, raising=False)
+    assert fast_dtype(CPU) == dtype
+
+
+def test_cpu_that_an_older_pytorch_cannot_tell_of(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert fast_dtype(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "dtype"),
+    [
+        ("full", torch.bfloat16, None),
+        ("half", None, torch.bfloat16),
+        ("auto", torch.float16, torch.float16),
+        ("auto", None, None),
+        ("full", None, None),
+    ],
+)
+def test_precision(
+    monkeypatch: pytest.MonkeyPatch, precision: str, fast: torch.dtype | None, dtype: torch.dtype | None
+):
+    monkeypatch.setattr(device_module, "fast_dtype", lambda _: fast)
+    assert autocast_dtype(CPU, precision) == dtype
+
+
+def test_half_precision_that_is_not_there():
+    with pytest.raises(DeviceError, match="half precision was asked for, but mps has no 16-bit type"):
+        autocast_dtype(torch.device("mps"), "half")
+
+
+def test_unknown_precision():
+    with pytest.raises(DeviceError, match="precision 'fp16' is unknown; expected one of auto, full, half"):
+        autocast_dtype(CPU, "fp16")
+
+
+@pytest.mark.parametrize(("dtype", "found"), [(None, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_autocast(dtype: torch.dtype | None, found: torch.dtype):
+    with autocast(CPU, dtype):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == found

@@ -1,0 +1,690 @@
+"""The two loops: validation against a plain loop, training, its ends, and its interruptions."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from IS_Net.checkpoint import load_isnet, load_state, load_weights, read_weights
+from IS_Net.data_loader import DISDataset, TrainDataset, ValidDataset, train_loader, valid_loader
+from IS_Net.engine import (
+    GTEncoderTask,
+    MetricsLog,
+    Progress,
+    Run,
+    SegmentationTask,
+    Training,
+    _stop_requests,
+    fit,
+    predict_maps,
+    validate,
+)
+from IS_Net.errors import TrainingError
+from IS_Net.hypar import check
+from IS_Net.images import read_image, read_mask
+from IS_Net.losses import side_output_loss
+from IS_Net.metrics import MAE, FMeasure
+from IS_Net.metrics.fmeasure import device_levels, f_curves
+from IS_Net.metrics.mae import device_mae
+from IS_Net.metrics.suite import Suite
+from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.predictor import DISPredictor
+
+METRICS = ("max_f_mean_pr", "max_f_mean_curve", "mae")
+CPU = torch.device("cpu")
+SIZE = (128, 128)
+
+
+@pytest.fixture
+def settings(tmp_path: Path):
+    """Return a function that gives checked settings of a short run into a folder of the test's."""
+
+    def make(**changes) -> dict:
+        short = {"cache_size": 128, "batch_size_train": 2, "workers": 0, "max_ite": 4, "model_save_fre": 2}
+        return check({**short, "model_path": str(tmp_path / "run"), "model_digit": "full", **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_run(make_dataset):
+    """Return a function that gives the surroundings of a run on the small data set."""
+    data = DISDataset(make_dataset(), 4, SIZE)
+
+    def make(settings: dict, valid: bool = True) -> Run:
+        train = TrainDataset([data], settings["seed"], settings["random_flip_h"], settings["random_flip_v"])
+        make_loader = functools.partial(train_loader, train, settings["batch_size_train"], 0)
+        loaders = [valid_loader(ValidDataset(data), settings["batch_size_valid"], 0)] if valid else []
+        return Run(settings, CPU, None, loaders, make_loader, MetricsLog(Path(settings["model_path"])), 4)
+
+    return make
+
+
+class Canned(torch.nn.Module):
+    """Stands in for a network where a test is not about networks: one parameter, logits from the mask channel."""
+
+    in_ch = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor([[1.0]]))
+
+    def predict_logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gain * (x[:, 3:4] * 8 - 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [self.predict_logits(x)], []
+
+
+# --- validation ---
+
+
+def plain_scores(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Score (map, ground truth) pairs of uint8 with nothing but loops over thresholds."""
+    precision, recall, errors = [], [], []
+    for alpha, gt in pairs:
+        truth = gt > 128
+        hits = np.array([(alpha[truth] >= t).sum() for t in range(256)], float)
+        found = np.array([(alpha >= t).sum() for t in range(256)], float)
+        precision.append(np.divide(hits, found, out=np.zeros(256), where=found > 0))
+        recall.append(hits / max(truth.sum(), 1))
+        errors.append(np.abs(alpha / 255 - truth).mean())
+
+    def f(p: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.divide(1.3 * p * r, 0.3 * p + r, out=np.zeros_like(p), where=p * r > 0)
+
+    return {
+        "max_f_mean_pr": f(np.mean(precision, 0), np.mean(recall, 0)).max(),
+        "max_f_mean_curve": np.mean([f(p, r) for p, r in zip(precision, recall, strict=True)], 0).max(),
+        "mae": np.mean(errors),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [2, 50])
+def test_validation_scores_the_maps_that_it_saves_at_any_batch_size(
+    make_dataset, isnet, settings, tmp_path, batch_size
+):
+    data = DISDataset(make_dataset(), 4, SIZE)
+    task = SegmentationTask(isnet, None, settings())
+    found = validate(task, valid_loader(ValidDataset(data), batch_size, 0), CPU, None, tmp_path / "maps")
+
+    maps = sorted((tmp_path / "maps" / "tiny").iterdir())
+    assert [path.name for path in maps] == ["ring_0.png", "ring_1.png", "ring_2.png"]
+    saved = [(read_mask(path), read_mask(sample.gt)) for path, sample in zip(maps, data.samples, strict=True)]
+    assert found == pytest.approx(plain_scores(saved), abs=1e-9)
+
+    predictor = DISPredictor(isnet, "cpu", "full", SIZE)
+    for (alpha, _), sample in zip(saved, data.samples, strict=True):
+        again = predictor.predict(read_image(sample.image), read_mask(sample.mask))
+        # rounding to steps of 1/255 may fall either way where BatchNorm was folded
+        assert np.abs(again * 255 - alpha).max() < 0.51
+
+
+def test_validation_gives_the_figures_of_the_full_suite(make_dataset, isnet, settings):
+    data = DISDataset(make_dataset(), 4, SIZE)
+    arguments = SegmentationTask(isnet, None, settings()), valid_loader(ValidDataset(data), 2, 0), CPU, None
+    found, suite = validate(*arguments), Suite()
+    for _, alpha, gt in predict_maps(*arguments):
+        suite.update(alpha.numpy(), gt.numpy())
+    assert found.keys() == set(METRICS)
+    assert found == {key: suite.compute()[key] for key in METRICS}
+
+
+def test_what_is_counted_on_a_device_gives_the_figures_of_the_full_suite(make_dataset, isnet, settings):
+    """These are the steps that a validation on a GPU takes; they run on the CPU too."""
+    data = DISDataset(make_dataset(), 4, SIZE)
+    arguments = SegmentationTask(isnet, None, settings()), valid_loader(ValidDataset(data), 2, 0), CPU, None
+    f_measure, mae, suite = FMeasure(), MAE(), Suite()
+    for _, alpha, gt in predict_maps(*arguments):
+        f_measure.add(f_curves(device_levels(alpha, gt)))
+        mae.add(device_mae(alpha, gt))
+        suite.update(alpha.numpy(), gt.numpy())
+    found = f_measure.compute() | mae.compute()
+    assert found == pytest.approx({key: suite.compute()[key] for key in METRICS}, abs=1e-12)
+
+
+def test_validation_writes_maps_only_when_asked_and_leaves_the_mode_alone(make_dataset, isnet, settings, tmp_path):
+    data = DISDataset(make_dataset(cache=False), 4, SIZE)
+    task = SegmentationTask(isnet, None, settings())
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    validate(task, valid_loader(ValidDataset(data), 3, 0), CPU, None)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not isnet.training
+
+
+def test_photographs_without_ground_truth_give_maps_and_no_scores(make_dataset, settings, tmp_path):
+    data = DISDataset(make_dataset() | {"gt_dir": ""}, 4, SIZE, need_gt=False)
+    task = SegmentationTask(Canned(), None, settings())
+    scores = validate(task, valid_loader(ValidDataset(data), 2, 0), CPU, None, tmp_path / "maps")
+    assert all(np.isnan(value) for value in scores.values())
+    for sample in data.samples:
+        assert read_mask(tmp_path / "maps" / "tiny" / f"{sample.name}.png").shape == read_mask(sample.mask).shape
+
+
+def test_a_map_that_cannot_be_written_is_an_error(make_dataset, settings, tmp_path):
+    (tmp_path / "maps").write_text("a file where a folder should be")
+    data = DISDataset(make_dataset(), 4, SIZE)
+    with pytest.raises(OSError, match="maps"):
+        task = SegmentationTask(Canned(), None, settings())
+        validate(task, valid_loader(ValidDataset(data), 2, 0), CPU, None, tmp_path / "maps")
+
+
+# --- progress ---
+
+
+def test_the_best_is_the_highest_f_and_ties_go_to_the_lower_mae():
+    progress = Progress()
+    results = [(0.5, 0.20), (0.6, 0.30), (0.6, 0.10), (0.6, 0.10), (0.4, 0.05)]
+    best = [progress.record({"max_f_mean_pr": f, "mae": mae}) for f, mae in results]
+    assert best == [True, True, True, False, False]
+    assert (progress.best_f, progress.best_mae) == (0.6, 0.10)
+
+
+def test_either_metric_improving_keeps_a_run_alive():
+    progress = Progress()
+    results = [(0.5, 0.2), (0.4, 0.1), (0.4, 0.3), (0.6, 0.3), (0.1, 0.3), (0.1, 0.3)]
+    stale = []
+    for f, mae in results:
+        progress.record({"max_f_mean_pr": f, "mae": mae})
+        stale.append(progress.stale)
+    assert stale == [0, 0, 1, 0, 1, 2]
+
+
+# --- the ends of a training ---
+
+
+def test_a_run_ends_at_max_ite_validated_and_saved(make_run, settings):
+    chosen = settings(max_ite=3)
+    progress = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    assert (progress.done, progress.iteration, progress.batch) == ("max_ite", 3, 3)
+    folder = Path(chosen["model_path"])
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["2", "3"]
+    assert load_state(folder / "last.pt")["progress"]["iteration"] == 3
+    weights, facts = read_weights(folder / "best.safetensors")
+    assert set(weights) == {"gain"} and facts["input_size"] == [128, 128]
+    assert facts["metrics"]["max_f_mean_pr"] == pytest.approx(progress.best_f)
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_run_ends_after_max_epoch_num(make_run, settings):
+    chosen = settings(max_ite=1000, max_epoch_num=2, model_save_fre=100)
+    progress = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    assert (progress.done, progress.iteration) == ("max_epoch_num", 4)  # 3 samples in batches of 2
+
+
+def test_a_run_stops_early(make_run, settings):
+    chosen = settings(max_ite=1000, early_stop=3, model_save_fre=1, lr=0.0)
+    progress = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    assert (progress.done, progress.iteration) == ("early_stop", 4)
+
+
+def test_the_encoder_stops_where_it_is_good_enough(make_run, settings):
+    chosen = settings(gt_encoder_stop_f=0.0, gt_encoder_max_ite=50, model_save_fre=1)
+    progress = fit(GTEncoderTask(ISNetGTEncoder(), chosen), make_run(chosen))
+    assert (progress.done, progress.iteration) == ("stop_f", 1)
+    load_weights(ISNetGTEncoder(), Path(chosen["model_path"]) / "gt_encoder.safetensors")
+
+
+def test_start_ite_numbers_the_iterations(make_run, settings):
+    chosen = settings(start_ite=100, max_ite=102)
+    progress = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    assert (progress.iteration, progress.batch) == (102, 2)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_spoils_no_checkpoint(make_run, settings):
+    chosen = settings(max_ite=20, model_save_fre=4)
+    model = Canned()
+    run = make_run(chosen)
+    fit(SegmentationTask(model, None, settings(max_ite=4, model_save_fre=4)), run)
+    good = (Path(chosen["model_path"]) / "best.safetensors").read_bytes()
+    with torch.no_grad():
+        model.gain.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        fit(SegmentationTask(model, None, chosen), run)
+    assert (Path(chosen["model_path"]) / "best.safetensors").read_bytes() == good
+
+
+class InterruptedLoader:
+    """A loader during whose batch number ``after`` Ctrl-C is pressed."""
+
+    def __init__(self, loader: DataLoader, after: int, signal_number: int = signal.SIGINT) -> None:
+        self.loader, self.after, self.signal_number = loader, after, signal_number
+        self.batch_sampler = loader.batch_sampler
+
+    def __iter__(self):
+        for number, batch in enumerate(self.loader, start=1):
+            if number == self.after:
+                signal.raise_signal(self.signal_number)
+            yield batch
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_is_answered_between_iterations(make_run, settings, signal_number):
+    chosen = settings(max_ite=1000, model_save_fre=500)
+    run = make_run(chosen)
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda start: InterruptedLoader(make_loader(start), 5, signal_number)
+    handler = signal.getsignal(signal_number)
+    progress = fit(SegmentationTask(Canned(), None, chosen), run)
+    assert (progress.done, progress.iteration) == ("interrupted", 5)
+    assert load_state(Path(chosen["model_path"]) / "last.pt")["progress"]["iteration"] == 5
+    assert not (Path(chosen["model_path"]) / "metrics.csv").exists()
+    assert signal.getsignal(signal_number) is handler
+
+
+def test_a_second_request_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), _stop_requests() as requested:
+        signal.raise_signal(signal.SIGINT)
+        assert requested()
+        signal.raise_signal(signal.SIGINT)
+
+
+# --- going on ---
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_run, settings, tmp_path):
+    def start(folder: str) -> tuple[GTEncoderTask, Run]:
+        chosen = settings(model_path=str(tmp_path / folder), gt_encoder_max_ite=5, model_save_fre=2, accumulation=2)
+        torch.manual_seed(0)
+        return GTEncoderTask(ISNetGTEncoder(), chosen), make_run(chosen)
+
+    def outcome(folder: str) -> tuple[dict, list[dict]]:
+        with (tmp_path / folder / "metrics.csv").open() as file:
+            rows = [{k: v for k, v in row.items() if k not in ("seconds", "loss")} for row in csv.DictReader(file)]
+        return read_weights(tmp_path / folder / "last.pt")[0], rows
+
+    fit(*start("whole"))
+
+    task, run = start("resumed")
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda first: InterruptedLoader(make_loader(first), after=6)
+    assert fit(task, run).done == "interrupted"
+    # what a run that was killed later would have noted is dropped
+    run.log.validation({"phase": "gt_encoder", "iteration": 4, "data_set": "gone", **dict.fromkeys(METRICS, 0)})
+    state = load_state(tmp_path / "resumed" / "last.pt")
+    task, run = start("resumed")
+    task.model.load_state_dict(state["model"])
+    fit(task, run, state)
+
+    (whole, whole_rows), (resumed, resumed_rows) = outcome("whole"), outcome("resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole_rows == resumed_rows and len(whole_rows) == 3
+
+
+def test_a_run_that_reached_its_end_does_nothing_more_until_the_end_is_moved(make_run, settings):
+    chosen = settings(max_ite=4)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    path = Path(chosen["model_path"]) / "last.pt"
+    again = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen), load_state(path))
+    assert (again.done, again.iteration) == ("max_ite", 4)
+    longer = settings(max_ite=7)
+    again = fit(SegmentationTask(Canned(), None, longer), make_run(longer), load_state(path))
+    assert (again.done, again.iteration) == ("max_ite", 7)
+
+
+def test_an_interrupted_run_that_is_asked_for_no_more_is_validated_all_the_same(make_run, settings):
+    chosen = settings(max_ite=100, model_save_fre=50)
+    run = make_run(chosen)
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda start: InterruptedLoader(make_loader(start), 3)
+    fit(SegmentationTask(Canned(), None, chosen), run)
+    folder = Path(chosen["model_path"])
+    assert not (folder / "best.safetensors").exists()
+    over = settings(max_ite=3, model_save_fre=50)
+    progress = fit(SegmentationTask(Canned(), None, over), make_run(over), load_state(folder / "last.pt"))
+    assert (progress.done, progress.iteration, progress.validated) == ("max_ite", 3, 3)
+    assert (folder / "best.safetensors").exists()
+
+
+def test_early_stop_may_be_put_off(make_run, settings):
+    chosen = settings(max_ite=1000, early_stop=2, model_save_fre=1, lr=0.0)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    assert (state["progress"]["done"], state["progress"]["iteration"]) == ("early_stop", 3)
+    again = fit(SegmentationTask(Canned(), None, chosen), make_run(chosen), state)
+    assert (again.done, again.iteration) == ("early_stop", 3)
+    patient = settings(max_ite=1000, early_stop=4, model_save_fre=1, lr=0.0)
+    again = fit(SegmentationTask(Canned(), None, patient), make_run(patient), state)
+    assert (again.done, again.iteration) == ("early_stop", 5)
+
+
+def test_a_resumed_run_takes_the_learning_rate_that_is_asked_for(make_run, settings):
+    chosen = settings(max_ite=2, lr=0.0)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    model, faster = Canned(), settings(max_ite=4, lr=0.5)
+    model.load_state_dict(state["model"])
+    assert model.gain.item() == 1
+    fit(SegmentationTask(model, None, faster), make_run(faster), state)
+    assert abs(model.gain.item() - 1) > 0.1
+
+
+def test_other_batches_go_on_at_the_same_part_of_the_epoch(make_run, settings):
+    chosen = settings(batch_size_train=1, max_ite=5)  # 3 batches an epoch: in the second one
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    larger = settings(batch_size_train=3, max_ite=5)
+    progress = fit(SegmentationTask(Canned(), None, larger), make_run(larger), state)
+    assert (progress.epoch, progress.batch) == (1, 1)
+
+
+def test_a_network_that_broke_is_not_saved_when_the_run_is_stopped(make_run, settings):
+    chosen = settings(max_ite=100, model_save_fre=3)
+    model, run = Canned(), make_run(chosen)
+    make_loader = run.make_train_loader
+    model.gain.register_hook(lambda grad: grad * (float("nan") if run.folder.joinpath("last.pt").exists() else 1))
+    run.make_train_loader = lambda start: InterruptedLoader(make_loader(start), 5)
+    with pytest.raises(TrainingError):
+        fit(SegmentationTask(model, None, chosen), run)
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    assert state["progress"]["iteration"] == 3 and state["model"]["gain"].isfinite().all()
+
+
+def test_accumulated_batches_are_one_step_of_their_mean(make_run, settings):
+    """Two batches accumulated move a parameter as one batch of both does, where the loss is a mean over samples."""
+    moved = []
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        chosen = settings(
+            batch_size_train=batch_size,
+            accumulation=accumulation,
+            max_ite=1,
+            orthogonal_weight=0.0,
+            random_flip_h=False,
+            random_flip_v=False,
+            weight_decay=0.0,
+        )
+        model, run = Canned(), make_run(chosen)
+        planes = torch.from_numpy(np.stack([run.make_train_loader(0).dataset.all[i % 3] for i in range(4)]))
+        loader = InterruptedLoader(run.make_train_loader(0), after=-1)
+        loader.loader = planes.split(batch_size)
+        run.make_train_loader = lambda start, loader=loader: loader
+        captured = {}
+        model.gain.register_post_accumulate_grad_hook(lambda p, captured=captured: captured.update(grad=p.grad.clone()))
+        fit(SegmentationTask(model, None, chosen), run)
+        moved.append(captured["grad"].item())
+    assert moved[0] == pytest.approx(moved[1], rel=1e-5)
+
+
+# --- learning rates and frozen BatchNorm ---
+
+
+class Small(torch.nn.Module):
+    """Stands in for IS-Net where a test is about its kinds of layers: a first convolution, BatchNorm, a side output."""
+
+    in_ch = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = torch.nn.Conv2d(4, 3, 3, padding=1)
+        self.bn = torch.nn.BatchNorm2d(3)
+        self.inner = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))
+        self.side = torch.nn.Conv2d(3, 1, 1)
+        self.modes: list[tuple[bool, ...]] = []
+
+    def predict_logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.modes.append((self.training, self.bn.training, self.inner[1].training))
+        return self.side(self.inner(self.bn(self.conv_in(x)).relu()))
+
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [self.predict_logits(x)], []
+
+
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+def of_batchnorm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items() if name.startswith(("bn.", "inner.1."))}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batchnorm_stays_as_it_is(make_run, settings, frozen):
+    """Over steps before and after a validation; decay of weights must not reach it either."""
+    chosen = settings(freeze_bn=frozen, max_ite=4, model_save_fre=2, lr=0.01, weight_decay=0.1)
+    model = small()
+    before, rest = of_batchnorm(model.state_dict()), model.side.weight.detach().clone()
+    fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    changed = {
+        name for name, tensor in of_batchnorm(model.state_dict()).items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == (set() if frozen else set(before)) and len(before) == 10
+    assert not torch.equal(model.side.weight, rest)
+    step, valid = (True, not frozen, not frozen), (False, False, False)
+    assert model.modes == [step] * 2 + [valid] * 3 + [step] * 2 + [valid] * 3
+
+
+def test_a_networks_batchnorm_can_be_frozen(settings):
+    model = ISNetDIS(4)
+    task = SegmentationTask(model, None, settings(freeze_bn=True))
+    task.train()
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(norms) > 100 and model.training and model.stage1.training
+    assert not any(layer.training or layer.weight.requires_grad or layer.bias.requires_grad for layer in norms)
+    others = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert all(layer.training and layer.weight.requires_grad for layer in others)
+
+
+def test_every_parameter_is_trained_once(settings):
+    """Whatever is frozen: a state that was saved must fit the groups of a run that freezes other layers."""
+    for frozen in (False, True):
+        model = ISNetDIS(4)
+        rest, stem = SegmentationTask(model, None, settings(freeze_bn=frozen, lr_stem_factor=3.0)).parameters()
+        assert {id(p) for p in stem["params"]} == {id(p) for p in model.conv_in.parameters()}
+        assert (rest["factor"], stem["factor"]) == (1.0, 3.0)
+        both = [id(p) for p in rest["params"] + stem["params"]]
+        assert sorted(both) == sorted(id(p) for p in model.parameters())
+
+
+def record_rates(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[float, int]]]:
+    """Return a list that gets, at each step that the optimizer takes, the rate and the size of each group."""
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer, *args, **kwargs):
+        rates.append([(group["lr"], len(group["params"])) for group in optimizer.param_groups])
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    return rates
+
+
+@pytest.mark.parametrize("decay", ["none", "cosine"])
+def test_the_learning_rate_of_each_iteration(make_run, settings, monkeypatch, decay):
+    rates, total = record_rates(monkeypatch), 12
+    chosen = settings(lr=0.02, lr_decay=decay, lr_stem_factor=5.0, max_ite=total, model_save_fre=50)
+    fit(SegmentationTask(small(), None, chosen), make_run(chosen, valid=True))
+    share = [(1 + np.cos(np.pi * k / total)) / 2 if decay == "cosine" else 1 for k in range(total)]
+    assert [[lr for lr, _ in groups] for groups in rates] == [pytest.approx([0.02 * s, 0.1 * s]) for s in share]
+    assert {tuple(size for _, size in groups) for groups in rates} == {(8, 2)}  # the stem: a weight and a bias
+    assert (rates[-1][0][0] < 0.02 * 0.02) == (decay == "cosine")
+
+
+def test_cosine_counts_from_start_ite(make_run, settings, monkeypatch):
+    rates = record_rates(monkeypatch)
+    chosen = settings(lr=1.0, lr_decay="cosine", start_ite=6, max_ite=8)
+    fit(SegmentationTask(small(), None, chosen), make_run(chosen))
+    assert [groups[0][0] for groups in rates] == pytest.approx([(1 + np.cos(np.pi * k / 8)) / 2 for k in (6, 7)])
+
+
+def test_phase_1_keeps_its_rate(make_run, settings, monkeypatch):
+    rates = record_rates(monkeypatch)
+    changes = {"gt_encoder_lr": 0.3, "gt_encoder_max_ite": 1, "gt_encoder_stop_f": 2.0}
+    chosen = settings(lr_decay="cosine", lr_stem_factor=7.0, freeze_bn=True, **changes)
+    model = ISNetGTEncoder()
+    before = model.conv_in.bn.running_mean.clone()
+    fit(GTEncoderTask(model, chosen), make_run(chosen))
+    assert [[lr for lr, _ in groups] for groups in rates] == [[0.3]]
+    assert not torch.equal(model.conv_in.bn.running_mean, before)
+
+
+def test_the_moving_average_is_what_is_validated_and_kept(make_run, settings, monkeypatch):
+    chosen = settings(lr=0.05, max_ite=3, ema=0.2)
+    model = small()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    passed, take = [], Training.step
+
+    def step(training, batches):
+        take(training, batches)
+        passed.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    monkeypatch.setattr(Training, "step", step)
+    fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    for number, now in enumerate(passed, 1):
+        decay = min(0.2, number / (number + 10))
+        for name, tensor in now.items():
+            mean = expected[name]
+            expected[name] = decay * mean + (1 - decay) * tensor if mean.is_floating_point() else tensor
+    kept, _ = read_weights(Path(chosen["model_path"]) / "best.safetensors")
+    assert kept.keys() == expected.keys() and len(passed) == 3
+    assert all(torch.allclose(kept[name], expected[name], atol=1e-6) for name in kept)
+    assert not torch.allclose(kept["side.weight"], model.side.weight, atol=1e-6)
+    assert model.modes[-1] != (False, False, False)  # the average was validated, not the network
+
+
+def test_a_stem_without_a_rate_stands_still(make_run, settings):
+    chosen = settings(lr=0.01, lr_stem_factor=0.0, max_ite=3)
+    model = small()
+    stem, side = model.conv_in.weight.detach().clone(), model.side.weight.detach().clone()
+    fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    assert torch.equal(model.conv_in.weight, stem) and not torch.equal(model.side.weight, side)
+
+
+@pytest.mark.parametrize(("frozen", "ema"), [(True, 0.0), (False, 0.9)])
+def test_an_interrupted_cosine_run_goes_on_as_if_nothing_had_happened(make_run, settings, tmp_path, frozen, ema):
+    def start(folder: str) -> tuple[SegmentationTask, Run]:
+        changes = {
+            "lr": 0.02,
+            "lr_decay": "cosine",
+            "lr_stem_factor": 4.0,
+            "freeze_bn": frozen,
+            "accumulation": 2,
+            "ema": ema,
+        }
+        chosen = settings(model_path=str(tmp_path / folder), max_ite=7, model_save_fre=3, **changes)
+        return SegmentationTask(small(), None, chosen), make_run(chosen)
+
+    fit(*start("whole"))
+    task, run = start("resumed")
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda first: InterruptedLoader(make_loader(first), after=7)
+    progress = fit(task, run)
+    assert (progress.done, progress.iteration) == ("interrupted", 4)
+    state = load_state(tmp_path / "resumed" / "last.pt")
+    task, run = start("resumed")
+    task.model.load_state_dict(state["model"])
+    fit(task, run, state)
+
+    whole, resumed = (load_state(tmp_path / folder / "last.pt") for folder in ("whole", "resumed"))
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert [g["lr"] for g in whole["optimizer"]["param_groups"]] == [
+        g["lr"] for g in resumed["optimizer"]["param_groups"]
+    ]
+    if ema:
+        assert all(torch.equal(whole["average"][name], resumed["average"][name]) for name in whole["average"])
+        assert not torch.equal(whole["average"]["side.weight"], whole["model"]["side.weight"])
+    else:
+        assert whole["average"] is None
+    assert not torch.equal(whole["model"]["side.weight"], state["model"]["side.weight"])
+
+
+def test_a_resumed_run_takes_the_stems_factor_and_the_freezing_that_are_asked_for(make_run, settings, monkeypatch):
+    chosen = settings(lr=0.1, max_ite=2, lr_stem_factor=2.0)
+    fit(SegmentationTask(small(), None, chosen), make_run(chosen))
+    state = load_state(Path(chosen["model_path"]) / "last.pt")
+    rates = record_rates(monkeypatch)
+    other = settings(lr=0.1, max_ite=3, lr_stem_factor=30.0, freeze_bn=True)
+    fit(SegmentationTask(small(), None, other), make_run(other), state)
+    assert [[lr for lr, _ in groups] for groups in rates] == [pytest.approx([0.1, 3.0])]
+
+
+# --- learning ---
+
+
+@pytest.mark.slow
+def test_the_frozen_encoder_stays_as_it_is(make_run, settings):
+    chosen = settings(max_ite=1)
+    teacher = ISNetGTEncoder()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    fit(SegmentationTask(ISNetDIS(4), teacher.train(), chosen), make_run(chosen))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not teacher.training and all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_loss_is_the_recipe_s(make_dataset, settings):
+    data = DISDataset(make_dataset(), 4, SIZE)
+    planes = torch.from_numpy(np.stack([data.planes(0), data.planes(1)]))
+    torch.manual_seed(0)
+    model, teacher = ISNetDIS(4), ISNetGTEncoder().eval()
+    task = SegmentationTask(model, teacher, settings())
+    torch.manual_seed(0)
+    reference = ISNetDIS(4)  # BatchNorm in training mode changes with each pass
+
+    x = torch.cat((planes[:, :3] / 255 - 0.5, planes[:, 3:4] / 255), 1)
+    gt = planes[:, 4:] / 255
+    sides, features = reference(x)
+    wanted = torch.zeros(())
+    for side in sides:
+        p = side.sigmoid()
+        inside, union = (p * gt).sum((1, 2, 3)), (p + gt - p * gt).sum((1, 2, 3))
+        wanted = wanted - 20 * (gt * p.log() + (1 - gt) * (1 - p).log()).mean()
+        wanted = wanted + 0.5 * (1 - (inside + 1) / (union + 1)).mean()
+    with torch.no_grad():
+        targets = teacher(gt)[1]
+    wanted = wanted + sum(((a - b) ** 2).mean() for a, b in zip(features, targets, strict=True))
+    assert task.loss(planes).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_the_loss_minds_edges_where_the_setting_asks(make_dataset, settings):
+    planes = torch.from_numpy(DISDataset(make_dataset(), 4, SIZE).planes(0).copy())[None]
+    model = ISNetDIS(4)
+    with torch.no_grad():
+        for level in range(1, 7):  # an untrained network is unsure everywhere, and all weights give the same mean
+            model.get_submodule(f"side{level}").weight.mul_(100)
+    given = settings(edge_weight=3.0, interm_sup=False, freeze_bn=True)
+    task = SegmentationTask(model, None, given)
+    task.train()
+    target = planes[:, 4:] / 255
+    sides, _ = model(task.input(planes))
+    assert task.loss(planes).item() == pytest.approx(side_output_loss(sides, target, 20.0, 0.5, 3.0).item(), rel=1e-4)
+    assert task.loss(planes).item() != pytest.approx(side_output_loss(sides, target).item(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_network_learns_two_samples_by_heart(make_dataset, settings):
+    """What the coarse mask (a disc) does not tell, the image does: the hole of each ring."""
+    data = DISDataset(make_dataset(sizes=((128, 128), (140, 150))), 4, SIZE)
+    train = TrainDataset([data], 0, flip_h=False, flip_v=False)
+    chosen = settings(max_ite=30, model_save_fre=30, lr=1e-3, orthogonal_weight=0.0)
+    loaders = [valid_loader(ValidDataset(data), 2, 0)]
+    run = Run(
+        chosen,
+        CPU,
+        None,
+        loaders,
+        lambda start: train_loader(train, 2, 0, start),
+        MetricsLog(Path(chosen["model_path"])),
+        4,
+    )
+    torch.manual_seed(0)
+    model = ISNetDIS(4)
+    # with two samples the running statistics lag behind the weights; a larger momentum lets them follow
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5
+    progress = fit(SegmentationTask(model, None, chosen), run)
+    coarse = [(data.planes(i)[3], data.planes(i)[4]) for i in range(2)]
+    assert plain_scores(coarse)["max_f_mean_pr"] < 0.85
+    assert progress.best_f > 0.95
+    loaded, _ = load_isnet(Path(chosen["model_path"]) / "best.safetensors")
+    again = validate(SegmentationTask(loaded, None, chosen), loaders[0], CPU, None)
+    assert again["max_f_mean_pr"] == pytest.approx(progress.best_f, abs=0.01)

@@ -1,0 +1,492 @@
+"""Reading and writing files: every kind of file ends in one form, every damaged one in an error that names it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from IS_Net import images
+from IS_Net.errors import ImageError
+from IS_Net.images import (
+    atomic_file,
+    binarize,
+    encode_image,
+    image_size,
+    read_image,
+    read_map,
+    read_mask,
+    write_image,
+    write_mask,
+)
+
+READERS = (read_image, read_mask, image_size)
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (7, 5), dtype=np.uint8)
+OBJECTS = np.array([[0, 0, 7, 7], [0, 1, 1, 0], [2, 0, 0, 0]], dtype=np.uint8)
+
+# what brings a stored array upright, by EXIF orientation
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+# a test runs many inputs in one folder, each over the last
+many = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def voc_palette() -> list[int]:
+    """Return the palette of PASCAL VOC and DAVIS: bits of the index, spread over the colors."""
+
+    def color(index: int, channel: int) -> int:
+        return sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))
+
+    return [color(index, channel) for index in range(256) for channel in range(3)]
+
+
+def save_palette(path: Path, indices: np.ndarray, palette: list[int]) -> Path:
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(palette)
+    image.putdata(indices.flatten().tolist())
+    image.save(path)
+    return path
+
+
+# --- EXIF ---
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_exif_orientation_is_applied(tmp_path: Path, ending: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if ending == "webp" else {}
+    image, mask = tmp_path / f"image.{ending}", tmp_path / f"mask.{ending}"
+    Image.fromarray(RGB).save(image, exif=exif, **options)
+    Image.fromarray(GRAY).save(mask, exif=exif, **options)
+    np.testing.assert_array_equal(read_image(image), UPRIGHT[orientation](RGB))
+    np.testing.assert_array_equal(read_mask(mask), UPRIGHT[orientation](GRAY))
+    assert image_size(image) == read_image(image).shape[:2]
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_of_jpeg(tmp_path: Path, orientation: int):
+    """JPEG changes the values a little, so the picture is a bright corner."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((64, 96), dtype=np.uint8)
+    stored[:16, :32] = 255
+    Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    wanted = UPRIGHT[orientation](stored)
+    assert image_size(tmp_path / "photo.jpg") == wanted.shape
+    np.testing.assert_array_equal(binarize(read_mask(tmp_path / "photo.jpg")), wanted > 128)
+    np.testing.assert_array_equal(binarize(read_image(tmp_path / "photo.jpg")[..., 1]), wanted > 128)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # one entry: orientation 6
+RAW_PROFILE = f"\nexif\n{len(EXIF) + 6:8}\n{(b'Exif' + bytes(2) + EXIF).hex()}\n".encode()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"eXIf", EXIF),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_PROFILE)),
+        (b"tEXt", b"Raw profile type exif\0" + RAW_PROFILE),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    ],
+    ids=["exif", "profile", "plain profile", "xmp"],
+)
+def test_png_may_be_turned_in_several_ways(tmp_path: Path, kind: bytes, data: bytes, behind: bool):
+    """All are in use, ImageMagick's and Adobe's among them; the size must be the one that the pixels will have."""
+    content = cv2.imencode(".png", RGB[..., ::-1])[1].tobytes()
+    place = content.index(b"IEND" if behind else b"IDAT") - 4
+    path = tmp_path / "turned.png"
+    path.write_bytes(content[:place] + png_chunk(kind, data) + content[place:])
+    assert image_size(path) == read_image(path).shape[:2]
+    np.testing.assert_array_equal(read_image(path), UPRIGHT[6](RGB))
+
+
+# --- kinds of files ---
+
+
+def test_gray_file(tmp_path: Path):
+    Image.fromarray(GRAY).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "gray.png"), GRAY)
+    np.testing.assert_array_equal(read_image(tmp_path / "gray.png"), np.stack([GRAY] * 3, axis=2))
+
+
+def test_rgb_mask_counts_by_luminance(tmp_path: Path):
+    Image.fromarray(RGB).save(tmp_path / "rgb.png")
+    luminance = RGB @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(read_mask(tmp_path / "rgb.png"), luminance, atol=1)
+
+
+def test_gray_palette_holds_gray_values(tmp_path: Path):
+    levels = np.array([250, 3, 77, 128], dtype=np.uint8)
+    indices = RNG.integers(0, 4, (6, 9), dtype=np.uint8)
+    path = save_palette(tmp_path / "gray.png", indices, np.repeat(levels, 3).tolist())
+    np.testing.assert_array_equal(read_mask(path), levels[indices])
+
+
+def test_color_palette_marks_objects_by_index(tmp_path: Path):
+    path = save_palette(tmp_path / "davis.png", OBJECTS, voc_palette())
+    np.testing.assert_array_equal(read_mask(path), np.where(OBJECTS > 0, 255, 0))
+
+
+def test_gray_entry_of_a_color_palette_is_an_object(tmp_path: Path):
+    """VOC's seventh object is drawn in (128, 128, 128): it must not be lost where it is alone."""
+    indices = np.where(OBJECTS == 7, 7, 0).astype(np.uint8)
+    assert voc_palette()[21:24] == [128, 128, 128]
+    path = save_palette(tmp_path / "bus.png", indices, voc_palette())
+    np.testing.assert_array_equal(read_mask(path), np.where(indices == 7, 255, 0))
+
+
+def test_palette_image_has_its_colors(tmp_path: Path):
+    path = save_palette(tmp_path / "image.png", OBJECTS, voc_palette())
+    colors = np.reshape(voc_palette(), (-1, 3))
+    np.testing.assert_array_equal(read_image(path), colors[OBJECTS])
+
+
+def test_one_bit_file(tmp_path: Path):
+    Image.fromarray(GRAY > 128).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png"), np.where(GRAY > 128, 255, 0))
+    np.testing.assert_array_equal(read_image(tmp_path / "bits.png")[..., 2], np.where(GRAY > 128, 255, 0))
+
+
+def test_alpha_is_ignored_in_images(tmp_path: Path):
+    Image.fromarray(np.dstack([RGB, GRAY])).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), RGB)
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (200, 30, 10)])
+def test_mask_in_the_alpha_of_one_color(tmp_path: Path, color: tuple[int, int, int]):
+    pixels = np.dstack([np.broadcast_to(np.uint8(color), (7, 5, 3)), GRAY])
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "alpha.png"), GRAY)
+
+
+@pytest.mark.parametrize("alpha", [np.full_like(GRAY, 255), GRAY.T.reshape(GRAY.shape)], ids=["opaque", "varying"])
+def test_gray_with_alpha_counts_by_its_gray(tmp_path: Path, alpha: np.ndarray):
+    Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(alpha)]).save(tmp_path / "la.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "la.png"), GRAY)
+    np.testing.assert_array_equal(read_image(tmp_path / "la.png")[..., 0], GRAY)
+
+
+def test_cmyk_jpeg(tmp_path: Path):
+    pixels = np.broadcast_to(np.uint8([220, 40, 90]), (16, 16, 3))
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    assert Image.open(tmp_path / "cmyk.jpg").mode == "CMYK"
+    np.testing.assert_allclose(read_image(tmp_path / "cmyk.jpg"), pixels, atol=6)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        ([0, 257, 32768, 65535], [0, 1, 128, 255]),
+        ([0, 65535, 0, 65535], [0, 255, 0, 255]),
+        ([0, 100, 255, 128], [0, 100, 255, 128]),  # 8-bit values in a 16-bit file
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_16_bit_gray(tmp_path: Path, ending: str, stored: list[int], wanted: list[int]):
+    path = tmp_path / f"gray.{ending}"
+    Image.fromarray(np.array([stored], dtype=np.uint16)).save(path)
+    np.testing.assert_array_equal(read_mask(path), [wanted])
+    np.testing.assert_array_equal(read_image(path), np.repeat(np.array([wanted])[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_color(tmp_path: Path, ending: str, channels: int):
+    path, levels = tmp_path / f"color.{ending}", np.array([10, 200, 90, 255][:channels], dtype=np.uint16) * 257
+    cv2.imwrite(str(path), np.broadcast_to(levels, (3, 4, channels)).copy())
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to(np.uint8([90, 200, 10]), (3, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [([0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]), ([0.0, 1.4, 128.6, 255.0], [0, 1, 129, 255]), ([-1.0, 1.0], [0, 255])],
+)
+def test_float_tiff(tmp_path: Path, stored: list[float], wanted: list[int]):
+    Image.fromarray(np.array([stored], dtype=np.float32)).save(tmp_path / "float.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "float.tif"), [wanted])
+
+
+def test_float_that_is_not_finite(tmp_path: Path):
+    Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(ImageError, match=r"nan\.tif.*not finite"):
+        read_mask(tmp_path / "nan.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_mask_of_0_and_1_is_scaled(tmp_path: Path, dtype: type):
+    Image.fromarray((GRAY > 128).astype(dtype)).save(tmp_path / "gt.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "gt.png"), np.where(GRAY > 128, 255, 0))
+
+
+def test_empty_mask_stays_empty(tmp_path: Path):
+    Image.fromarray(np.zeros_like(GRAY)).save(tmp_path / "gt.png")
+    assert not read_mask(tmp_path / "gt.png").any()
+
+
+@pytest.mark.parametrize("levels", [GRAY, np.uint8([[0, 1], [1, 0]]), np.uint8([[0, 0]])], ids=["gray", "0/1", "empty"])
+def test_maps_keep_their_levels(tmp_path: Path, levels: np.ndarray):
+    write_mask(tmp_path / "map.png", levels)
+    np.testing.assert_array_equal(read_map(tmp_path / "map.png"), levels)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("top", [255, 1000, 65535])
+def test_16_bit_maps_are_scaled_alike_whatever_their_peak(tmp_path: Path, ending: str, top: int):
+    path, stored = tmp_path / f"map.{ending}", np.array([[0, 1, 130, 200, top]], np.uint16)
+    Image.fromarray(stored).save(path)
+    np.testing.assert_array_equal(read_map(path), np.rint(stored / 257))
+    np.testing.assert_array_equal(read_mask(path), stored if top == 255 else np.rint(stored / 257))
+
+
+def test_float_maps_are_0_to_1_whatever_their_peak(tmp_path: Path):
+    for stored, wanted in (([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 0.5, 1.0 + 1e-6], [0, 128, 255]), ([2.0], [255])):
+        Image.fromarray(np.array([stored], np.float32)).save(tmp_path / "map.tif")
+        np.testing.assert_array_equal(read_map(tmp_path / "map.tif"), [wanted])
+
+
+@pytest.mark.parametrize("color", [0, 128, 255])
+def test_a_plain_color_that_is_all_transparent_is_an_empty_map(tmp_path: Path, color: int):
+    path = tmp_path / "map.png"
+    Image.fromarray(np.dstack([np.full((7, 5, 3), color, np.uint8), np.zeros((7, 5), np.uint8)])).save(path)
+    assert not read_map(path).any()
+    np.testing.assert_array_equal(read_mask(path), np.full((7, 5), color))
+    Image.fromarray(np.full((7, 5, 4), 255, np.uint8)).save(path)
+    np.testing.assert_array_equal(read_map(path), np.full((7, 5), 255))
+    Image.fromarray(np.dstack([RGB, np.zeros_like(GRAY)])).save(path)  # several colors: not a mask in the alpha
+    assert read_map(path).any()
+
+
+def test_threshold_is_above_128():
+    np.testing.assert_array_equal(binarize(np.uint8([0, 127, 128, 129, 255])), [False, False, False, True, True])
+
+
+@pytest.mark.parametrize("name", ["Fenêtre à l'été.png", "自転車 🚲.png", "a b%20#1.png"])
+def test_names_beyond_ascii(tmp_path: Path, name: str):
+    write_image(tmp_path / name, RGB)
+    np.testing.assert_array_equal(read_image(tmp_path / name), RGB)
+    assert image_size(str(tmp_path / name)) == (7, 5)
+
+
+# --- damaged files ---
+
+
+def encoded(ending: str) -> bytes:
+    return cv2.imencode(ending, RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8))[1].tobytes()
+
+
+# some damage is worth a warning to Pillow, and to its user nothing but the error (pytest resets the filters)
+damage = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+@damage
+@pytest.mark.parametrize("reader", [read_image, read_mask])
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif", ".bmp"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_file_cut_short(tmp_path: Path, reader: Callable, ending: str, share: float):
+    whole, path = encoded(ending), tmp_path / f"cut{ending}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ImageError, match=f"cut{ending}: cannot be read"):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("content", [b"", b"name,object,x0,y0,x1,y1\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_file_that_is_no_image(tmp_path: Path, reader: Callable, content: bytes):
+    path = tmp_path / "notes.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=rf"notes\.png: cannot be read as an image \({len(content)} bytes"):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_missing_file_and_folder(tmp_path: Path, reader: Callable):
+    with pytest.raises(ImageError, match=r"nowhere\.png: the image file does not exist"):
+        reader(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ImageError, match=r"folder\.png: the image file is a folder"):
+        reader(tmp_path / "folder.png")
+
+
+def test_image_too_large_to_be_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_image(tmp_path / "huge.png", RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ImageError, match=r"huge\.png: too large"):
+        read_image(tmp_path / "huge.png")
+
+
+@damage
+@many
+@given(data=st.data(), ending=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"]))
+def test_any_damage_is_an_image_error(tmp_path: Path, data: st.DataObject, ending: str):
+    content = bytearray(DAMAGED[ending])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / f"damaged{ending}"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    for reader in READERS:
+        try:
+            reader(path)
+        except ImageError as error:
+            assert path.name in str(error)  # some damage goes unnoticed
+
+
+DAMAGED = {ending: encoded(ending) for ending in (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif")}
+
+
+def test_reading_leaves_the_warning_filters_alone(tmp_path: Path):
+    """Two readings that overlap, as in threads, must not restore each other's filters."""
+    write_image(tmp_path / "image.png", RGB)
+    before = list(warnings.filters)
+    first, second = (images._open(tmp_path / "image.png") for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
+
+
+# --- writing ---
+
+
+@many
+@given(mask=arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20)))
+def test_mask_round_trip(tmp_path: Path, mask: np.ndarray):
+    write_mask(tmp_path / "mask.png", mask)
+    wanted = mask * np.uint8(255) if mask.max() == 1 else mask  # 0/1 files are scaled by the reader
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), wanted)
+    assert image_size(tmp_path / "mask.png") == mask.shape
+
+
+@many
+@given(mask=arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20)))
+def test_bool_mask_is_written_as_0_and_255(tmp_path: Path, mask: np.ndarray):
+    write_mask(tmp_path / "mask.png", mask)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED), mask * 255)
+
+
+@many
+@given(image=arrays.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
+def test_image_round_trip(tmp_path: Path, image: np.ndarray):
+    for ending in (".png", ".bmp", ".tif"):
+        write_image(tmp_path / f"image{ending}", image)
+        np.testing.assert_array_equal(read_image(tmp_path / f"image{ending}"), image)
+
+
+def test_rgba_and_views_are_written(tmp_path: Path):
+    rgba = np.dstack([RGB, GRAY])
+    write_image(tmp_path / "rgba.png", rgba)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "rgba.png")), rgba)
+    write_image(tmp_path / "view.png", RGB[::-1, ::2, ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "view.png"), RGB[::-1, ::2, ::-1])
+    write_mask(tmp_path / "view.png", GRAY[:, ::-1].T)
+    np.testing.assert_array_equal(read_mask(tmp_path / "view.png"), GRAY[:, ::-1].T)
+
+
+def test_jpeg_is_of_high_quality(tmp_path: Path):
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
+    write_image(tmp_path / "photo.jpg", smooth)
+    assert np.abs(read_image(tmp_path / "photo.jpg").astype(int) - smooth).mean() < 1
+
+
+def test_encoded_images_are_what_is_written(tmp_path: Path):
+    for ending in (".png", ".jpg"):
+        write_image(tmp_path / f"photo{ending.upper()}", RGB)
+        assert (tmp_path / f"photo{ending.upper()}").read_bytes() == encode_image(RGB, ending)
+    assert len(encode_image(RGB, ".jpg", quality=30)) < len(encode_image(RGB, ".jpg"))
+    with pytest.raises(ValueError, match=r"^expected uint8 of shape"):
+        encode_image(RGB / 255, ".png")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 5, 2), np.uint8), np.zeros((4, 5, 3), np.float32), np.zeros(4, np.uint8), np.zeros((0, 5), np.uint8)],
+    ids=str,
+)
+def test_arrays_that_are_no_image(tmp_path: Path, array: np.ndarray):
+    with pytest.raises(ValueError, match=r"out\.png: expected uint8 of shape"):
+        write_image(tmp_path / "out.png", array)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 5, 1), np.uint8), np.zeros((1, 4, 5), bool), np.zeros((4, 5), int)])
+def test_arrays_that_are_no_mask(tmp_path: Path, array: np.ndarray):
+    with pytest.raises(ValueError, match=r"out\.png: expected"):
+        write_mask(tmp_path / "out.png", array)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mask.jpg", "mask", "mask.tif"])
+def test_masks_are_png(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match=r"masks are written as \.png"):
+        write_mask(tmp_path / name, GRAY)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["image.xyz", "image"])
+def test_endings_that_opencv_does_not_know(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match=f"{name}: OpenCV cannot write"):
+        write_image(tmp_path / name, RGB)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_interrupted_file_leaves_nothing(tmp_path: Path, interruption: BaseException):
+    with pytest.raises(type(interruption)), atomic_file(tmp_path / "new" / "file.bin") as file:
+        file.write(b"half")
+        assert not (tmp_path / "new" / "file.bin").exists()
+        raise interruption
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_interrupted_file_leaves_the_former_one(tmp_path: Path):
+    path = tmp_path / "file.txt"
+    with atomic_file(path, "w") as file:
+        file.write("été")
+    with pytest.raises(RuntimeError), atomic_file(path, "w") as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text(encoding="utf-8") == "été"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_rights_follow_the_umask(tmp_path: Path, umask: int, mode: int):
+    former = os.umask(umask)
+    try:
+        write_mask(tmp_path / "mask.png", GRAY)
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE((tmp_path / "mask.png").stat().st_mode) == mode

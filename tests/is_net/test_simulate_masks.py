@@ -1,0 +1,245 @@
+"""Simulated coarse masks: their form, their determinism, and the mistakes that each source makes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from IS_Net.images import binarize
+from IS_Net.preprocess import box_from_mask
+from IS_Net.synthesis import simulate_masks as coarse
+from IS_Net.synthesis.simulate_masks import (
+    MASK_SOURCES,
+    RELIABLE_SOURCES,
+    box_or_hull,
+    drop_parts,
+    exact,
+    grabcut,
+    leak_background,
+    sam_like,
+    scribble,
+    simulate_mask,
+)
+
+few = settings(deadline=None, max_examples=40)
+seeds = st.integers(0, 2**32 - 1)
+by_name = pytest.mark.parametrize("source", MASK_SOURCES, ids=lambda source: source.__name__)
+
+DISC = cv2.circle(np.zeros((200, 240), np.uint8), (110, 95), 70, 255, -1, cv2.LINE_AA)
+
+
+def paint(gt: np.ndarray, seed: int = 0, red: int = 200) -> np.ndarray:
+    """Return a (3, H, W) image of a reddish object on a bluish ground, with noise."""
+    image = np.random.default_rng(seed).integers(0, 40, (3, *gt.shape), dtype=np.uint8)
+    image[0][binarize(gt)] += np.uint8(red)
+    image[2][~binarize(gt)] += np.uint8(200)
+    return image
+
+
+def iou(mask: np.ndarray, gt: np.ndarray) -> float:
+    a, b = binarize(mask), binarize(gt)
+    return (a & b).sum() / max((a | b).sum(), 1)
+
+
+def masks_of(source: coarse.Source, gt: np.ndarray, number: int, image: np.ndarray | None = None) -> list[np.ndarray]:
+    image = paint(gt) if image is None else image
+    return [source(gt, image, np.random.default_rng(seed)) for seed in range(number)]
+
+
+@st.composite
+def truths(draw: st.DrawFn) -> np.ndarray:
+    """Ground truths of odd sizes: empty, full, of single pixels, lines, soft edges, or noise."""
+    height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    gt = np.zeros((height, width), np.uint8)
+    kind = draw(st.sampled_from(["empty", "full", "pixel", "line", "disc", "noise", "faint"]))
+    x, y = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+    if kind in ("full", "faint"):
+        gt[:] = 255 if kind == "full" else draw(st.integers(1, 128))
+    elif kind == "pixel":
+        gt[y, x] = draw(st.integers(129, 255))
+    elif kind == "line":
+        gt[y] = 255
+    elif kind == "disc":
+        cv2.circle(gt, (x, y), draw(st.integers(0, 50)), 255, -1, cv2.LINE_AA)
+    elif kind == "noise":
+        gt = np.random.default_rng(draw(seeds)).integers(0, 256, gt.shape, dtype=np.uint8)
+    return gt
+
+
+# --- every source ---
+
+
+@by_name
+@few
+@given(gt=truths(), seed=seeds, plain=st.booleans())
+def test_every_source_gives_a_mask_of_the_images_size_and_the_same_for_the_same_chances(source, gt, seed, plain):
+    image = np.full((3, *gt.shape), 90, np.uint8) if plain else paint(gt, seed % 7)
+    before = gt.copy(), image.copy()
+    first = source(gt, image, np.random.default_rng(seed))
+    assert first.shape == gt.shape and first.dtype == np.uint8
+    assert set(np.unique(first)) <= {0, 255}
+    cv2.setRNGSeed(seed % 1000)  # OpenCV's own chances count for nothing
+    assert np.array_equal(source(gt, image, np.random.default_rng(seed)), first)
+    assert np.array_equal(gt, before[0]) and np.array_equal(image, before[1])
+    if not gt.any():
+        assert not first.any()
+
+
+@by_name
+def test_every_source_takes_what_a_cache_holds(source):
+    """Read-only memory, and planes that are no array of their own."""
+    planes = np.concatenate((paint(DISC), DISC[None], DISC[None]))
+    planes.flags.writeable = False
+    mask = source(planes[-1], planes[:3], np.random.default_rng(5))
+    assert np.array_equal(mask, source(DISC, paint(DISC), np.random.default_rng(5)))
+
+
+@pytest.mark.parametrize("source", [s for s in MASK_SOURCES if s is not exact], ids=lambda source: source.__name__)
+def test_other_chances_give_other_masks(source):
+    """On an object that stands out little, so that GrabCut hesitates too."""
+    image = np.random.default_rng(0).integers(0, 120, (3, *DISC.shape), dtype=np.uint8)
+    image[0][binarize(DISC)] += np.uint8(15)
+    assert len({mask.tobytes() for mask in masks_of(source, DISC, 8, image)}) > 1
+
+
+# --- the sources' mistakes ---
+
+
+def test_a_prompted_mask_is_right_as_a_whole():
+    found = np.array([iou(mask, DISC) for mask in masks_of(sam_like, DISC, 60)])
+    assert found.min() > 0.5 and np.median(found) > 0.85
+    assert (found < 1).mean() > 0.9  # but hardly ever perfect
+
+
+def test_a_prompted_mask_knows_nothing_finer_than_its_grid():
+    comb = np.zeros((1024, 1024), np.uint8)
+    comb[200:800, 200:800:4] = comb[200:800, 201:800:4] = 255  # slats of two pixels
+    edges = [np.count_nonzero(np.diff(mask[500, 230:770])) for mask in masks_of(sam_like, comb, 12)]
+    assert max(edges) < np.count_nonzero(np.diff(comb[500, 230:770])) / 4
+
+
+def test_grabcut_follows_colors():
+    assert min(iou(mask, DISC) for mask in masks_of(grabcut, DISC, 4)) > 0.9
+    half = paint(DISC)
+    ground = np.moveaxis(paint(np.zeros_like(DISC), 1), 0, 2)
+    half[:, :, 110:] = np.moveaxis(ground, 2, 0)[:, :, 110:]  # the object's right half looks like what is behind it
+    for mask in masks_of(grabcut, DISC, 4, half):
+        assert iou(mask[:, :108], DISC[:, :108]) > 0.9
+        assert not mask[:, 113:].any()
+
+
+def test_grabcut_finds_nothing_in_an_image_of_one_color_and_fills_the_box():
+    image = np.full((3, *DISC.shape), 77, np.uint8)
+    found = [iou(mask, DISC) for mask in masks_of(grabcut, DISC, 6, image)]
+    assert min(found) > 0.6
+
+
+def test_a_broken_mask_is_often_grossly_wrong():
+    masks = masks_of(drop_parts, DISC, 100)
+    assert np.mean([iou(mask, DISC) < 0.75 for mask in masks]) > 0.15
+    missing = [np.mean(~binarize(mask)[binarize(DISC)]) for mask in masks]
+    added = [binarize(mask)[~binarize(DISC)].sum() / binarize(DISC).sum() for mask in masks]
+    assert np.mean(np.array(missing) > 0.2) > 0.15
+    assert np.mean(np.array(added) > 0.05) > 0.1
+
+
+def test_a_spilled_mask_holds_parts_of_the_box_that_look_alike():
+    image = paint(DISC)
+    image[1][:, 110:] += np.uint8(200)  # behind the object it is blue on the left, and cyan on the right
+    image[1][binarize(DISC)] //= 4
+    x0, y0, x1, y1 = box_from_mask(DISC)
+    box = np.zeros(DISC.shape, bool)
+    box[y0 : y1 + 1, x0 : x1 + 1] = True
+    behind = box & ~cv2.dilate(DISC, np.ones((9, 9), np.uint8)).view(bool)
+    one_side = 0
+    for mask in masks_of(leak_background, DISC, 80, image):
+        assert not mask[~box].any()
+        assert binarize(mask)[binarize(DISC)].mean() >= 0.49
+        left, right = (np.mean(mask[:, half][behind[:, half]] > 0) for half in (np.s_[:108], np.s_[112:]))
+        one_side += abs(left - right) > 0.9
+    assert one_side > 8
+    masks = masks_of(leak_background, DISC, 80, image)
+    kept = np.array([binarize(mask)[binarize(DISC)].mean() for mask in masks])
+    joined = np.array([binarize(mask)[behind].mean() for mask in masks])
+    assert (kept > 0.97).mean() > 0.4 and (kept < 0.9).mean() > 0.05
+    assert (joined > 0.4).mean() > 0.2 and (joined < 0.1).mean() > 0.1
+
+
+def test_exact_is_the_ground_truth():
+    soft = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(masks_of(exact, soft, 1)[0], np.where(soft > 128, 255, 0))
+
+
+def test_what_is_filled_is_the_box_the_hull_or_an_ellipse_in_the_box():
+    gt = DISC.copy()
+    gt[60:120, 90:120] = 0  # a hole, and a bite out of its border
+    gt[:60, 100:120] = 0
+    x0, y0, x1, y1 = box_from_mask(gt)
+    box = np.zeros_like(gt)
+    box[y0 : y1 + 1, x0 : x1 + 1] = 255
+    kinds = {mask.tobytes(): mask for mask in masks_of(box_or_hull, gt, 40)}.values()
+    assert len(kinds) == 3
+    about = cv2.dilate(box, np.ones((3, 3), np.uint8))  # the ellipse's ends are rounded to pixels
+    assert all(about[mask > 0].all() and iou(mask, box) > 0.6 for mask in kinds)
+    containing = [mask for mask in kinds if mask[binarize(gt)].all()]
+    assert any(np.array_equal(mask, box) for mask in containing)
+    hulls = [mask for mask in containing if not np.array_equal(mask, box)]
+    assert any(0.6 * (box > 0).sum() < (mask > 0).sum() < 0.9 * (box > 0).sum() for mask in hulls)
+
+
+@few
+@given(gt=truths(), seed=seeds)
+def test_strokes_go_from_point_to_point_of_the_object(gt, seed):
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        draw = cv2.polylines
+        patch.setattr(cv2, "polylines", lambda image, lines, *more: (drawn.extend(lines), draw(image, lines, *more)))
+        mask = scribble(gt, paint(gt), np.random.default_rng(seed))
+    assert bool(drawn) == bool(mask.any()) == bool(binarize(gt).any())
+    for line in drawn:
+        assert binarize(gt)[line[:, 1], line[:, 0]].all()
+
+
+def test_strokes_leave_most_of_an_object_out_and_stay_by_it():
+    reach = cv2.dilate(DISC, np.ones((61, 61), np.uint8))
+    for mask in masks_of(scribble, DISC, 30):
+        assert not mask[reach == 0].any()
+        assert mask[binarize(DISC)].mean() < 0.9 * 255
+
+
+# --- any of them ---
+
+
+@few
+@given(gt=truths(), seed=seeds)
+def test_a_coarse_mask_is_never_empty_where_there_is_an_object(gt, seed):
+    mask = simulate_mask(gt, paint(gt), np.random.default_rng(seed))
+    assert mask.shape == gt.shape and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
+    assert mask.any() or not binarize(gt).any()
+    assert np.array_equal(mask, simulate_mask(gt, paint(gt), np.random.default_rng(seed)))
+
+
+def test_the_ground_truth_stands_in_where_a_source_finds_nothing():
+    nothing = {lambda gt, *_: np.zeros_like(gt): 1.0}
+    found = simulate_mask(DISC, paint(DISC), np.random.default_rng(0), nothing)
+    assert np.array_equal(found, np.where(DISC > 128, 255, 0))
+
+
+@pytest.mark.parametrize("sources", [MASK_SOURCES, RELIABLE_SOURCES], ids=["all", "faithful"])
+def test_shares_make_a_whole(sources):
+    assert sum(sources.values()) == pytest.approx(1) and sources.keys() <= MASK_SOURCES.keys()
+
+
+def test_sources_are_drawn_by_their_shares():
+    counted = {
+        source: lambda gt, *_, number=number: np.full_like(gt, number) for number, source in enumerate(MASK_SOURCES)
+    }
+    sources = {counted[source]: share for source, share in MASK_SOURCES.items()}
+    rng, pixel = np.random.default_rng(0), np.full((1, 1), 255, np.uint8)
+    drawn = [int(simulate_mask(pixel, paint(pixel), rng, sources)[0, 0]) for _ in range(3000)]
+    drawn = [0 if number == 255 else number for number in drawn]  # number 0 is empty, and replaced
+    for number, share in enumerate(MASK_SOURCES.values()):
+        assert np.mean(np.array(drawn) == number) == pytest.approx(share, abs=0.04)

@@ -1,0 +1,188 @@
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from IS_Net.images import read_image, read_mask
+from sam.backends import GrabCutPredictor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
+
+import hard_scenes as hs
+
+SIZE = (168, 216)
+SCATTERED = {"seedlings", "flock", "fallen", "clips"}
+
+
+def draw(kind, seed=0, size=SIZE):
+    return hs.make_scene(kind, np.random.default_rng(seed), size)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Every kind once, small: {set: {kind: (image, alphas)}}."""
+    return {name: {kind.__name__: draw(kind) for kind in kinds} for name, kinds in hs.KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    out = tmp_path_factory.mktemp("hard") / "sets"
+    assert hs.make_hard_scenes(out, seed=1, per_set=2, size=(96, 128))
+    return out
+
+
+def distance(image, alpha):
+    """Color distance (CIE Lab) between an object's mean and that of a ring around it."""
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    ring = cv2.dilate(alpha, np.ones((15, 15), np.uint8)) & ~cv2.dilate(alpha, np.ones((3, 3), np.uint8))
+    return float(np.linalg.norm(lab[alpha > 250].mean(0) - lab[ring > 250].mean(0)))
+
+
+def test_image_and_ground_truth_fit_and_the_object_is_neither_nothing_nor_everything(scenes):
+    for name, kinds in scenes.items():
+        for kind, (image, alphas) in kinds.items():
+            assert image.shape == (*SIZE, 3) and image.dtype == np.uint8
+            assert len(alphas) == (2 if name == "touching" else 1)
+            for alpha in alphas:
+                assert alpha.shape == SIZE and alpha.dtype == np.uint8
+                assert 0.002 < (alpha > 128).mean() < 0.6, kind
+
+
+def test_every_set_has_at_least_five_kinds():
+    assert all(len(kinds) >= 5 for kinds in hs.KINDS.values())
+
+
+def test_scattered_kinds_have_many_components(scenes):
+    assert scenes["many_parts"].keys() >= SCATTERED
+    for kind in SCATTERED:
+        _, (alpha,) = scenes["many_parts"][kind]
+        assert cv2.connectedComponents((alpha > 128).astype(np.uint8))[0] - 1 >= 8, kind
+
+
+def test_objects_of_low_salience_resemble_their_surroundings(scenes):
+    low, many = (
+        np.median([distance(image, alphas[0]) for image, alphas in scenes[name].values()])
+        for name in ("low_salience", "many_parts")
+    )
+    assert low < 12 and low < many / 2
+
+
+def test_touching_objects_are_disjoint_and_adjacent(scenes):
+    for kind, (_, (a, b)) in scenes["touching"].items():
+        assert (a.astype(int) + b).max() <= 256, kind
+        grown = cv2.dilate((a > 128).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        assert (grown & (b > 128)).any(), kind
+
+
+@pytest.mark.parametrize("kind", [hs.grapes, hs.pale_leaf, hs.cups], ids=lambda kind: kind.__name__)
+def test_equal_seeds_give_equal_pixels(kind):
+    (image, alphas), (again, alphas_again), (other, _) = draw(kind, 5), draw(kind, 5), draw(kind, 6)
+    assert np.array_equal(image, again) and np.array_equal(alphas, alphas_again)
+    assert not np.array_equal(image, other)
+
+
+def test_sizes_vary_between_700_and_1400():
+    image, _ = draw(hs.eggs, 0, None)
+    assert all(700 <= side <= 1400 for side in image.shape[:2])
+
+
+def test_alpha_is_the_share_of_the_pixel_that_is_covered():
+    scene = hs.Scene(np.random.default_rng(0), 100, 100)
+    scene.ball(100, 100, 60, None, (0.5, 0.5, 0.5), owner=0)
+    _, (alpha,) = scene.photograph()
+    assert alpha.sum() / 255 == pytest.approx(np.pi * 30**2, rel=0.005)
+
+
+def test_what_is_painted_later_covers_and_belongs_to_its_owner():
+    scene = hs.Scene(np.random.default_rng(0), 100, 100, objects=2)
+    for owner, x in ((0, 80), (1, 110), (None, 95)):
+        scene.ball(x, 100, 40, 30 if owner is None else None, (0.5, 0.5, 0.5), owner=owner)
+    _, (a, b) = scene.photograph()
+    assert a[50, 25] == 255 and b[50, 70] == 255 and a[50, 50] == b[50, 50] == 0
+
+
+def test_things_may_reach_out_of_the_picture():
+    scene = hs.Scene(np.random.default_rng(0), 50, 60)
+    for x, y in ((0, 0), (-500, 20), (119, 99)):
+        scene.ball(x, y, 30, None, (0.5, 0.5, 0.5), owner=0, lift=20)
+    assert scene.photograph()[1][0].any()
+
+
+def test_sim_loses_detail_and_closes_small_holes():
+    gt = np.zeros((512, 512), np.uint8)
+    cv2.circle(gt, (256, 256), 150, 255, -1)
+    cv2.circle(gt, (256, 256), 5, 0, -1)
+    found = hs.sim(gt, np.random.default_rng(0))
+    assert set(np.unique(found)) == {0, 255} and found[256, 256] == 255
+    overlap = ((found > 0) & (gt > 0)).sum() / ((found > 0) | (gt > 0)).sum()
+    assert 0.9 < overlap < 0.999
+
+
+def test_sim_leaves_a_trace_of_threads():
+    gt = np.zeros((1000, 1000), np.uint8)
+    gt[500:502, 100:900] = 255
+    assert hs.sim(gt, np.random.default_rng(0)).any()
+
+
+def test_the_box_stands_in_where_grabcut_finds_nothing():
+    class Blind(GrabCutPredictor):
+        def predict(self, **prompt):
+            return np.zeros((1, 60, 80), bool), np.zeros(1), None
+
+    gt = np.zeros((60, 80), np.uint8)
+    cv2.circle(gt, (40, 30), 10, 255, -1)
+    found = hs.coarse_masks(np.zeros((60, 80, 3), np.uint8), gt, Blind(), np.random.default_rng(0))["grabcut"]
+    expected = np.zeros_like(gt)
+    expected[20:41, 30:51] = 255
+    assert np.array_equal(found, expected)
+
+
+def test_the_sets_hold_the_data_contract(sets):
+    for name in hs.KINDS:
+        stems = sorted(path.stem for path in (sets / name / "im").glob("*.jpg"))
+        assert len(stems) == 2
+        for folder in ("gt", "sim", "grabcut"):
+            assert sorted(path.stem for path in (sets / name / folder).glob("*.png")) == stems
+        for stem in stems:
+            image = read_image(sets / name / "im" / f"{stem}.jpg")
+            for folder in ("gt", "sim", "grabcut"):
+                mask = cv2.imread(str(sets / name / folder / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+                assert mask.dtype == np.uint8 and mask.shape == image.shape[:2] and mask.any()
+                assert folder == "gt" or set(np.unique(mask)) <= {0, 255}
+    a, b = sorted((sets / "touching" / "im").iterdir())
+    assert (a.stem[:-1], b.stem[:-1]) == (a.stem[:-1],) * 2 and a.read_bytes() == b.read_bytes()
+    assert not np.array_equal(*(read_mask(sets / "touching" / "gt" / f"{path.stem}.png") for path in (a, b)))
+    assert (sets / "contact_sheet.jpg").is_file()
+
+
+def test_a_second_run_finds_the_sets_and_other_settings_replace_them(sets):
+    before = (sets / "hard.json").stat().st_mtime_ns
+    assert not hs.make_hard_scenes(sets, seed=1, per_set=2, size=(96, 128))
+    assert (sets / "hard.json").stat().st_mtime_ns == before
+    assert hs.make_hard_scenes(sets, seed=1, per_set=1, size=(96, 128))
+    assert json.loads((sets / "hard.json").read_text())["per_set"] == 1
+    assert len(list((sets / "many_parts" / "im").iterdir())) == 1
+    assert [path.name for path in sets.parent.iterdir()] == [sets.name]
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert hs.main(["--out", str(tmp_path), "--per-set", "1"]) == 1
+    assert "not a folder that this program made" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(hs, "_write_scene", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    assert hs.main(["--out", str(tmp_path / "hard")]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [["--per-set", "0"], ["--seed", "-1"], ["--per-set", "x"]])
+def test_wrong_arguments_are_refused(wrong):
+    with pytest.raises(SystemExit) as stop:
+        hs.main(wrong)
+    assert stop.value.code == 2

@@ -1,0 +1,112 @@
+"""Pictures with an alpha channel become training pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from IS_Net.data_loader import find_samples
+from IS_Net.datalist import from_folder
+from IS_Net.errors import ImageError
+from IS_Net.images import read_cutout, read_image, read_mask
+from recipes.starter.import_cutouts import LEAST_SIDE, is_photograph, main, paste_onto
+
+
+def noisy_disc(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return (height, width, 4) uint8 RGBA: an ellipse of many colors that touches all sides."""
+    rgba = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    rgba[..., 3] = 0
+    alpha = np.zeros((height, width), np.uint8)
+    cv2.ellipse(alpha, (width // 2, height // 2), (width // 2, height // 2), 0, 0, 360, 255, -1)
+    rgba[..., 3] = alpha
+    return rgba
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR))
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    for number in range(2):
+        write(tmp_path / "photos" / f"{number}.png", np.full((40, 60, 3), 90 * number, np.uint8))
+    return tmp_path / "photos"
+
+
+def test_a_folder_becomes_a_data_set(tmp_path, photographs, capsys):
+    """Subfolders are looked into; names that repeat are kept apart; drawings and small ones are left out, and told."""
+    disc = noisy_disc(200, 260)
+    write(tmp_path / "cuts" / "a" / "disc.png", disc)
+    write(tmp_path / "cuts" / "b" / "disc.png", noisy_disc(300, 200, 1))
+    flat = disc.copy()
+    flat[..., :3] = 200
+    write(tmp_path / "cuts" / "drawing.png", flat)
+    write(tmp_path / "cuts" / "small.png", noisy_disc(100, 100))
+    write(tmp_path / "cuts" / "opaque.png", disc[..., :3])
+    (tmp_path / "cuts" / "broken.png").write_bytes(b"")
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert "2 pairs of 6" in told.out
+    assert "opaque.png: has no transparency" in told.err and "broken.png: cannot be read" in told.err
+    samples = find_samples(from_folder(out), need_mask=False, need_gt=True)
+    assert [sample.name for sample in samples] == ["disc", "disc_"]
+    image, alpha = read_image(samples[0].image), read_mask(samples[0].gt)
+    y, x = np.argwhere(alpha)[:, 0].min(), np.argwhere(alpha)[:, 1].min()
+    assert np.array_equal(alpha[y : y + 200, x : x + 260], disc[..., 3])
+    found = image[y : y + 200, x : x + 260]
+    assert np.array_equal(found[disc[..., 3] == 255], disc[..., :3][disc[..., 3] == 255])
+    assert np.ptp(image[alpha == 0]) <= 1  # one even photograph behind
+
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(out)])
+    assert before == {path: path.read_bytes() for path in out.rglob("*.png")}
+
+
+@settings(deadline=None, max_examples=30)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
+def test_a_cutout_is_wholly_in_view(height, width, seed):
+    cutout = noisy_disc(height, width)
+    image, alpha = paste_onto(cutout, np.zeros((9, 7, 3), np.uint8), np.random.default_rng(seed))
+    assert image.shape == (*alpha.shape, 3) and alpha.shape[0] == alpha.shape[1]
+    assert np.sort(alpha[alpha > 0]).tolist() == np.sort(cutout[..., 3][cutout[..., 3] > 0]).tolist()
+    assert 0.4 < max(height, width) / (alpha.shape[0] + 1) <= 1 or max(height, width) < 10
+
+
+def test_a_photograph_has_many_colors():
+    many = noisy_disc(LEAST_SIDE, LEAST_SIDE)
+    assert is_photograph(many)
+    assert not is_photograph(many // 64 * 64)
+    assert not is_photograph(noisy_disc(LEAST_SIDE - 1, LEAST_SIDE - 1))
+    hidden = many.copy()
+    hidden[..., 3] = 100  # colors that are not seen do not count
+    assert not is_photograph(hidden)
+
+
+def test_what_cannot_be_used_is_told(tmp_path, photographs, capsys):
+    nothing = noisy_disc(200, 200)
+    nothing[..., 3] = 0
+    path = write(tmp_path / "cuts" / "nothing.png", nothing)
+    with pytest.raises(ImageError, match=r"nothing\.png: is transparent throughout"):
+        read_cutout(path)
+    assert main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+    assert main([str(tmp_path / "gone"), "--backgrounds", str(photographs)]) == 1
+    assert "gone: is no folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "cuts"), "--backgrounds", str(tmp_path / "empty")]) == 1
+    assert "empty: holds no pictures" in capsys.readouterr().err
+
+
+def test_margins_are_cropped(tmp_path):
+    wide = np.zeros((300, 400, 4), np.uint8)
+    disc = noisy_disc(200, 250)
+    wide[40:240, 60:310] = disc
+    assert np.array_equal(read_cutout(write(tmp_path / "wide.png", wide))[..., 3], disc[..., 3])

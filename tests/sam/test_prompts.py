@@ -1,0 +1,296 @@
+"""Prompts read from files, checked against their images, and the manifest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from IS_Net.errors import PromptError
+from IS_Net.images import write_image
+from sam.prompts import (
+    Manifest,
+    Prompt,
+    check_prompts,
+    prompt_from_mask,
+    prompt_from_record,
+    read_manifest,
+    read_prompts,
+)
+
+OVER_AND_OVER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+names = st.text("abcXYZ019-. äß", min_size=1, max_size=8).filter(lambda name: name.strip() == name)
+objects = st.text("abc 0-äß", min_size=1, max_size=6).filter(lambda name: name.strip() == name)
+numbers = st.floats(-1e6, 1e6, allow_nan=False)
+boxes = st.tuples(numbers, numbers, numbers, numbers)
+clicks = st.lists(st.tuples(st.tuples(numbers, numbers), st.sampled_from([0, 1])), min_size=1, max_size=4).filter(
+    lambda points: any(label for _, label in points)
+)
+
+
+def write_csv(path: Path, *rows: str, header: str = "name,object,x0,y0,x1,y1") -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, Path]:
+    """Three images of 40 x 30 pixels (width x height), one of which has a name that objects could make up."""
+    paths = {}
+    for name in ("cat.png", "dog.jpg", "cat_ear.png"):
+        path = tmp_path / "im" / name
+        write_image(path, np.full((30, 40, 3), 90, np.uint8))
+        paths[path.stem] = path
+    return paths
+
+
+@OVER_AND_OVER
+@given(rows=st.lists(st.tuples(names, st.none() | objects, boxes), min_size=1, max_size=5))
+def test_csv_round_trip(tmp_path: Path, rows: list) -> None:
+    path = tmp_path / "prompts.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "object", "x0", "y0", "x1", "y1"])
+        writer.writerows([name, label or "", *map(repr, box)] for name, label, box in rows)
+    assert read_prompts(path) == [Prompt(name, label, box) for name, label, box in rows]
+
+
+@OVER_AND_OVER
+@given(
+    images=st.dictionaries(
+        names, st.lists(st.tuples(st.none() | objects, st.none() | boxes, clicks), min_size=1, max_size=3), min_size=1
+    )
+)
+def test_json_round_trip(tmp_path: Path, images: dict) -> None:
+    written, expected = {}, []
+    for name, prompts in images.items():
+        written[name] = []
+        for label, box, points in prompts:
+            record: dict = {"object": label}
+            if box:
+                record["box"] = box
+            else:
+                record |= {"points": [xy for xy, _ in points], "labels": [sign for _, sign in points]}
+            written[name].append(record)
+            coordinates, signs = tuple(xy for xy, _ in points), tuple(sign for _, sign in points)
+            expected.append(Prompt(name, label, box) if box else Prompt(name, label, None, coordinates, signs))
+    found = read_prompts(write_json(tmp_path / "prompts.json", written))
+    assert found == expected
+    # the manifest holds the same values
+    for prompt in found:
+        assert prompt_from_record(prompt.name, json.loads(json.dumps(prompt.record()))) == prompt
+
+
+def test_csv_of_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_bytes("﻿x1, name,object ,y0,x0,y1,note\r\n30, cat.png, ear ,2,1,20,good\r\n\r\n,,,,,,\r\n".encode())
+    assert read_prompts(path) == [Prompt("cat.png", "ear", (1, 2, 30, 20))]
+
+
+def test_faults_of_a_csv_are_all_named(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path / "prompts.csv", "cat,,1,2,x,4", "dog,a,1,2,3", ",a,1,2,3,4", "cat,a/b,1,2,3,4", "cat,,1,2,nan,4"
+    )
+    with pytest.raises(PromptError) as error:
+        read_prompts(path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5
+    for number, what in [
+        (2, "'x'"),
+        (3, "found 5 values, expected 6"),
+        (4, "name is empty"),
+        (5, "'a/b'"),
+        (6, "'nan'"),
+    ]:
+        assert any(f"prompts.csv, line {number}:" in line and what in line for line in lines), number
+
+
+def test_csv_without_a_column(tmp_path: Path) -> None:
+    with pytest.raises(
+        PromptError, match=r"line 1: found the columns name, x0, y0, x1; missing object, y1; expected name"
+    ):
+        read_prompts(write_csv(tmp_path / "prompts.csv", "a,1,2,3", header="name,x0,y0,x1"))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"box": [1, 2, 3]}, r"'cat'\[0\]: box: expected four numbers x0, y0, x1, y1, found \[1, 2, 3\]"),
+        ({"box": [1, 2, 3, True]}, "expected four numbers"),
+        ({"box": "1234"}, "expected four numbers"),
+        ({"box": {"x0": 1}}, "expected four numbers"),
+        ({"bbox": [1, 2, 3, 4]}, "unknown key 'bbox', did you mean 'box'"),
+        ({"points": [[1, 2]]}, "found points without labels"),
+        ({"labels": [1]}, "found labels without points"),
+        ({"points": [[1, 2], [3, 4]], "labels": [1]}, "found 2 points and 1 labels"),
+        ({"points": [[1, 2]], "labels": [2]}, r"expected labels of 1 \(object\) and 0"),
+        ({"points": [[1, 2]], "labels": [0]}, "only background points"),
+        ({"points": [[1, 2, 3]], "labels": [1]}, "point: expected two numbers"),
+        ({"points": [], "labels": []}, "expected points as"),
+        ({"object": "cat"}, "expected a box, or points and labels, found neither"),
+        ([1, 2, 3, 4], "expected an object with box, or points and labels, found a list"),
+    ],
+)
+def test_faults_of_a_json(tmp_path: Path, record: object, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        read_prompts(write_json(tmp_path / "prompts.json", {"cat": [record]}))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("prompts.json", '{"cat": [', "cannot be read as JSON"),
+        ("prompts.json", "[]", "expected an object {name"),
+        ("prompts.json", "{}", "holds no prompts"),
+        ("prompts.json", '{"cat": {"box": [1, 2, 3, 4]}}', "'cat': expected a list of prompts, found an object"),
+        ("prompts.json", '{"cat": [{"box": [1, 2, 3, 4]}], "cat": []}', "the key 'cat' 2 times"),
+        ("prompts.csv", "", "found the columns none"),
+        ("prompts.csv", "name,object,x0,y0,x1,y1\n", "holds no prompts"),
+        ("prompts.txt", "", "ends in .csv or .json, found .txt"),
+    ],
+)
+def test_faulty_files(tmp_path: Path, file: str, text: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as error:
+        read_prompts(write_json(tmp_path / file, text))
+    assert file in str(error.value)
+
+
+def test_binary_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(PromptError, match=r"cannot be read as CSV in UTF-8"):
+        read_prompts(tmp_path / "prompts.csv")
+    with pytest.raises(PromptError, match="does not exist"):
+        read_prompts(tmp_path / "none.csv")
+
+
+def test_masks_are_named_after_image_and_object(images: dict[str, Path]) -> None:
+    box = (1, 2, 20, 25)
+    prompts = [
+        Prompt("cat.png", "a", box),
+        Prompt("cat", "b", box),
+        Prompt("dog", "c", box),
+        Prompt("cat_ear", None, box),
+    ]
+    found = check_prompts(prompts, images)
+    assert {mask: (p.name, p.object) for mask, p in found.items()} == {
+        "cat_a": ("cat", "a"),
+        "cat_b": ("cat", "b"),
+        "dog": ("dog", "c"),
+        "cat_ear": ("cat_ear", None),
+    }
+
+
+def test_a_stem_may_look_like_a_file_name(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png.jpg"
+    write_image(path, np.zeros((30, 40, 3), np.uint8))
+    assert list(check_prompts([Prompt("cat.png", None, (1, 1, 9, 9))], {"cat.png": path})) == ["cat.png"]
+    assert list(check_prompts([Prompt("cat.png.jpg", None, (1, 1, 9, 9))], {"cat.png": path})) == ["cat.png"]
+
+
+def test_boxes_are_clipped(images: dict[str, Path]) -> None:
+    found = check_prompts([Prompt("cat", None, (-5, 3, 99, 12.5))], images)
+    assert found["cat"].box == (0, 3, 39, 12.5)
+
+
+def test_all_unfit_prompts_are_named_at_once(images: dict[str, Path]) -> None:
+    prompts = [
+        Prompt("cot", None, (1, 1, 5, 5), where="p.csv, line 2"),
+        Prompt("bird.tif", None, (1, 1, 5, 5), where="p.csv, line 3"),
+        Prompt("cat", "a", (50, 1, 60, 5), where="p.csv, line 4"),
+        Prompt("cat", "b", (1, 9, 5, 2), where="p.csv, line 5"),
+        Prompt("cat", "c", (1, 1, 1, 1), where="p.csv, line 6"),
+        Prompt("dog", None, None, ((39, 29), (40, 29)), (1, 1), where="p.csv, line 7"),
+    ]
+    with pytest.raises(PromptError) as error:
+        check_prompts(prompts, images)
+    message = str(error.value)
+    assert re.search(
+        r"no image in .*im for 'cot' \(p.csv, line 2\), 'bird.tif' \(p.csv, line 3\); .* named 'cat'", message
+    )
+    assert re.search(r"line 4, image 'cat': box: .* outside its image of 40 x 30", message)
+    assert re.search(r"line 5, image 'cat': box: .* turned around", message)
+    assert re.search(r"line 6, image 'cat': box: .* single point", message)
+    assert re.search(r"line 7: point \[40, 29\] lies outside its image 'dog' of 40 x 30", message)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([("cat", "a"), ("cat.png", "a")], "would write mask 'cat_a', and the object is given twice"),
+        ([("cat", "a"), ("cat", None)], "image 'cat' has 2 prompts, and this one has no object"),
+        ([("cat", "ear"), ("cat", "b"), ("cat_ear", None)], "would write mask 'cat_ear', "),
+        # the image is not asked for, but what reads the masks would take this one for its own
+        ([("cat", "ear"), ("cat", "b")], "would write mask 'cat_ear', which belongs to the image cat_ear.png"),
+    ],
+)
+def test_no_two_prompts_write_one_mask(images: dict[str, Path], prompts: list, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        check_prompts([Prompt(name, label, (1, 1, 9, 9)) for name, label in prompts], images)
+
+
+def test_objects_of_two_images_do_not_collide(tmp_path: Path) -> None:
+    images = {}
+    for stem in ("a", "a_b"):
+        images[stem] = tmp_path / f"{stem}.png"
+        write_image(images[stem], np.zeros((20, 20, 3), np.uint8))
+    prompts = [("a", "b_c"), ("a", "d"), ("a_b", "c"), ("a_b", "e")]
+    with pytest.raises(
+        PromptError, match=r"prompt 'a_b', object 'c': would write mask 'a_b_c', and so would prompt 'a'"
+    ):
+        check_prompts([Prompt(name, label, (1, 1, 9, 9)) for name, label in prompts], images)
+
+
+def test_prompt_of_a_ground_truth() -> None:
+    gt = np.zeros((20, 30), np.uint8)
+    assert prompt_from_mask("a", gt).empty
+    gt[4:9, 7:22] = 129
+    gt[15, 3] = 128  # not above the threshold
+    assert prompt_from_mask("a", gt) == Prompt("a", None, (7, 4, 21, 8))
+
+
+def entry(mask: str, **values: object) -> dict:
+    return {"mask": mask, "image": mask, "model": "vit_l", **values}
+
+
+def test_manifest(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) == {}
+    manifest = Manifest(tmp_path)
+    manifest.add(entry("a", box=[1, 2, 3, 4]))
+    manifest.add(entry("b"))
+    manifest.add(entry("a", box=[5, 6, 7, 8]))
+    manifest.add(entry("c"))
+    manifest.drop("c")
+    assert read_manifest(tmp_path) == {"a": entry("a", box=[5, 6, 7, 8]), "b": entry("b")} == manifest.entries
+    (tmp_path / "a.png").touch()
+    manifest.compact()
+    assert read_manifest(tmp_path) == {"a": entry("a", box=[5, 6, 7, 8])}
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("length", range(1, 40, 6))
+def test_manifest_with_a_torn_last_line(tmp_path: Path, length: int) -> None:
+    torn = json.dumps(entry("b"))[:length]
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(entry("a")) + "\n" + torn)
+    (tmp_path / "a.png").touch()
+    assert read_manifest(tmp_path) == {"a": entry("a")}
+    Manifest(tmp_path).add(entry("c"))  # must not be glued to what is left of b
+    assert read_manifest(tmp_path) == {"a": entry("a"), "c": entry("c")}
+
+
+def test_manifest_survives_rubbish(tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_bytes(
+        b'\xff\xfe\n[1]\n"x"\n{}\nnull\n' + json.dumps(entry("a")).encode() + b"\n"
+    )
+    assert read_manifest(tmp_path) == {"a": entry("a")}
