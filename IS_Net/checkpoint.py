@@ -78,7 +78,21 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
         torch.save({"version": STATE_VERSION, **state}, file)
 
 
-def _torch_load(path: Path) -> Any:
+def load_torch_file(path: str | Path) -> Any:
+    """Read a ``.pth`` or ``.pt`` file without running code that it may hold.
+
+    This is the only call of ``torch.load`` in the project.
+
+    Args:
+        path: The file; its tensors are loaded onto the CPU.
+
+    Returns:
+        What the file holds: tensors and plain Python values.
+
+    Raises:
+        CheckpointError: If the file is missing, is damaged, or holds anything but tensors and plain values.
+    """
+    path = _require_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -104,7 +118,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         CheckpointError: If the file is missing, damaged, or no training state of this version.
     """
     path = _require_file(path)
-    state = _torch_load(path)
+    state = load_torch_file(path)
     version = state.get("version") if isinstance(state, dict) else None
     if version != STATE_VERSION:
         raise CheckpointError(
@@ -155,7 +169,7 @@ def read_weights(path: str | Path) -> tuple[Weights, dict[str, Any]]:
             return read_onnx(path)
         except OnnxError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    content = _torch_load(path)
+    content = load_torch_file(path)
     facts = content.get("facts", {}) if isinstance(content, dict) else {}
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
