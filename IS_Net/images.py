@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
 
 import cv2
@@ -24,6 +24,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_THRESHOLD = 128
 """A mask value above this is the object, here and in every metric (see :func:`binarize`)."""
 
+_SHEET_COLOR = 64  # gray: differs from the black and the white of a mask
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
@@ -37,28 +38,63 @@ def binarize(mask: np.ndarray) -> np.ndarray:
     return mask > MASK_THRESHOLD
 
 
-def list_images(folder: str | Path) -> dict[str, Path]:
-    """Return the image files of a folder by their stems, sorted by name.
+def is_image(path: PurePath) -> bool:
+    """Return whether a file's name ends as an image's does (:data:`IMAGE_EXTENSIONS`) and does not begin with a dot."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> dict[str, Path]:
+    """List the image files of a folder.
+
+    Args:
+        folder: The folder.
+        recursive: Whether to list the files of its subfolders too.
+
+    Returns:
+        The files by name, sorted by path. A name is the path relative to the folder, with ``/`` and without the
+        extension: the stem of a file that lies directly in the folder.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no image, or two of the same stem, whose masks would have one name.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it holds no image, or if two names are equal, which would give their masks one name.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder does not exist; expected one of images")
+        raise FileNotFoundError(f"{folder}: the folder does not exist; expected a folder of images")
     images: dict[str, Path] = {}
-    twins = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and not path.is_dir():
-            first = images.setdefault(path.stem, path)
+    duplicates = []
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        if is_image(path) and not path.is_dir():
+            first = images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
             if first != path:
-                twins.append(f"{first.name} and {path.name}")
-    if twins:
-        raise ValueError(f"{folder}: found {', '.join(twins)}; names must differ in more than their ending")
+                duplicates.append(f"{first.name} and {path.name}")
+    if duplicates:
+        raise ValueError(
+            f"{folder}: found {', '.join(duplicates)}; names must differ in more than the extension: rename one"
+        )
     if not images:
         raise ValueError(f"{folder}: found no image; expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
     return images
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """Return a size (height, width) as messages show it: ``"WIDTH x HEIGHT"``."""
+    return f"{size[1]} x {size[0]}"
+
+
+def size_mismatch(file: object, found: tuple[int, int], reference: object, expected: tuple[int, int]) -> str:
+    """Return the message about a mask, map or ground truth whose size differs from that of its image.
+
+    Args:
+        file: The file, or another name of what has the wrong size.
+        found: Its (height, width).
+        reference: What it is compared with, for example ``"its image cat.jpg"``.
+        expected: The (height, width) of the reference.
+    """
+    return (
+        f"{file} is {size_text(found)} pixels, but {reference} is {size_text(expected)} pixels; "
+        "both must have the same size, after their EXIF orientation"
+    )
 
 
 @contextmanager
@@ -319,3 +355,60 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     if mask.ndim != 2:
         raise ValueError(f"{path}: expected a mask of shape (H, W), found {mask.shape}")
     write_image(path, mask)
+
+
+def contact_sheet(
+    rows: Iterable[Sequence[np.ndarray]],
+    height: int,
+    columns: int = 1,
+    gap: int = 4,
+    captions: Sequence[str] = (),
+) -> np.ndarray:
+    """Lay out pictures for an overview: those of a row side by side, scaled to one height.
+
+    Args:
+        rows: Each a sequence of pictures, (h, w) or (h, w, 3) uint8, of any sizes.
+        height: Height of the pictures in pixels.
+        columns: Number of rows that are laid side by side, filled from left to right.
+        gap: Pixels between pictures, and around them.
+        captions: One line of ASCII text for each row, which is written above it; none by default.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: If there is no row, or another number of captions than of rows.
+    """
+    strips = [_strip(row, height, gap) for row in rows]
+    if not strips:
+        raise ValueError("a contact sheet needs at least one row of pictures; found none")
+    if captions:
+        strips = [
+            np.vstack((_caption(text, strip.shape[1]), strip)) for strip, text in zip(strips, captions, strict=True)
+        ]
+    width = max(strip.shape[1] for strip in strips)
+    strips = [_pad(strip, right=width - strip.shape[1]) for strip in strips]
+    strips += [np.full_like(strips[0], _SHEET_COLOR)] * (-len(strips) % columns)
+    sheet = np.vstack([np.hstack(strips[start : start + columns]) for start in range(0, len(strips), columns)])
+    return _pad(sheet, top=gap, left=gap)
+
+
+def _pad(picture: np.ndarray, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> np.ndarray:
+    return np.pad(picture, ((top, bottom), (left, right), (0, 0)), constant_values=_SHEET_COLOR)
+
+
+def _strip(pictures: Sequence[np.ndarray], height: int, gap: int) -> np.ndarray:
+    """Scale pictures to one height and lay them side by side, with a gap to the right of each and below all."""
+    cells = []
+    for picture in pictures:
+        size = max(round(picture.shape[1] * height / picture.shape[0]), 1), height
+        shrink = height < picture.shape[0]
+        cell = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+        cell = cell if cell.ndim == 3 else cv2.cvtColor(cell, cv2.COLOR_GRAY2RGB)
+        cells.append(_pad(cell, bottom=gap, right=gap))
+    return np.hstack(cells)
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    bar = np.full((18, width, 3), _SHEET_COLOR, np.uint8)
+    return cv2.putText(bar, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (235, 235, 235), 1, cv2.LINE_AA)
