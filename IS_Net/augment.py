@@ -1,6 +1,6 @@
-"""Joint augmentation: what is done to the image is done to mask, box and ground truth alike.
+"""Joint augmentation of image, coarse mask, box and ground truth.
 
-All functions take one (C, H, W) uint8 stack in which these are channels, so they cannot fall out of step.
+All functions take planes, one (C, H, W) uint8 array with these as channels, so that all are transformed alike.
 """
 
 from __future__ import annotations
@@ -8,34 +8,45 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# what cv2.flip calls (horizontal, vertical)
+# cv2.flip's code for (horizontal, vertical)
 _FLIP_CODES = {(True, False): 1, (False, True): 0, (True, True): -1}
 
 
 def flip(planes: np.ndarray, horizontal: bool, vertical: bool, out: np.ndarray | None = None) -> np.ndarray:
-    """Mirror a (C, H, W) uint8 stack left to right, upside down, both or not at all.
+    """Flip planes horizontally, vertically, both or not at all.
 
     Args:
-        planes: The stack; it is not changed.
-        horizontal: Mirror left to right.
-        vertical: Mirror upside down.
-        out: Where to write to, contiguous and of the stack's shape; None allocates.
+        planes: (C, H, W) uint8; not modified.
+        horizontal: Whether to flip left to right.
+        vertical: Whether to flip upside down.
+        out: The array to write to, contiguous and of the same shape; None allocates one.
+
+    Returns:
+        (C, H, W) uint8: ``out``, or the array that was allocated.
     """
     out = np.empty(planes.shape, planes.dtype) if out is None else out
     code = _FLIP_CODES.get((bool(horizontal), bool(vertical)))
     if code is None:
         np.copyto(out, planes)
     else:
-        for plane, mirrored in zip(planes, out, strict=True):  # OpenCV is several times as fast as NumPy here
-            cv2.flip(plane, code, dst=mirrored)
+        for plane, flipped in zip(planes, out, strict=True):  # OpenCV is several times as fast as NumPy here
+            cv2.flip(plane, code, dst=flipped)
     return out
 
 
 def random_crop(planes: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Cut a (height, width) window out of a (C, H, W) stack, at a place drawn from ``rng``.
+    """Crop planes at a random position.
+
+    Args:
+        planes: (C, H, W) uint8.
+        size: (height, width) of the crop.
+        rng: Random generator of the position.
+
+    Returns:
+        (C, height, width), a view of the planes.
 
     Raises:
-        ValueError: If the window is larger than the stack.
+        ValueError: If the crop is larger than the planes.
     """
     (height, width), (crop_h, crop_w) = planes.shape[1:], size
     if crop_h > height or crop_w > width:
@@ -55,13 +66,13 @@ def augment(
     """Flip and crop a training sample at random.
 
     Args:
-        planes: (C, H, W) uint8: the network's input planes and the ground truth.
-        rng: Where the chances come from; the same state gives the same result.
-        flip_h: Mirror left to right with p = 0.5.
-        flip_v: Mirror upside down with p = 0.5, independently: with both, each of none, H, V and both has
-            the published p = 0.25.
-        crop_size: (height, width) to crop to, or None.
-        out: Where to write to, contiguous and of the result's shape; None allocates.
+        planes: (C, H, W) uint8: the network's input and the ground truth.
+        rng: Random generator; the same state gives the same result.
+        flip_h: Whether to flip horizontally with p = 0.5.
+        flip_v: Whether to flip vertically with p = 0.5, independently of ``flip_h``. With both, each of no flip, H, V,
+            and H and V has the published p = 0.25.
+        crop_size: (height, width) of a random crop; None does not crop.
+        out: The array to write to, contiguous and of the shape of the result; None allocates one.
 
     Returns:
         (C, height, width) uint8, contiguous.

@@ -1,4 +1,4 @@
-"""Choose the device, say it aloud, and know in which precision it is fast."""
+"""Select the device and the precision that is fast on it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PRECISIONS = ("auto", "full", "half")
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device of that name, and log which one it is.
+    """Select a device and log its name.
 
     Args:
         name: ``auto`` (CUDA, else Apple's MPS, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        DeviceError: If the device is unknown or not there. Only ``auto`` falls back to another.
+        DeviceError: If the device is unknown or not available. Only ``auto`` falls back to another device.
     """
     if str(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -36,21 +36,21 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise DeviceError(
-                f"device {str(name)!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA devices; "
-                "check nvidia-smi and that this PyTorch was built for CUDA, or ask for auto or cpu"
+                f"device {str(name)!r} was requested, but PyTorch {torch.__version__} finds {count} CUDA devices; "
+                "check nvidia-smi and that this PyTorch was built for CUDA, or use auto or cpu"
             )
         if device.index is not None:
-            torch.cuda.set_device(device)  # else pinning memory would open a context on the first one
-        # the convolutions keep one input size for a whole run, so cuDNN's search for the fastest one pays
+            torch.cuda.set_device(device)  # otherwise pinning memory would open a context on cuda:0
+        # the input size stays the same for a whole run, so cuDNN's search for the fastest convolution pays off
         torch.backends.cudnn.benchmark = True
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device 'mps' was asked for, but this PyTorch cannot use one; ask for auto or cpu")
+        raise DeviceError("device 'mps' was requested, but this PyTorch does not support it here; use auto or cpu")
     logger.info("device: %s", describe(device))
     return device
 
 
 def describe(device: torch.device) -> str:
-    """Name a device as a person would: its type, and the model where it is known."""
+    """Return the type of a device and its model or number of threads, for example ``cuda:0 (NVIDIA H100)``."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -59,9 +59,10 @@ def describe(device: torch.device) -> str:
 
 
 def half_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the 16-bit type that networks run in on a device, or None where there is none.
+    """Return the 16-bit dtype for networks on a device, or None if it has none.
 
-    bfloat16 on CPUs and on CUDA from compute capability 8.0; float16, which needs a gradient scaler, on older CUDA.
+    bfloat16 on CPUs and on CUDA devices of compute capability 8.0 or higher; float16, which needs a gradient scaler,
+    on older CUDA devices.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -69,26 +70,26 @@ def half_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return :func:`half_dtype` where it is faster than float32: on CUDA, and on CPUs that have AMX; else None.
+    """Return :func:`half_dtype` if it is faster than float32, on CUDA devices and CPUs with AMX; otherwise None.
 
-    AVX512-BF16 alone does not make IS-Net faster (benchmarks/predict.py shows it).
+    AVX512-BF16 alone does not make IS-Net faster, as benchmarks/predict.py shows.
     """
     if device.type == "cpu":
-        # private, and not there in the oldest PyTorch that this project takes
+        # a private function, which the oldest supported PyTorch does not have
         amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         return half_dtype(device) if amx() else None
     return half_dtype(device)
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """Turn a precision into autocast's dtype; None stands for plain float32.
+    """Return the dtype for autocast; None means float32.
 
     Args:
-        device: Where the network runs.
-        precision: ``full`` (float32), ``half`` (16 bits) or ``auto`` (16 bits where that is faster).
+        device: The device of the network.
+        precision: ``full`` (float32), ``half`` (16 bits) or ``auto`` (16 bits if that is faster).
 
     Raises:
-        DeviceError: If the precision is unknown, or ``half`` is asked of a device that has no 16-bit type.
+        DeviceError: If the precision is unknown, or if ``half`` is requested and the device has no 16-bit dtype.
     """
     if precision not in PRECISIONS:
         raise DeviceError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
@@ -96,15 +97,15 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
         return fast_dtype(device)
     dtype = half_dtype(device) if precision == "half" else None
     if precision == "half" and dtype is None:
-        raise DeviceError(f"half precision was asked for, but {describe(device)} has no 16-bit type; use auto")
+        raise DeviceError(f"half precision was requested, but {describe(device)} has no 16-bit dtype; use auto")
     return dtype
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Return the context in which a network runs in ``dtype``; None runs it in float32."""
+    """Return a context in which networks run in ``dtype``; None means float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""From files' pixels to the network's input, and from its logits back to an alpha matte.
+"""Convert pixels to the network's input, and its logits to an alpha matte.
 
-Nothing else in the project resizes or normalizes: training, validation and prediction share these functions, so
-that the network sees the same numbers in all three.
+Training, validation and prediction all resize and normalize with these functions, so that the network sees the same
+numbers in all three.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import torch
 import torch.nn.functional as F
 
 from IS_Net.errors import BoxError
-from IS_Net.images import binarize
+from IS_Net.images import binarize, size_mismatch, size_text
 
 Box = Sequence[float]
-"""xyxy in pixels: (first column, first row, last column, last row), both ends belonging to the box."""
+"""A box as xyxy in pixels: (first column, first row, last column, last row). Both ends belong to the box."""
 
 Size = tuple[int, int]
 """(height, width)."""
 
 IMAGE_CHANNELS, MASK_CHANNEL, BOX_CHANNEL = 3, 3, 4
-"""The input's channels: RGB, then (from 4 on) the coarse mask, then (from 5 on) the filled box."""
+"""Layout of the network's input: number of RGB channels, index of the coarse mask, index of the filled box."""
 
 
 def box_from_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return the tight box of a mask, or None where the mask is empty.
+    """Return the tight box around a mask.
 
     Args:
-        mask: (H, W), bool, or uint8 with the object above 128.
+        mask: (H, W), bool, or uint8 with the target above 128.
 
     Returns:
-        (first column, first row, last column, last row) that hold the object.
+        (first column, first row, last column, last row) of the target; None if the mask is empty.
     """
     found = mask if mask.dtype == bool else binarize(mask)
     columns, rows = np.flatnonzero(found.any(axis=0)), np.flatnonzero(found.any(axis=1))
@@ -54,27 +54,31 @@ def _four_numbers(box: Box, where: str) -> list[float]:
 def _clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = _four_numbers(box, where)
     if x1 < x0 or y1 < y0:
-        raise BoxError(f"{where}: {[x0, y0, x1, y1]} is turned around; expected x0 < x1 and y0 < y1")
+        raise BoxError(f"{where}: {[x0, y0, x1, y1]} has its corners in the wrong order; expected x0 < x1 and y0 < y1")
     clipped = max(x0, 0.0), max(y0, 0.0), min(x1, width - 1.0), min(y1, height - 1.0)
     if clipped[2] < clipped[0] or clipped[3] < clipped[1]:
         raise BoxError(
-            f"{where}: {[x0, y0, x1, y1]} lies outside its image of {width} x {height} pixels; boxes are in pixels "
-            "of the upright image (after its EXIF orientation)"
+            f"{where}: {[x0, y0, x1, y1]} lies outside its image of {size_text((height, width))} pixels; boxes are in "
+            "pixels of the upright image, after its EXIF orientation"
         )
     return clipped
 
 
 def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
-    """Return a prompt's box clipped to its image, or say what is wrong with it.
+    """Check the box of a prompt and clip it to its image.
 
     Args:
         box: xyxy in pixels.
-        height: The image's.
-        width: The image's.
-        where: What to call the box in an error.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        where: The name of the box in error messages.
+
+    Returns:
+        The clipped box.
 
     Raises:
-        BoxError: If it is not four finite numbers, is turned around, or has no area inside the image.
+        BoxError: If the box is not four finite numbers, has its corners in the wrong order, lies outside the image, or
+            is a single point.
     """
     clipped = _clip_box(box, height, width, where)
     x0, y0, x1, y1 = _four_numbers(box, where)
@@ -84,41 +88,41 @@ def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[fl
 
 
 def resize_uint8(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize as the published recipe does: bilinear, align_corners False, no antialiasing, rounded to uint8.
+    """Resize pixels as the published recipe does: bilinear, align_corners False, no antialiasing, rounded to uint8.
 
     Args:
         pixels: (H, W) or (H, W, C) uint8.
-        size: (height, width) wanted.
+        size: (height, width) of the result.
 
     Returns:
-        (C, height, width) uint8, C being 1 for an (H, W) array: the layout that PyTorch wants.
+        (C, height, width) uint8, PyTorch's layout; C is 1 for an (H, W) array.
     """
     return resize_planes(np.moveaxis(np.atleast_3d(pixels), 2, 0), size)
 
 
 def resize_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a (C, H, W) uint8 stack like :func:`resize_uint8`, to (C, height, width) uint8."""
+    """Resize planes, (C, H, W) uint8, to (C, height, width) uint8 in the same way as :func:`resize_uint8`."""
     if planes.shape[-2:] == tuple(size):
         return np.ascontiguousarray(planes)
-    # PyTorch takes no array that steps backwards, as image[..., ::-1] does
+    # PyTorch does not accept arrays of negative strides, such as image[..., ::-1]
     pixels = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
     resized = F.interpolate(pixels[None], size=tuple(size), mode="bilinear", align_corners=False)
     return resized[0].round_().to(torch.uint8).contiguous().numpy()
 
 
 def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Draw the box channel: 255 inside the box, both of its ends included, 0 elsewhere.
+    """Draw the box channel: 255 inside the box, including both of its ends, and 0 elsewhere.
 
     Args:
-        box: xyxy in pixels of the image, or None for an all-zero channel. The tight box of a single pixel counts.
-        image_size: (height, width) of the image that the box speaks of.
+        box: xyxy in pixels of the image, clipped to it; it may be a single pixel. None gives a channel of zeros.
+        image_size: (height, width) of the image.
         size: (height, width) of the channel.
 
     Returns:
-        (1, height, width) uint8. A box keeps at least one pixel, however small the channel.
+        (1, height, width) uint8. A box covers at least one pixel.
 
     Raises:
-        BoxError: If the box is not four finite numbers, is turned around, or lies outside the image.
+        BoxError: If the box is not four finite numbers, has its corners in the wrong order, or lies outside the image.
     """
     plane = np.zeros((1, *size), dtype=np.uint8)
     if box is None:
@@ -131,15 +135,66 @@ def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]
     return plane
 
 
-def make_planes(
-    image: np.ndarray, mask: np.ndarray | None, box: Box | None, in_ch: int, size: tuple[int, int]
-) -> np.ndarray:
-    """Stack what the network sees of one sample, still as bytes: resized, not yet normalized.
+def make_image_planes(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image to the network's first three channels.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8 0..255, the coarse mask; may be None for ``in_ch`` 3.
-        box: xyxy in pixels; None means the mask's bounds. Only looked at for ``in_ch`` 5.
+        size: (height, width) of the network's input.
+
+    Returns:
+        (3, height, width) uint8.
+
+    Raises:
+        ValueError: If shape or dtype differ.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an image of shape (H, W, 3) uint8, found {image.shape} {image.dtype}")
+    return resize_uint8(image, size)
+
+
+def make_prompt_planes(
+    mask: np.ndarray | None, box: Box | None, in_ch: int, image_size: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Make the network's channels after the image's: the coarse mask and the filled box.
+
+    Args:
+        mask: (H, W) uint8 0..255, the coarse mask; may be None if ``in_ch`` is 3.
+        box: xyxy in pixels; None means the bounds of the mask. Only used if ``in_ch`` is 5.
+        in_ch: 3 = image, 4 = image + mask, 5 = image + mask + filled box.
+        image_size: (H, W), the height and width of the image.
+        size: (height, width) of the network's input.
+
+    Returns:
+        (in_ch - 3, height, width) uint8.
+
+    Raises:
+        ValueError: If the mask is missing, or its shape or dtype differ.
+        BoxError: If the box lies outside the image.
+    """
+    planes = [np.empty((0, *size), dtype=np.uint8)]
+    if in_ch > MASK_CHANNEL:
+        if mask is None:
+            raise ValueError(f"a network of {in_ch} input channels needs a coarse mask in addition to the image")
+        if mask.shape != image_size:
+            raise ValueError(size_mismatch("the mask", mask.shape, "its image", image_size))
+        if mask.dtype != np.uint8:  # a mask of 0/1 or 0..1 would be almost black
+            raise ValueError(f"expected a mask of uint8 0..255, found {mask.dtype}")
+        planes.append(resize_uint8(mask, size))
+    if in_ch > BOX_CHANNEL:
+        planes.append(fill_box(box_from_mask(mask) if box is None else box, image_size, size))
+    return np.concatenate(planes)
+
+
+def make_planes(
+    image: np.ndarray, mask: np.ndarray | None, box: Box | None, in_ch: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Make the network's input of one sample as bytes: resized, not yet normalized.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) uint8 0..255, the coarse mask; may be None if ``in_ch`` is 3.
+        box: xyxy in pixels; None means the bounds of the mask. Only used if ``in_ch`` is 5.
         in_ch: 3 = image, 4 = image + mask, 5 = image + mask + filled box.
         size: (height, width) of the network's input.
 
@@ -147,36 +202,21 @@ def make_planes(
         (in_ch, height, width) uint8.
 
     Raises:
-        ValueError: If shapes or dtypes disagree, or the mask that ``in_ch`` asks for is missing.
+        ValueError: If a shape or dtype differs, or the mask is missing.
         BoxError: If the box lies outside the image.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected an image of shape (H, W, 3) uint8, found {image.shape} {image.dtype}")
-    planes = [resize_uint8(image, size)]
-    if in_ch > MASK_CHANNEL:
-        if mask is None:
-            raise ValueError(f"a network of {in_ch} input channels needs a coarse mask beside the image; found none")
-        if mask.shape != image.shape[:2]:
-            raise ValueError(
-                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{image.shape[1]} x {image.shape[0]}; both must be of one size"
-            )
-        if mask.dtype != np.uint8:  # 0/1 or 0..1 would be taken for all but black
-            raise ValueError(f"expected a mask of uint8 0..255, found {mask.dtype}")
-        planes.append(resize_uint8(mask, size))
-    if in_ch > BOX_CHANNEL:
-        planes.append(fill_box(box_from_mask(mask) if box is None else box, image.shape[:2], size))
-    return np.concatenate(planes)
+    image_planes = make_image_planes(image, size)
+    return np.concatenate((image_planes, make_prompt_planes(mask, box, in_ch, image.shape[:2], size)))
 
 
 def make_input(planes: torch.Tensor) -> torch.Tensor:
-    """Normalize a batch of planes on the device that holds it.
+    """Normalize a batch of planes on its device.
 
     Args:
-        planes: (B, in_ch, H, W) uint8, as :func:`make_planes` stacks them.
+        planes: (B, in_ch, H, W) uint8, each sample as :func:`make_planes` returns it.
 
     Returns:
-        (B, in_ch, H, W) float32, channels_last: RGB in [0, 1] minus 0.5, mask and box in [0, 1].
+        (B, in_ch, H, W) float32 in channels_last format: RGB in [-0.5, 0.5], mask and box in [0, 1].
     """
     x = planes.to(torch.float32, memory_format=torch.channels_last).div_(255)
     x[:, :IMAGE_CHANNELS].sub_(0.5)
@@ -189,9 +229,9 @@ def make_target(gt: torch.Tensor) -> torch.Tensor:
 
 
 def make_alpha(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Turn logits into an alpha matte of the image's own size.
+    """Convert logits to alpha mattes at the size of the image.
 
-    There is no min-max stretch: where nothing was found, nothing is returned.
+    There is no min-max stretch: if nothing was found, the alpha matte is empty.
 
     Args:
         logits: (B, 1, h, w), any float dtype.
@@ -207,5 +247,5 @@ def make_alpha(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def alpha_to_uint8(alpha: torch.Tensor) -> torch.Tensor:
-    """Round an alpha matte in [0, 1] to uint8 0..255, as it is saved and scored."""
+    """Round an alpha matte in [0, 1], of any shape, to uint8 0..255, as it is saved and scored."""
     return (alpha * 255).round_().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""How the processes that load data are set up."""
+"""Set up the worker processes that load data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import cv2
 
 
 def prepare_worker(_worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism; PyTorch knows that by itself
-    # Ctrl-C reaches all processes of a terminal, but it is the main one's to answer; SIGTERM is the loader's
+    """Set up a worker process; for ``worker_init_fn`` of a :class:`torch.utils.data.DataLoader`."""
+    cv2.setNumThreads(0)  # one process per core is enough; PyTorch limits its own threads in workers
+    # Ctrl-C reaches all processes of a terminal, and the main process handles it; a DataLoader ends its workers with
+    # SIGTERM, whose handler they would inherit from the main process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

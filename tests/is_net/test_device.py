@@ -1,4 +1,4 @@
-"""Devices and precisions: what is asked for and not there is an error, and what is chosen is said."""
+"""Devices and precisions: an unavailable device is an error, and the selected one is logged."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def test_auto_takes_mps_before_the_cpu(no_accelerator: None, monkeypatch: pytest
 @pytest.mark.usefixtures("no_accelerator")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3", torch.device("cuda", 1)])
 def test_gpu_that_is_not_there(name: str | torch.device):
-    with pytest.raises(DeviceError, match=f"device '{name}' was asked for, but .* sees 0 CUDA devices"):
+    with pytest.raises(DeviceError, match=f"device '{name}' was requested, but .* finds 0 CUDA devices"):
         pick_device(name)
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_gpu_beyond_the_last():
-    with pytest.raises(DeviceError, match="sees 2 CUDA devices"):
+    with pytest.raises(DeviceError, match="finds 2 CUDA devices"):
         pick_device("cuda:2")
 
 
 @pytest.mark.usefixtures("no_accelerator")
 def test_mps_that_is_not_there():
-    with pytest.raises(DeviceError, match="'mps' was asked for"):
+    with pytest.raises(DeviceError, match="'mps' was requested"):
         pick_device("mps")
 
 
@@ -119,7 +119,7 @@ def test_precision(
 
 
 def test_half_precision_that_is_not_there():
-    with pytest.raises(DeviceError, match="half precision was asked for, but mps has no 16-bit type"):
+    with pytest.raises(DeviceError, match="half precision was requested, but mps has no 16-bit dtype"):
         autocast_dtype(torch.device("mps"), "half")
 
 
