@@ -1,7 +1,7 @@
-"""Read and write image files. Nothing else in the project decodes or encodes one.
+"""List, read and write image files. All of the project's image files are decoded and encoded here.
 
-Whatever the file holds (gray, palette, alpha, CMYK, 16 bits, an EXIF orientation), the reader returns the one
-form that the rest of the project knows: upright, 8 bits, RGB for images and one channel for masks.
+The readers accept gray, palette, alpha, CMYK and 16-bit files with any EXIF orientation. They return upright 8-bit
+arrays: RGB for images and one channel for masks.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from IS_Net.errors import ImageError
+from IS_Net.errors import DatasetError, ImageError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_THRESHOLD = 128
-"""A mask value above this is the object, here and in every metric (see :func:`binarize`)."""
+"""Mask values above this belong to the target, here and in all metrics; see :func:`binarize`."""
 
 _SHEET_COLOR = 64  # gray: differs from the black and the white of a mask
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
-# Pillow warns of large photographs and of damaged EXIF blocks; both are read all the same. Set once, because
-# warnings.catch_warnings around each reading would let threads undo each other's filters.
+# Pillow warns of large photographs and of damaged EXIF blocks; both can be read. The filter is set once, because with
+# warnings.catch_warnings around each read, threads would undo each other's filters.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def binarize(mask: np.ndarray) -> np.ndarray:
-    """Return where a mask (uint8, 0..255, any shape) is the object: a bool array of its shape."""
+    """Threshold a mask, uint8 0..255 of any shape; return a bool array of the same shape, True on the target."""
     return mask > MASK_THRESHOLD
 
 
@@ -43,12 +43,14 @@ def is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> dict[str, Path]:
+def list_images(folder: str | Path, recursive: bool = False, extension: str = "") -> dict[str, Path]:
     """List the image files of a folder.
 
     Args:
         folder: The folder.
         recursive: Whether to list the files of its subfolders too.
+        extension: List only files with this extension, in lower or upper case, such as ``.png``; an empty one lists
+            all of :data:`IMAGE_EXTENSIONS`.
 
     Returns:
         The files by name, sorted by path. A name is the path relative to the folder, with ``/`` and without the
@@ -56,24 +58,32 @@ def list_images(folder: str | Path, recursive: bool = False) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If it holds no image, or if two names are equal, which would give their masks one name.
+        ImageError: If the folder contains no such file, or two that differ only in the extension, whose masks would
+            have the same name.
     """
-    folder = Path(folder)
+    folder, extensions = Path(folder), (extension.lower(),) if extension else IMAGE_EXTENSIONS
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: the folder does not exist; expected a folder of images")
     images: dict[str, Path] = {}
-    duplicates = []
+    duplicates, others = [], set()
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if is_image(path) and not path.is_dir():
-            first = images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-            if first != path:
-                duplicates.append(f"{first.name} and {path.name}")
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.suffix.lower() not in extensions:
+            others.add(path.suffix or path.name)
+            continue
+        first = images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if first != path:
+            duplicates.append(f"{first.name} and {path.name}")
     if duplicates:
-        raise ValueError(
+        raise ImageError(
             f"{folder}: found {', '.join(duplicates)}; names must differ in more than the extension: rename one"
         )
     if not images:
-        raise ValueError(f"{folder}: found no image; expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
+        found = f"only {', '.join(sorted(others)[:5])}" if others else "nothing"
+        raise ImageError(
+            f"{folder}: contains no image; expected files that end in {', '.join(extensions)}, found {found}"
+        )
     return images
 
 
@@ -99,37 +109,37 @@ def size_mismatch(file: object, found: tuple[int, int], reference: object, expec
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
-    """Open a file as a PIL image, with every way in which that can fail turned into an ImageError."""
+    """Open a file as a PIL image; raise all errors as ImageError."""
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ImageError(f"{path}: the image file {what}")
     try:
-        # not by its path: Pillow would map an uncompressed TIFF that lies on its side, and read it askew
+        # opened as a file: given a path, Pillow maps uncompressed TIFFs into memory and misreads rotated ones
         with path.open("rb") as file, Image.open(file) as image:
             yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large to be read safely ({error}); scale it down first") from error
+        raise ImageError(f"{path}: the image is too large to be read safely ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
         size = path.stat().st_size
         raise ImageError(
-            f"{path}: cannot be read as an image ({size} bytes; {error}); it is damaged, cut short, or of a "
-            "format Pillow does not know: copy or export it again"
+            f"{path}: cannot be read as an image ({size} bytes; {error}); the file is damaged, truncated, or of a "
+            "format that Pillow does not support: copy or export it again"
         ) from error
 
 
 def _to_8_bits(image: Image.Image, guess: bool = True) -> np.ndarray:
     """Scale a one-channel image of more than 8 bits (mode I;16, I or F) to uint8.
 
-    Integers are taken as 16-bit samples, and floats as 0..1. With ``guess``, integers that all fit 8 bits are taken
-    as they are (some tools store an 8-bit mask in a 16-bit file, where read as 16-bit samples it would be all black),
-    and floats as 0..255 where any value is above 1.
+    Integers are read as 16-bit samples, and floats as 0..1. With ``guess``, integers are kept if all of them fit into
+    8 bits (some tools store an 8-bit mask in a 16-bit file, which would be almost black as 16-bit samples), and floats
+    are read as 0..255 if any value is above 1.
     """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("it contains values that are not finite")
     peak = values.max(initial=0) if guess else (1 if image.mode == "F" else 65535)
     scale = (255 if peak <= 1 else 1) if image.mode == "F" else (1 if peak <= 255 else 255 / 65535)
     return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
@@ -142,101 +152,123 @@ def read_image(path: str | Path) -> np.ndarray:
         path: A file in any format that Pillow reads. Alpha is ignored, 16 bits are scaled to 8.
 
     Returns:
-        (H, W, 3) uint8, RGB, turned upright as its EXIF orientation says.
+        (H, W, 3) uint8 RGB, upright (after the EXIF orientation).
 
     Raises:
-        ImageError: If the file is missing, damaged, cut short, or not an image.
+        ImageError: If the file is missing, damaged, truncated, or not an image.
     """
     with _open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            return np.repeat(_to_8_bits(image)[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        return image_to_array(image)
+
+
+def image_to_array(image: Image.Image) -> np.ndarray:
+    """Convert a PIL image to what :func:`read_image` returns for its file.
+
+    Raises:
+        ValueError: If it is a float image with values that are not finite.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return np.repeat(_to_8_bits(image)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def read_cutout(path: str | Path) -> np.ndarray:
-    """Read a picture of a thing without its background, cropped to what is not transparent.
+    """Read a cut-out: an image of an object with a transparent background.
 
     Args:
         path: A file in any format that Pillow reads, with transparency.
 
     Returns:
-        (h, w, 4) uint8, RGBA, turned upright as its EXIF orientation says.
+        (h, w, 4) uint8 RGBA, upright (after the EXIF orientation), cropped to the pixels that are not transparent.
 
     Raises:
-        ImageError: If the file is missing, damaged, cut short, not an image, opaque throughout or nowhere.
+        ImageError: If the file is missing, damaged, truncated, not an image, has no alpha channel, or is fully
+            transparent.
     """
     with _open(path) as image:
         image = ImageOps.exif_transpose(image)
         if not image.has_transparency_data:
-            raise ImageError(f"{path}: has no transparency; a cut-out needs an alpha channel")
+            raise ImageError(f"{path}: the image has no transparency; a cut-out needs an alpha channel")
         image = image.convert("RGBA")
         box = image.getchannel("A").getbbox()
         if box is None:
-            raise ImageError(f"{path}: is transparent throughout")
+            raise ImageError(f"{path}: the image is fully transparent; a cut-out needs visible pixels")
         return np.array(image.crop(box))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask or a ground truth.
 
-    Gray files are taken as they are. Of a color palette every index but 0 is the object (DAVIS and VOC store
-    objects as dark colors). A file of one plain color under a varying alpha holds its mask in the alpha; any
-    other color file counts by its luminance. A mask stored as 0/1 is scaled to 0/255.
+    - Gray files are read as they are.
+    - In a file with a color palette, all indices but 0 are the target (DAVIS and VOC store objects as dark colors).
+    - If a file has a single color and a varying alpha channel, the alpha channel is the mask.
+    - Of other color files, the luminance is the mask.
+    - A mask of 0 and 1 is scaled to 0 and 255.
 
     Args:
         path: A file in any format that Pillow reads.
 
     Returns:
-        (H, W) uint8, 0..255, turned upright as its EXIF orientation says.
+        (H, W) uint8 0..255, upright (after the EXIF orientation).
 
     Raises:
-        ImageError: If the file is missing, damaged, cut short, or not an image.
+        ImageError: If the file is missing, damaged, truncated, or not an image.
     """
-    mask = _read_plane(path, guess=True)
+    with _open(path) as image:
+        return mask_to_array(image)
+
+
+def mask_to_array(image: Image.Image) -> np.ndarray:
+    """Convert a PIL image to what :func:`read_mask` returns for its file.
+
+    Raises:
+        ValueError: If it is a float image with values that are not finite.
+    """
+    mask = _to_plane(image, guess=True)
     return mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
 
 
 def read_map(path: str | Path) -> np.ndarray:
-    """Read a predicted map: as :func:`read_mask` does, but never scaled by what it happens to hold.
+    """Read a predicted map: like :func:`read_mask`, but the scale does not depend on the highest value.
 
-    The levels of an 8-bit file are taken as they are, 16-bit samples are scaled by 255 / 65535, and floats are taken
-    as 0..1, whatever the highest is. A file of one plain color under an alpha that is 0 everywhere is an empty map.
+    8-bit values are read as they are, 16-bit values are scaled by 255 / 65535, and floats are read as 0..1. A file of a
+    single color whose alpha channel is 0 everywhere is an empty map.
 
     Args:
         path: A file in any format that Pillow reads.
 
     Returns:
-        (H, W) uint8, 0..255, turned upright as its EXIF orientation says.
+        (H, W) uint8 0..255, upright (after the EXIF orientation).
 
     Raises:
-        ImageError: If the file is missing, damaged, cut short, or not an image.
+        ImageError: If the file is missing, damaged, truncated, or not an image.
     """
-    return _read_plane(path, guess=False)
-
-
-def _read_plane(path: str | Path, guess: bool) -> np.ndarray:
     with _open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            return _to_8_bits(image, guess)
-        if image.mode == "P":
-            return _from_palette(image)
-        if image.mode in ("LA", "PA", "RGBA"):
-            return _from_alpha(image, empty=not guess)
-        return np.array(image.convert("L"))
+        return _to_plane(image, guess=False)
+
+
+def _to_plane(image: Image.Image, guess: bool) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return _to_8_bits(image, guess)
+    if image.mode == "P":
+        return _from_palette(image)
+    if image.mode in ("LA", "PA", "RGBA"):
+        return _from_alpha(image, empty=not guess)
+    return np.array(image.convert("L"))
 
 
 def _from_palette(image: Image.Image) -> np.ndarray:
-    # not the colors in use but all of the palette's: VOC draws its seventh object in a gray below the threshold
+    # the whole palette and not the colors in use: VOC's seventh object has a gray value that is below the threshold
     palette = np.reshape(image.getpalette("RGB"), (-1, 3))
-    if (palette[:, :1] == palette).all():  # just a way to store gray values
+    if (palette[:, :1] == palette).all():  # a gray file that is stored with a palette
         return np.array(image.convert("RGB"))[..., 0]
     return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
 
 
 def _from_alpha(image: Image.Image, empty: bool) -> np.ndarray:
-    """Return a plain color's alpha where that varies, and where it is all 0 if ``empty``; else the luminance."""
+    """Return the alpha channel of a single-color image if it varies, or if ``empty`` and it is 0; else luminance."""
     pixels = np.array(image.convert("RGBA"))
     color, alpha = pixels[..., :3], pixels[..., 3]
     if (np.ptp(alpha) > 0 or (empty and not alpha.any())) and not np.ptp(color, axis=(0, 1)).any():
@@ -245,7 +277,7 @@ def _from_alpha(image: Image.Image, empty: bool) -> np.ndarray:
 
 
 def _png_has_orientation(path: Path) -> bool:
-    """Say whether a PNG holds EXIF or XMP, before or behind its pixels; only the chunks' heads are read."""
+    """Return whether a PNG file contains EXIF or XMP data; only the heads of its chunks are read."""
     with path.open("rb") as file:
         file.seek(len(b"\x89PNG\r\n\x1a\n"))
         while len(head := file.read(8)) == 8:
@@ -253,31 +285,38 @@ def _png_has_orientation(path: Path) -> bool:
             start = file.read(min(length, 32))
             if kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")):
                 return True
-            file.seek(length - len(start) + 4, os.SEEK_CUR)  # what is left of the chunk, and its checksum
+            file.seek(length - len(start) + 4, os.SEEK_CUR)  # the rest of the chunk and its checksum
     return False
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) of an image file as the readers would, from its header alone.
+    """Return the (height, width) of an image as the readers return it, without decoding the pixels.
 
     Raises:
-        ImageError: If the file is missing or its header is not an image's.
+        ImageError: If the file is missing, or its header cannot be read.
     """
     with _open(path) as image:
         width, height = image.size
-        # Of a TIFF, Pillow gives the size as turned already. Of a PNG, it would decode all of the file to look for an
-        # orientation behind the pixels.
-        turned = image.format != "TIFF" and (image.format != "PNG" or _png_has_orientation(Path(path)))
-        if turned and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+        # For TIFF files, Pillow returns the size after rotation. For PNG files, getexif would decode the whole file,
+        # because an EXIF chunk may follow the pixels.
+        may_rotate = image.format != "TIFF" and (image.format != "PNG" or _png_has_orientation(Path(path)))
+        if may_rotate and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return height, width
 
 
 @contextmanager
 def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a file that appears under its name only when the block ends well, and not at all otherwise.
+    """Open a file for writing that replaces ``path`` only when the ``with`` block succeeds.
 
-    The folder is made where it is missing. ``mode`` is ``"wb"`` or ``"w"`` (UTF-8).
+    After an error or an interruption, ``path`` is unchanged. A missing folder is created.
+
+    Args:
+        path: The file to write.
+        mode: ``"wb"`` or ``"w"`` (UTF-8).
+
+    Yields:
+        The open file, which has a temporary name in the same folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,42 +330,45 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
-def encode_image(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
-    """Return an image as the content of a file.
+def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:
+    """Encode an image in the format of a file extension.
 
     Args:
         image: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8.
-        ending: ``.png``, ``.jpg`` or another that OpenCV writes.
-        quality: Of a JPEG, up to 100.
+        extension: ``.png``, ``.jpg`` or another extension that OpenCV writes.
+        quality: Quality of a JPEG, 0 to 100.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        ValueError: If the array is of another shape or dtype, or the ending is unknown.
+        ValueError: If the shape or dtype differs, or the extension is unknown.
     """
     channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
     if image.dtype != np.uint8 or channels not in (1, 3, 4) or image.size == 0:
         raise ValueError(f"expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}")
     order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
     pixels = image if order is None else cv2.cvtColor(image, order)
-    # OpenCV 5 warns of an option that the format does not have
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if ending in (".jpg", ".jpeg") else []
+    # OpenCV 5 warns of options that the format does not have
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if extension in (".jpg", ".jpeg") else []
     try:
-        written, data = cv2.imencode(ending, pixels, options)
+        written, data = cv2.imencode(extension, pixels, options)
     except cv2.error as error:
-        raise ValueError(f"OpenCV cannot write files that end in {ending!r}") from error
+        raise ValueError(f"OpenCV cannot write files with the extension {extension!r}") from error
     if not written:
-        raise ValueError(f"OpenCV cannot write this {image.shape} array as {ending!r}")
+        raise ValueError(f"OpenCV cannot write this {image.shape} array as {extension!r}")
     return data.tobytes()
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an image, whole or not at all.
+    """Write an image file atomically.
 
     Args:
-        path: Ends in ``.png``, ``.jpg`` (quality 95) or another ending that OpenCV writes.
-        image: As :func:`encode_image` takes it.
+        path: Has the extension ``.png``, ``.jpg`` (quality 95) or another one that OpenCV writes.
+        image: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8.
 
     Raises:
-        ValueError: If the array is of another shape or dtype, or the ending is unknown.
+        ValueError: If the shape or dtype differs, or the extension is unknown.
     """
     path = Path(path)
     try:
@@ -338,18 +380,18 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write a mask as an 8-bit gray PNG, whole or not at all.
+    """Write a mask atomically as an 8-bit gray PNG file.
 
     Args:
-        path: Must end in ``.png``: a lossy format would blur the mask.
-        mask: (H, W), bool (written as 0/255) or uint8 (written as it is).
+        path: Must have the extension ``.png``, because a lossy format would blur the mask.
+        mask: (H, W), bool (written as 0 and 255) or uint8 (written unchanged).
 
     Raises:
-        ValueError: If the array is of another shape or dtype, or the ending is another.
+        ValueError: If the shape, dtype or extension differs.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: masks are written as .png, not as {path.suffix or 'a file without an ending'}")
+        raise ValueError(f"{path}: masks are written as .png, not as {path.suffix or 'a file without extension'}")
     if mask.dtype == bool:
         mask = mask.astype(np.uint8) * np.uint8(255)
     if mask.ndim != 2:
