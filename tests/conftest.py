@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,13 @@ from hypothesis import settings
 
 from IS_Net.images import write_image, write_mask
 from IS_Net.models import ISNetDIS
+
+# pytest-xdist runs a process for each core; each computes with its share of the cores, and so do its child processes
+if worker_count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    share = max(1, (os.cpu_count() or 1) // worker_count)
+    torch.set_num_threads(share)
+    cv2.setNumThreads(share)
+    os.environ["OMP_NUM_THREADS"] = str(share)
 
 settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("patient")

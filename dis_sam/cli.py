@@ -1,0 +1,78 @@
+"""The command ``dis-sam VERB ...``: a table of verbs, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dis_sam import __version__
+from IS_Net.command_line import DONE, NOT_STARTED, print_error
+from IS_Net.errors import did_you_mean
+
+
+class Verb(NamedTuple):
+    """A verb of the command."""
+
+    target: str
+    """``module:function``; the function takes the arguments behind the verb and returns the exit code."""
+    summary: str
+    before: tuple[str, ...] = ()
+    """Arguments that the function gets first."""
+
+
+VERBS = {
+    "masks": Verb("sam.generate_masks:main", "stage 1: prompts become coarse masks on disk"),
+    "train": Verb("IS_Net.train_valid_inference_main:command_line", "train stage 2", ("mode=train",)),
+    "valid": Verb("IS_Net.train_valid_inference_main:command_line", "predict and score data sets", ("mode=valid",)),
+    "evaluate": Verb("IS_Net.evaluate:main", "score maps, or the predictions of weights, with all metrics"),
+    "import-weights": Verb("IS_Net.import_weights:main", "convert published .pth and .onnx weights to safetensors"),
+    "check": Verb("dis_sam.check:main", "report versions, device, precision, weights and disk space"),
+}
+
+_EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted"
+
+
+def usage() -> str:
+    """Return the help text of the command."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: dis-sam VERB [ARGUMENTS]\n"
+        "       dis-sam VERB --help\n"
+        "       dis-sam --version\n\n"
+        f"A box around a thing in a photograph becomes a pixel-accurate mask of it.\n\n{verbs}\n\n{_EXIT_CODES}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: The arguments; None takes the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 some items failed, 2 could not start, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return DONE if arguments else NOT_STARTED
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        print(f"dis-sam {__version__}")
+        return DONE
+    if name not in VERBS:
+        print_error(f"unknown verb {name!r}{did_you_mean(name, VERBS)}")
+        return NOT_STARTED
+    verb = VERBS[name]
+    module, _, function = verb.target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)([*verb.before, *rest])
+    except SystemExit as end:  # argparse ends the process after --help and after a wrong argument
+        return end.code if isinstance(end.code, int) else DONE if end.code is None else NOT_STARTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Errors, exit codes and messages of all commands."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+
+import pytest
+
+from IS_Net import command_line, errors
+from IS_Net.command_line import print_text, run_command
+
+
+def raising(error: BaseException):
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (errors.HyparError("hypar['lr']: bad"), 2),
+        (errors.CheckpointError("w.pth: damaged"), 2),
+        (errors.TrainingError("the loss is nan"), 1),
+        (errors.ScoringError("a worker died"), 1),
+        (PermissionError(13, "Permission denied", "x.png"), 2),
+    ],
+)
+def test_an_error_becomes_a_message_and_a_code(error: Exception, code: int, capsys: pytest.CaptureFixture):
+    assert run_command(raising(error)) == code
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {error}\n"
+    assert printed.out == ""
+
+
+def test_an_interruption_is_130(capsys: pytest.CaptureFixture):
+    assert run_command(raising(KeyboardInterrupt()), "interrupted; the same command resumes") == 130
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_commands_own_code_is_kept(code: int):
+    assert run_command(lambda: code) == code
+
+
+def test_a_programming_error_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+
+
+def test_every_error_is_a_user_error_and_of_a_builtin_kind():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.UserError)]
+    assert len(kinds) > 8
+    for kind in kinds:
+        if kind is not errors.UserError:
+            assert issubclass(kind, ValueError | RuntimeError | ImportError)
+            assert kind.exit_code in (1, 2)
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    print_text("фото.jpg é")
+    sys.stdout.flush()
+    assert raw.getvalue().decode("cp1252") == "\\u0444\\u043e\\u0442\\u043e.jpg é\n"
+
+
+@pytest.mark.parametrize("text, found", [("3", 3), ("1", 1), ("0", None), ("-1", None), ("x", None), ("", None)])
+def test_positive_int(text: str, found: int | None):
+    if found is None:
+        with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
+            command_line.positive_int(text)
+    else:
+        assert command_line.positive_int(text) == found
+
+
+def test_did_you_mean():
+    assert errors.did_you_mean("btach", ["batch", "lr"]) == "; did you mean 'batch'?"
+    assert errors.did_you_mean("zzz", ["batch", "lr"]) == "; known names: batch, lr"
+
+
+def test_a_missing_extra_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    with pytest.raises(errors.MissingExtraError, match=r"pip install 'dis-sam\[sam\]'"):
+        errors.import_extra("segment_anything", "sam")
+    assert errors.import_extra("json", "sam").loads("1") == 1
+
+
+def test_an_import_error_inside_an_extra_is_not_hidden(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "half_installed.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        errors.import_extra("half_installed", "sam")
