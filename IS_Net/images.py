@@ -58,7 +58,7 @@ def list_images(folder: str | Path, recursive: bool = False, extension: str = ""
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ImageError: If the folder contains no such file, or two that differ only in the extension, whose masks would
+        DatasetError: If the folder contains no such file, or two that differ only in the extension, whose masks would
             have the same name.
     """
     folder, extensions = Path(folder), (extension.lower(),) if extension else IMAGE_EXTENSIONS
@@ -76,13 +76,13 @@ def list_images(folder: str | Path, recursive: bool = False, extension: str = ""
         if first != path:
             duplicates.append(f"{first.name} and {path.name}")
     if duplicates:
-        raise ImageError(
+        raise DatasetError(
             f"{folder}: found {', '.join(duplicates)}; names must differ in more than the extension: rename one"
         )
     if not images:
-        found = f"only {', '.join(sorted(others)[:5])}" if others else "nothing"
-        raise ImageError(
-            f"{folder}: contains no image; expected files that end in {', '.join(extensions)}, found {found}"
+        found = f"contains only {', '.join(sorted(others)[:5])}" if others else "is empty"
+        raise DatasetError(
+            f"{folder}: found no image; expected files that end in {', '.join(extensions)}, but the folder {found}"
         )
     return images
 

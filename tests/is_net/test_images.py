@@ -1,4 +1,4 @@
-"""Reading and writing files: every kind of file ends in one form, every damaged one in an error that names it."""
+"""Listing, reading and writing image files: all kinds are read to one form; errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from IS_Net import images
-from IS_Net.errors import ImageError
+from IS_Net.errors import DatasetError, ImageError
 from IS_Net.images import (
     atomic_file,
     binarize,
+    contact_sheet,
     encode_image,
     image_size,
+    is_image,
+    list_images,
     read_image,
     read_map,
     read_mask,
+    size_mismatch,
     write_image,
     write_mask,
 )
@@ -289,6 +293,93 @@ def test_a_plain_color_that_is_all_transparent_is_an_empty_map(tmp_path: Path, c
     assert read_map(path).any()
 
 
+# --- listing ---
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_images_of_a_folder_are_listed_by_name(tmp_path: Path):
+    touch(tmp_path, "b.PNG", "a.jpg", "c.v2.webp", "notes.txt", ".hidden.png", "sub/d.png", "folder.png/x.txt")
+    assert list_images(tmp_path) == {
+        "a": tmp_path / "a.jpg",
+        "b": tmp_path / "b.PNG",
+        "c.v2": tmp_path / "c.v2.webp",
+    }
+    assert list(list_images(str(tmp_path), recursive=True)) == ["a", "b", "c.v2", "sub/d"]
+
+
+def test_only_one_extension_is_listed(tmp_path: Path):
+    touch(tmp_path, "a.jpg", "a.png", "b.PNG", "c.npy")
+    assert list_images(tmp_path, extension=".Png") == {"a": tmp_path / "a.png", "b": tmp_path / "b.PNG"}
+    assert list(list_images(tmp_path, extension=".npy")) == ["c"]
+
+
+def test_listing_errors_name_folder_and_files(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: the folder does not exist"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"found no image; expected files that end in \.jpg, .*folder is empty"):
+        list_images(tmp_path)
+    touch(tmp_path, "a.tif", "a.png", "sub/a.png", "b.txt")
+    with pytest.raises(
+        DatasetError, match=r"found no image.*end in \.jpg, but the folder contains only .png, .tif, .txt"
+    ):
+        list_images(tmp_path, extension=".jpg")
+    with pytest.raises(DatasetError, match=r"found a\.png and a\.tif; names must differ"):
+        list_images(tmp_path, recursive=True)
+    (tmp_path / "a.tif").unlink()
+    assert list(list_images(tmp_path, recursive=True)) == ["a", "sub/a"]  # of different folders
+
+
+def test_image_names():
+    assert is_image(Path("x/a.JPEG")) and not is_image(Path("x/.a.png")) and not is_image(Path("x/a.csv"))
+
+
+def test_size_mismatch_shows_width_before_height():
+    message = size_mismatch("a/gt.png", (3, 40), "its image a.jpg", (50, 6))
+    assert message.startswith("a/gt.png is 40 x 3 pixels, but its image a.jpg is 6 x 50 pixels; both must")
+
+
+# --- contact sheets ---
+
+
+def test_pictures_of_a_contact_sheet_lie_side_by_side():
+    red, gray = np.full((20, 30, 3), (200, 0, 0), np.uint8), np.full((5, 10), 250, np.uint8)
+    sheet = contact_sheet([[red, gray], [gray]], height=10, gap=3)
+    assert sheet.shape == (3 + 2 * 13, 3 + 18 + 23, 3) and sheet.dtype == np.uint8
+    np.testing.assert_array_equal(sheet[3:13, 3:18], np.broadcast_to(np.uint8([200, 0, 0]), (10, 15, 3)))
+    assert (sheet[3:13, 21:41] == 250).all() and (sheet[16:26, 3:23] == 250).all()
+    shown = np.zeros(sheet.shape[:2], bool)
+    shown[3:13, 3:18] = shown[3:13, 21:41] = shown[16:26, 3:23] = True
+    assert len(np.unique(sheet[~shown])) == 1
+
+
+def test_rows_of_a_contact_sheet_fill_its_columns():
+    pictures = [[np.full((8, 8), level, np.uint8)] for level in (10, 20, 30)]
+    sheet = contact_sheet(pictures, height=8, columns=2, gap=0)
+    assert sheet.shape == (16, 16, 3)
+    assert [sheet[y, x, 0] for y, x in ((0, 0), (0, 8), (8, 0))] == [10, 20, 30]
+
+
+def test_captions_stand_above_the_rows():
+    pictures = [[np.zeros((8, 60), np.uint8)]] * 2
+    plain, captioned = contact_sheet(pictures, 8), contact_sheet(pictures, 8, captions=["IoU 0.9", "b"])
+    bar = (captioned.shape[0] - plain.shape[0]) // 2
+    assert bar > 8 and captioned.shape[1] == plain.shape[1]
+    assert captioned[4 : 4 + bar].max() > 150  # the text is bright
+    assert (captioned[4 + bar : 12 + bar, 4:64] == 0).all()
+    with pytest.raises(ValueError, match="shorter"):
+        contact_sheet(pictures, 8, captions=["only one"])
+    with pytest.raises(ValueError, match="at least one row"):
+        contact_sheet([], 8)
+
+
+# --- reading ---
+
+
 def test_threshold_is_above_128():
     np.testing.assert_array_equal(binarize(np.uint8([0, 127, 128, 129, 255])), [False, False, False, True, True])
 
@@ -343,7 +434,7 @@ def test_missing_file_and_folder(tmp_path: Path, reader: Callable):
 def test_image_too_large_to_be_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_image(tmp_path / "huge.png", RGB)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ImageError, match=r"huge\.png: too large"):
+    with pytest.raises(ImageError, match=r"huge\.png: the image is too large"):
         read_image(tmp_path / "huge.png")
 
 
