@@ -11,7 +11,7 @@ import pytest
 from conftest import draw_sample
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from test_sam_notebook import pictures
+from notebook_tools import pictures
 
 import IS_Net
 from IS_Net.images import write_image
