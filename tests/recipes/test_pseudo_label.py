@@ -1,4 +1,4 @@
-"""Labeling photographs with a network: what is kept, what is written, and what goes wrong."""
+"""pseudo_label: verdicts, the files written, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from IS_Net.checkpoint import save_weights
-from IS_Net.data_loader import find_samples
 from IS_Net.datalist import from_folder
 from IS_Net.errors import ImageError
 from IS_Net.images import read_image, read_mask, write_image
 from IS_Net.models import ISNetDIS
+from IS_Net.samples import find_samples
 from recipes.starter import pseudo_label as module
-from recipes.starter.pseudo_label import Label, label, main, self_label
+from recipes.starter.pseudo_label import Confidence, label, main, pseudo_label
 
 
 class Stub:
-    """Stands in for a predictor: its alpha is the photograph's red channel, or what it is told."""
+    """Replaces a predictor: its alpha is the photograph's red channel, or what ``alpha`` returns."""
 
     in_ch, device = 3, "cpu"
 
@@ -35,14 +35,14 @@ class Stub:
 
 
 def left_part(image: np.ndarray) -> np.ndarray:
-    """Return an alpha that looks at nothing: in a mirror image it is another object, that shares a third of it."""
+    """Return an alpha that ignores the image: mirrored, it is another object, with an IoU of 1/3."""
     alpha = np.zeros(image.shape[:2], np.float32)
     alpha[:, : image.shape[1] * 2 // 3] = 1
     return alpha
 
 
 def photograph(red: int = 255, height: int = 60, width: int = 80) -> np.ndarray:
-    """Return an image of an upright rectangle, left of the middle, that the stub finds."""
+    """Return an image of a rectangle, left of the center, that the stub finds."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 1] = 90
     image[height // 6 : height // 2, width // 8 : width // 2, 0] = red
@@ -51,7 +51,7 @@ def photograph(red: int = 255, height: int = 60, width: int = 80) -> np.ndarray:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Return a folder of a photograph to keep, one of nothing, and one of something undecided."""
+    """Return a folder with a photograph to keep, one without an object, and one with an undecided object."""
     folder = tmp_path / "photos"
     for name, red in (("clear", 255), ("nothing", 0), ("veil", 150)):
         write_image(folder / f"{name}.png", photograph(red))
@@ -78,46 +78,46 @@ def written(out: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("figures", "verdict"),
     [
-        (Label(agreement=1.0, undecided=0.0, area=0.3), "kept"),
-        (Label(agreement=0.3, undecided=0.0, area=0.3), "another object when mirrored"),
-        (Label(agreement=1.0, undecided=0.8, area=0.3), "undecided"),
-        (Label(agreement=1.0, undecided=0.0, area=0.0), "no object of a useful size"),
-        (Label(agreement=1.0, undecided=0.0, area=1.0), "no object of a useful size"),
+        (Confidence(agreement=1.0, undecided=0.0, area=0.3), "kept"),
+        (Confidence(agreement=0.3, undecided=0.0, area=0.3), "another object when mirrored"),
+        (Confidence(agreement=1.0, undecided=0.8, area=0.3), "undecided"),
+        (Confidence(agreement=1.0, undecided=0.0, area=0.0), "no object of a useful size"),
+        (Confidence(agreement=1.0, undecided=0.0, area=1.0), "no object of a useful size"),
     ],
 )
 def test_verdicts(figures, verdict):
     assert figures.verdict == verdict
 
 
-def test_what_is_seen_in_both_is_the_label():
+def test_the_object_found_in_both_images_is_the_label():
     image = photograph()
     stub = Stub()
     alpha, figures = label(stub, image)
     assert np.array_equal(stub.seen[0], image) and np.array_equal(stub.seen[1], image[:, ::-1])
     assert alpha.shape == (60, 80) and alpha.dtype == np.float32
     assert np.array_equal(alpha, image[..., 0] == 255)
-    assert figures == Label(agreement=1.0, undecided=0.0, area=pytest.approx(20 * 30 / 4800))
+    assert figures == Confidence(agreement=1.0, undecided=0.0, area=pytest.approx(20 * 30 / 4800))
     assert figures.verdict == "kept"
 
 
-def test_what_is_another_object_in_the_mirror_is_told():
+def test_another_object_in_the_mirror_image_is_a_disagreement():
     figures = label(Stub(left_part), photograph(width=90))[1]
     assert figures.agreement == pytest.approx(1 / 3) and figures.verdict == "another object when mirrored"
 
 
-def test_a_veil_is_undecided():
+def test_a_half_transparent_object_is_undecided():
     figures = label(Stub(), photograph(150))[1]
     assert figures.undecided == 1 and figures.verdict == "undecided"
 
 
-def test_nothing_is_no_object():
+def test_an_empty_alpha_is_no_object():
     alpha, figures = label(Stub(), photograph(0))
     assert not alpha.any()
     assert (figures.agreement, figures.undecided, figures.area) == (0, 0, 0)
     assert figures.verdict == "no object of a useful size"
 
 
-def test_an_alpha_is_steepened_and_keeps_its_order():
+def test_contrast_is_increased_and_the_order_is_kept():
     ramp = np.tile(np.linspace(0, 255, 52, dtype=np.uint8)[:, None, None], (1, 40, 3))
     alpha = label(Stub(), ramp)[0][:, 0]
     assert (np.diff(alpha) >= 0).all() and (alpha[0], alpha[-1]) == (0, 1)
@@ -129,39 +129,39 @@ def test_an_alpha_is_steepened_and_keeps_its_order():
 # --- files ---
 
 
-def test_what_is_kept_is_a_data_set(photos, tmp_path):
+def test_kept_photographs_form_a_data_set(photos, tmp_path):
     out = tmp_path / "out"
-    verdicts = self_label(files(photos), out, Stub())
+    verdicts = pseudo_label(files(photos), out, Stub())
     assert verdicts == {"clear": "kept", "nothing": "no object of a useful size", "veil": "undecided"}
     assert written(out) == {"im/clear.jpg", "gt/clear.png", "labels.csv"}
     (sample,) = find_samples(from_folder(out), need_mask=False, need_gt=True)
     assert np.array_equal(read_mask(sample.gt), photograph()[..., 0])
     assert np.abs(read_image(sample.image).astype(int) - photograph()).mean() < 8
-    told = rows(out)
-    assert {name: row["verdict"] for name, row in told.items()} == verdicts
-    assert [float(told["clear"][key]) for key in ("agreement", "undecided", "area")] == [1, 0, 0.125]
+    listed = rows(out)
+    assert {name: row["verdict"] for name, row in listed.items()} == verdicts
+    assert [float(listed["clear"][key]) for key in ("agreement", "undecided", "area")] == [1, 0, 0.125]
 
 
 def test_a_large_photograph_is_scaled_down_with_its_label(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LONGEST_SIDE", 40)
-    self_label([photos / "clear.png"], tmp_path / "out", Stub())
+    pseudo_label([photos / "clear.png"], tmp_path / "out", Stub())
     assert read_image(tmp_path / "out" / "im" / "clear.jpg").shape == (30, 40, 3)
     assert read_mask(tmp_path / "out" / "gt" / "clear.png").shape == (30, 40)
 
 
-def test_labeling_goes_on_where_it_stopped(photos, tmp_path):
+def test_labeling_resumes(photos, tmp_path):
     out = tmp_path / "out"
-    self_label([photos / "clear.png", photos / "veil.png"], out, Stub())
+    pseudo_label([photos / "clear.png", photos / "veil.png"], out, Stub())
     before = (out / "gt" / "clear.png").stat().st_mtime_ns
     stub = Stub()
-    verdicts = self_label(files(photos), out, stub)
-    assert len(stub.seen) == 2  # the one photograph that was left, and its mirror image
+    verdicts = pseudo_label(files(photos), out, stub)
+    assert len(stub.seen) == 2  # the one photograph that was not labeled yet, and its mirror image
     assert set(verdicts) == {"clear", "nothing", "veil"} == set(rows(out))
     assert verdicts["clear"] == "kept" and rows(out)["clear"]["area"] == "0.125"
     assert (out / "gt" / "clear.png").stat().st_mtime_ns == before
 
 
-def test_a_stopped_run_keeps_what_it_has(photos, tmp_path):
+def test_an_interrupted_run_keeps_its_results(photos, tmp_path):
     out, stub = tmp_path / "out", Stub()
 
     def predict(image: np.ndarray) -> np.ndarray:
@@ -171,24 +171,28 @@ def test_a_stopped_run_keeps_what_it_has(photos, tmp_path):
 
     stub.alpha = predict
     with pytest.raises(KeyboardInterrupt):
-        self_label(files(photos), out, stub)
+        pseudo_label(files(photos), out, stub)
     assert {name: row["verdict"] for name, row in rows(out).items()} == {"clear": "kept"}
 
 
-def test_a_photograph_that_cannot_be_read_is_told_and_the_others_are_labeled(photos, tmp_path):
+def test_a_photograph_that_cannot_be_read_is_listed_and_the_others_are_labeled(photos, tmp_path):
+    out = tmp_path / "out"
     (photos / "a_broken.jpg").write_bytes(b"no image at all")
-    verdicts = self_label(files(photos), tmp_path / "out", Stub())
+    verdicts = pseudo_label(files(photos), out, Stub())
     assert "a_broken.jpg" in verdicts["a_broken"] and verdicts["clear"] == "kept"
-    told = rows(tmp_path / "out")
-    assert "cannot be read" in told["a_broken"]["verdict"] and told["a_broken"]["area"] == ""
-    assert set(told) == {"a_broken", "clear", "nothing", "veil"}
-    assert self_label(files(photos), tmp_path / "out", Stub()) == verdicts
+    listed = rows(out)
+    assert listed["a_broken"]["verdict"] == verdicts["a_broken"] and listed["a_broken"]["area"] == ""
+    assert set(listed) == {"a_broken", "clear", "nothing", "veil"}
+    assert pseudo_label(files(photos), out, Stub()) == verdicts
+    write_image(photos / "a_broken.png", photograph())
+    (photos / "a_broken.jpg").unlink()
+    assert pseudo_label(files(photos), out, Stub()) == {**verdicts, "a_broken": "kept"}  # it is tried again
 
 
-def test_two_photographs_of_one_name_are_refused(photos, tmp_path):
+def test_two_photographs_with_one_name_raise_an_error(photos, tmp_path):
     shutil.copy(photos / "veil.png", photos / "clear.bmp")
     with pytest.raises(ImageError, match="share the name 'clear'"):
-        self_label(files(photos), tmp_path / "out", Stub())
+        pseudo_label(files(photos), tmp_path / "out", Stub())
     assert not (tmp_path / "out").exists()
 
 
@@ -205,8 +209,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
 def test_the_command_labels_folders(photos, tmp_path, stub, capsys):
     write_image(tmp_path / "more" / "second.PNG".lower(), photograph())
     assert main([str(photos), str(tmp_path / "more"), "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr().out
-    assert "labeling 4 photographs on cpu" in told and "kept 2 of 4" in told
+    printed = capsys.readouterr().out
+    assert "labeling 4 photographs on cpu" in printed and "kept 2 of 4" in printed
     assert {path.name for path in (tmp_path / "out" / "im").iterdir()} == {"clear.jpg", "second.jpg"}
 
 
@@ -216,17 +220,34 @@ def test_a_real_network_labels(photos, tmp_path, capsys):
     arguments = [str(photos), "--weights", str(tmp_path / "three.safetensors"), "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert "of 3" in capsys.readouterr().out
-    told = rows(tmp_path / "out")
-    assert set(told) == {"clear", "nothing", "veil"}
-    assert all(0 <= float(row[key]) <= 1 for row in told.values() for key in ("agreement", "undecided", "area"))
+    listed = rows(tmp_path / "out")
+    assert set(listed) == {"clear", "nothing", "veil"}
+    assert all(0 <= float(row[key]) <= 1 for row in listed.values() for key in ("agreement", "undecided", "area"))
+
+
+def test_the_command_names_unreadable_photographs_each_time(photos, tmp_path, stub, capsys):
+    (photos / "broken.jpg").write_bytes(b"no image at all")
+    for _ in range(2):
+        assert main([str(photos), "--out", str(tmp_path / "out")]) == 1
+        printed = capsys.readouterr()
+        assert "kept 1 of 4" in printed.out and "error: " in printed.err and "broken.jpg" in printed.err
+
+
+def test_an_interrupted_command_says_how_to_resume(photos, tmp_path, stub, capsys):
+    def interrupt(image: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    stub.alpha = interrupt
+    assert main([str(photos), "--out", str(tmp_path / "out")]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["no folder", "no photographs", "one name", "no weights", "no device"])
-def test_what_goes_wrong_is_told_without_a_traceback(photos, tmp_path, capsys, case):
+def test_errors_are_printed_without_a_traceback(photos, tmp_path, capsys, case):
     (tmp_path / "empty").mkdir()
     arguments, message = {
-        "no folder": ([str(photos), str(tmp_path / "gone")], "gone: is no folder"),
-        "no photographs": ([str(tmp_path / "empty")], "empty: hold no photographs"),
+        "no folder": ([str(photos), str(tmp_path / "gone")], "gone: the folder does not exist"),
+        "no photographs": ([str(tmp_path / "empty")], "empty: "),
         "one name": ([str(photos), str(tmp_path / "twins")], "share the name 'clear'"),
         "no weights": ([str(photos), "--weights", str(tmp_path / "gone.safetensors")], "gone.safetensors"),
         "no device": ([str(photos), "--device", "cuda:7"], "cuda:7"),
@@ -235,13 +256,13 @@ def test_what_goes_wrong_is_told_without_a_traceback(photos, tmp_path, capsys, c
     if case in ("one name", "no device"):
         save_weights(tmp_path / "three.safetensors", ISNetDIS(3), {"in_ch": 3, "input_size": [128, 128]})
         arguments += ["--weights", str(tmp_path / "three.safetensors")]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
-    told = capsys.readouterr().err
-    assert told.splitlines()[-1].startswith("error: ") and message in told and "Traceback" not in told
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[-1].startswith("error: ") and message in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_look_at_masks_are_refused(photos, weights, tmp_path, capsys):
-    assert main([str(photos), "--weights", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+def test_weights_with_a_mask_channel_raise_an_error(photos, weights, tmp_path, capsys):
+    assert main([str(photos), "--weights", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "4 input channels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,9 @@
-"""The figure of training runs: what it reads, and what it says where there is nothing to read."""
+"""training_curves: what it reads, the figure, and the messages about folders that are not runs."""
 
 from __future__ import annotations
 
 import csv
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from IS_Net.hypar import IS_NET_DIR
+from recipes.starter import training_curves
 
-sys.path.insert(0, str(IS_NET_DIR.parent / "benchmarks"))
-training_curves = pytest.importorskip("training_curves", reason="needs matplotlib")
+pytest.importorskip("matplotlib")
 
 LOSSES = [3.0, 2.0, 1.5, 1.25]
 
@@ -49,7 +48,16 @@ def test_a_figure_of_runs_one_after_the_other(run: Path, tmp_path: Path) -> None
     assert np.asarray(Image.open(out)).std() > 5
 
 
-def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert training_curves.main([str(tmp_path / "gone"), "--out", str(tmp_path / "c.png")]) == 1
-    assert "gone: holds no metrics.csv" in capsys.readouterr().err
+def test_a_folder_that_is_not_a_run_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert training_curves.main([str(tmp_path / "gone"), "--out", str(tmp_path / "c.png")]) == 2
+    assert "gone: contains no metrics.csv" in capsys.readouterr().err
+    shutil.rmtree(run / "tensorboard")
+    assert training_curves.main([str(run), "--out", str(tmp_path / "c.png")]) == 2
+    assert "run: found no loss in tensorboard/segmentation" in capsys.readouterr().err
     assert not (tmp_path / "c.png").exists()
+
+
+def test_smooth_must_be_positive(run: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        training_curves.main([str(run), "--smooth", "0"])
+    assert stop.value.code == 2 and "above 0" in capsys.readouterr().err

@@ -1,11 +1,10 @@
-"""Photographs come out of Qt resource files (those in golden/ were written by Qt 6's own rcc), archives and folders."""
+"""unpack_photos: Qt resource files (those in golden/ were written by Qt 6's own rcc), archives and folders."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,17 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from IS_Net.images import read_image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-
-import unpack_photos
+from recipes.starter import unpack_photos
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = b"compressed by zlib, since it repeats " * 60
 
 
 @pytest.mark.parametrize("version", [1, 3])
-def test_every_file_comes_out_under_its_path(version):
+def test_every_file_is_unpacked_under_its_path(version):
     files = {str(path): code for path, code in unpack_photos.unpack((GOLDEN / f"version_{version}.rcc").read_bytes())}
     assert set(files) == {"top/" + name for name in ("a/photo.jpg", "a/b/photo.webp", "a/cut.png", "small.png")} | {
         "top/text.txt",
@@ -55,7 +51,7 @@ def unpacked(*packages: Path, out: Path) -> list[str]:
 
 @pytest.fixture
 def theme(tmp_path: Path) -> Path:
-    """Give a folder of two photographs, one of them in two sizes, and of what is none."""
+    """Return a folder with two photographs, one of them in two sizes, and with other files."""
     folder = tmp_path / "theme"
     write(folder / "img" / "a.jpg", photograph(1))
     write(folder / "img" / "a" / "small.png", cv2.resize(photograph(1), (200, 200), interpolation=cv2.INTER_AREA))
@@ -72,28 +68,28 @@ def theme(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_gives_its_photographs_once_each_the_largest_file_of_them(theme, tmp_path):
+def test_a_folder_gives_each_photograph_once_in_its_largest_file(theme, tmp_path):
     assert unpacked(theme, out=tmp_path / "out") == ["theme_a.jpg", "theme_b.webp"]
     assert (tmp_path / "out" / "theme_a.jpg").read_bytes() == (theme / "img" / "a.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_an_archive_gives_what_its_folder_does(theme, tmp_path, mode):
+def test_an_archive_gives_the_same_photographs_as_its_folder(theme, tmp_path, mode):
     with tarfile.open(tmp_path / "pack.tgz", mode) as archive:
         archive.add(theme, "package")
     assert unpacked(tmp_path / "pack.tgz", out=tmp_path / "out") == ["pack_a.jpg", "pack_b.webp"]
 
 
-def test_what_an_earlier_package_holds_is_not_repeated(theme, tmp_path):
+def test_photographs_of_an_earlier_package_are_not_repeated(theme, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(theme, again)
     write(again / "c.jpg", photograph(4))
-    write(again / "more" / "c.png", photograph(5))  # as labels need, no two share a stem
+    write(again / "more" / "c.png", photograph(5))  # labels are named by the stem, so no two may share it
     written = unpacked(theme, again, out=tmp_path / "out")
     assert written == ["again_c.jpg", "again_c_.png", "theme_a.jpg", "theme_b.webp"]
 
 
-def test_different_things_on_the_same_plain_ground_are_all_kept(tmp_path):
+def test_different_objects_on_the_same_plain_background_are_all_kept(tmp_path):
     for number in range(6):
         image = np.full((600, 600, 3), 250, np.uint8)
         image[200:400, 200:400] = photograph(number, side=200)
@@ -102,7 +98,7 @@ def test_different_things_on_the_same_plain_ground_are_all_kept(tmp_path):
 
 
 @pytest.mark.parametrize("side, quality", [(300, 95), (700, 40)])
-def test_a_noisy_picture_and_a_poor_copy_of_another_size_are_one(tmp_path, side, quality):
+def test_a_noisy_picture_and_a_compressed_copy_in_another_size_are_duplicates(tmp_path, side, quality):
     noisy = np.clip(photograph(1) + np.random.default_rng(0).normal(0, 8, (400, 400, 3)), 0, 255).astype(np.uint8)
     write(tmp_path / "pair" / "a.png", noisy)
     copy = cv2.resize(noisy, (side, side), interpolation=cv2.INTER_AREA)
@@ -110,18 +106,25 @@ def test_a_noisy_picture_and_a_poor_copy_of_another_size_are_one(tmp_path, side,
     assert unpacked(tmp_path / "pair", out=tmp_path / "out") == ["pair_a.png" if side < 400 else "pair_b.jpg"]
 
 
-def test_a_folder_with_pictures_is_not_written_into(theme, tmp_path, capsys):
+def test_a_folder_with_images_is_not_written_to(theme, tmp_path, capsys):
     unpacked(theme, out=tmp_path / "out")
     before = sorted((tmp_path / "out").iterdir())
-    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "out")]) == 1
-    assert "holds pictures already" in capsys.readouterr().err
+    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "out")]) == 2
+    assert "contains images already" in capsys.readouterr().err
     assert sorted((tmp_path / "out").iterdir()) == before
 
 
-def test_a_place_that_cannot_be_written_to_is_told(theme, tmp_path, capsys):
-    (tmp_path / "file").write_text("here already")
-    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "file")]) == 1
+def test_an_output_folder_that_is_not_writable_is_named(theme, tmp_path, capsys):
+    (tmp_path / "file").write_text("a file")
+    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_package_without_photographs_is_named(tmp_path, capsys):
+    write(tmp_path / "icons" / "icon.png", photograph(3, side=64))
+    assert unpack_photos.main([str(tmp_path / "icons"), "--out", str(tmp_path / "out")]) == 2
+    assert "icons: found no photographs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_long_names_are_cut(tmp_path):
@@ -132,62 +135,62 @@ def test_long_names_are_cut(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_a_damaged_archive_is_told(theme, tmp_path, capsys, mode):
+def test_a_damaged_archive_is_named(theme, tmp_path, capsys, mode):
     archive = tmp_path / "damaged.tar"
     with tarfile.open(archive, mode) as file:
         file.add(theme, "package")
         middle = file.getmembers()[4].offset
     code = bytearray(archive.read_bytes())
-    code[middle if mode == "w" else len(code) // 2] ^= 255  # a header, or what is compressed
+    code[middle if mode == "w" else len(code) // 2] ^= 255  # a header, or compressed data
     archive.write_bytes(code)
-    assert unpack_photos.main([str(archive), "--out", str(tmp_path / "out")]) == 1
+    assert unpack_photos.main([str(archive), "--out", str(tmp_path / "out")]) == 2
     assert f"error: {archive}: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_an_archive_that_was_cut_short_is_told(theme, tmp_path, capsys):
+def test_a_truncated_archive_is_named(theme, tmp_path, capsys):
     code = io.BytesIO()
     with tarfile.open(fileobj=code, mode="w:gz") as archive:
         archive.add(theme, "package")
     short = tmp_path / "short.tgz"
     short.write_bytes(code.getvalue()[: len(code.getvalue()) // 2])
-    assert unpack_photos.main([str(short), "--out", str(tmp_path / "out")]) == 1
+    assert unpack_photos.main([str(short), "--out", str(tmp_path / "out")]) == 2
     assert f"error: {short}: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_photographs_are_written_small_ones_and_cut_outs_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack_photos, "LEAST_COLORS", 100)  # those in the file are plain gradients
+def test_small_pictures_and_cut_outs_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack_photos, "MIN_COLORS", 100)  # the pictures in the file are plain gradients
     assert unpack_photos.main([str(GOLDEN / "version_3.rcc"), "--out", str(tmp_path / "out")]) == 0
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["version_3_photo.webp"]  # the .jpg beside it shows the same
+    assert written == ["version_3_photo.webp"]  # the .jpg file is a duplicate
     assert read_image(tmp_path / "out" / written[0]).shape == (170, 200, 3)
 
 
-def test_a_method_of_compression_that_is_not_known_is_told(tmp_path, capsys):
-    assert unpack_photos.main([str(GOLDEN / "zstd.rcc"), "--out", str(tmp_path / "out")]) == 1
-    assert "top/a/cut.png: compressed by a method that is not known (flags 4)" in capsys.readouterr().err
+def test_an_unknown_compression_method_is_named(tmp_path, capsys):
+    assert unpack_photos.main([str(GOLDEN / "zstd.rcc"), "--out", str(tmp_path / "out")]) == 2
+    assert "top/a/cut.png: unknown compression method (flags 4)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_file_and_a_file_of_another_kind_are_told(tmp_path, capsys):
+def test_a_missing_file_and_a_file_of_another_format_are_named(tmp_path, capsys):
     other = tmp_path / "other.rcc"
     other.write_bytes(b"PK\x03\x04 and so on")
-    assert unpack_photos.main([str(other), "--out", str(tmp_path / "out")]) == 1
-    assert f"{other}: begins unlike a Qt resource" in capsys.readouterr().err
-    assert unpack_photos.main([str(tmp_path / "none.rcc"), "--out", str(tmp_path / "out")]) == 1
+    assert unpack_photos.main([str(other), "--out", str(tmp_path / "out")]) == 2
+    assert f"{other}: is not a Qt resource" in capsys.readouterr().err
+    assert unpack_photos.main([str(tmp_path / "none.rcc"), "--out", str(tmp_path / "out")]) == 2
     assert "none.rcc: No such file" in capsys.readouterr().err
 
 
 @given(st.integers(4, 5000), st.integers(0, 255))
-def test_damage_is_told_and_never_loops(place, value):
+def test_damage_raises_an_error_and_never_loops(place, value):
     code = bytearray((GOLDEN / "version_3.rcc").read_bytes())
     code[place % len(code)] = value
-    with contextlib.suppress(unpack_photos.ResourceError):
+    with contextlib.suppress(unpack_photos.PackageError):
         list(unpack_photos.unpack(bytes(code)))
 
 
 @given(st.integers(4, 3000))
-def test_a_file_that_was_cut_short_is_told(length):
-    with pytest.raises(unpack_photos.ResourceError, match=r"early|cut short"):
+def test_a_truncated_file_raises_an_error(length):
+    with pytest.raises(unpack_photos.PackageError, match="truncated"):
         list(unpack_photos.unpack((GOLDEN / "version_3.rcc").read_bytes()[:length]))
