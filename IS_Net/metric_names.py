@@ -1,26 +1,27 @@
-"""The short names of the metrics, for command lines and settings. This module imports nothing heavy."""
+"""The short names of the metrics, for the command line and the settings. This module imports nothing heavy."""
 
 from __future__ import annotations
 
 from IS_Net.errors import did_you_mean
 
-METRIC_NAMES = ("f", "wf", "mae", "s", "e", "hce", "iou", "biou")
-"""In the order of the published tables; :data:`IS_Net.metrics.suite.FAMILIES` says what each computes."""
+METRIC_NAMES = ("f", "wf", "mae", "s", "e", "hce", "iou", "biou", "mba")
+"""In the order of the published tables; :data:`IS_Net.metrics.suite.FAMILIES` holds the implementations."""
 
 ALL = "all"
+"""The choice of all metrics."""
 
 
 def choose(names: str) -> tuple[str, ...]:
-    """Read a choice of metrics.
+    """Parse a choice of metrics.
 
     Args:
-        names: Names of :data:`METRIC_NAMES`, separated by commas, or ``all``.
+        names: Names from :data:`METRIC_NAMES`, separated by commas, or ``all``.
 
     Returns:
-        The names, each once, in the order of :data:`METRIC_NAMES`.
+        The names without duplicates, in the order of :data:`METRIC_NAMES`.
 
     Raises:
-        ValueError: If a name is unknown, or there is none.
+        ValueError: If a name is unknown, or no name is given.
     """
     given = [name.strip() for name in names.split(",") if name.strip()]
     for name in given:

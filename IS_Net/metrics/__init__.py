@@ -1,13 +1,14 @@
-"""Metrics, one file a family: accumulators that are fed with ``update(pred, gt)`` and read with ``compute()``.
+"""Metrics, one file for each family: accumulators with ``update(pred, gt)`` and ``compute()``.
 
-``pair`` holds what they share: :class:`GroundTruth` computes what depends on the ground truth alone once for many
-predictions, and :class:`Pair` is counted once for many metrics.
+The metrics share their intermediate results through the module ``pair``: a :class:`GroundTruth` computes what depends
+only on the ground truth, once for many predictions; a :class:`Pair` computes what several metrics need of one
+prediction.
 
-No metric stretches a map. The published evaluation code does, from the map's minimum and maximum to 0 and 1, and that
-turns "nothing found" into something: the faintest noise of an otherwise empty map becomes a confident object. It was
-left out on purpose.
+No metric stretches a map. The published evaluation code rescales each map so that its minimum becomes 0 and its maximum
+1. That turns the noise of an empty map into a confident object, so this project leaves it out.
 """
 
+from IS_Net.metrics.boundary_accuracy import BoundaryAccuracy, boundary_accuracy
 from IS_Net.metrics.emeasure import EMeasure
 from IS_Net.metrics.fmeasure import FMeasure
 from IS_Net.metrics.hce import HCE
@@ -20,6 +21,7 @@ from IS_Net.metrics.weighted_fmeasure import WeightedFMeasure
 __all__ = [
     "HCE",
     "MAE",
+    "BoundaryAccuracy",
     "BoundaryIoU",
     "EMeasure",
     "FMeasure",
@@ -29,6 +31,7 @@ __all__ = [
     "Pair",
     "SMeasure",
     "WeightedFMeasure",
+    "boundary_accuracy",
     "boundary_iou",
     "iou",
 ]

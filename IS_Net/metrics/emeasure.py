@@ -10,10 +10,10 @@ from IS_Net.metrics.pair import LEVELS, Metric, Pair
 
 
 def e_curve(levels: np.ndarray) -> np.ndarray:
-    """Return one image's E-measure at the thresholds 0..255, and at the adaptive one, as :class:`EMeasure` tells.
+    """Return one image's E-measure at the thresholds 0..255 and at the adaptive threshold; see :class:`EMeasure`.
 
     Args:
-        levels: (2, 256) int64: pixels outside and inside of the object, by the map's level.
+        levels: (2, 256) int64: number of pixels outside and inside the object at each value of the map.
 
     Returns:
         (257,) float64 in [0, 1].
@@ -25,7 +25,7 @@ def e_curve(levels: np.ndarray) -> np.ndarray:
     elif area == size:
         aligned = found
     else:
-        # Each pixel counts by how its two values, less their means over the image, agree. There are four kinds.
+        # A pixel counts by how well its two values, minus their means over the image, agree. Four cases occur.
         share, gt_share = found / size, area / size
         aligned = (
             inside * _agreement(1 - share, 1 - gt_share)
@@ -45,31 +45,31 @@ def _agreement(a: np.ndarray, b: float) -> np.ndarray:
 class EMeasure(Metric):
     """Enhanced-alignment measure (Fan et al., IJCAI 2018): ``max_e``, ``mean_e`` and ``adaptive_e``.
 
-    Each image's curve is averaged over the images, and maximum and mean are taken of this average (the published
-    tables' mean E is ``mean_e``).
+    The curves of all images are averaged; the maximum and the mean are taken of this average. The mean E of the
+    published tables is ``mean_e``.
 
-    - Thresholds: t in 0..255, a pixel is found where the map is >= t; and an adaptive one, twice the map's mean, at
-      most 255. The ground truth is binarized at > 128.
+    - Thresholds: all t in 0..255, where a map value >= t counts as foreground, and an adaptive threshold: twice the
+      map's mean, at most 255. The ground truth is binarized at > 128.
     - Stretching: none.
-    - Empty maps: 1/4 at every threshold, as whatever does not vary; the adaptive one is 0, at which all is found.
-    - Empty ground truths: the share of pixels that are not found; full ones that of pixels that are.
+    - Empty maps: 1/4 at every threshold, as for any constant map. The adaptive threshold is 0, where every pixel counts
+      as foreground.
+    - Empty ground truths: the share of pixels that are background in the map. Full ones: the share of foreground.
 
-    The published code divides by one pixel less than the image has, and this does too; what would come out above 1 (a
-    perfect map's E) is 1.
+    Like the published code, this divides by the number of pixels minus 1; results above 1 (perfect maps) become 1.
     """
 
     def measure(self, pair: Pair) -> np.ndarray:
-        """Return one image's curve, (257,) float64; see :func:`e_curve`."""
+        """Return the curve of one image, (257,) float64; see :func:`e_curve`."""
         return e_curve(pair.levels)
 
     def curve(self) -> np.ndarray:
-        """Return E at the thresholds 0..255, mean over the images, (256,)."""
+        """Return E at the thresholds 0..255 as the mean over the images, (256,) float64."""
         return self._means()[:LEVELS]
 
     def _means(self) -> np.ndarray:
         return self.mean() if self._images else np.full(LEVELS + 1, math.nan)
 
     def compute(self) -> dict[str, float]:
-        """Return ``max_e``, ``mean_e`` and ``adaptive_e`` in [0, 1] over all images; nan where there was none."""
+        """Return ``max_e``, ``mean_e`` and ``adaptive_e`` in [0, 1] over all images; nan without images."""
         curve, adaptive = self._means()[:LEVELS], self._means()[LEVELS]
         return {"max_e": float(curve.max()), "mean_e": float(curve.mean()), "adaptive_e": float(adaptive)}

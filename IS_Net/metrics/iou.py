@@ -26,23 +26,23 @@ def iou(pred: Mask, gt: Mask) -> float:
 
     - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
-    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
+    - Empty maps: 1 if the ground truth is empty too, else 0; the same for empty ground truths.
 
     Args:
         pred: (H, W) uint8, binarized at > 128, or bool; an array, or a tensor on the CPU.
-        gt: Likewise, of the same size.
+        gt: (H, W), of the same kinds.
 
     Returns:
-        In [0, 1]; 1 where both are empty, 0 where one of them is.
+        A number in [0, 1]: 1 if both masks are empty, 0 if only one is.
 
     Raises:
-        ValueError: If the sizes differ, or a shape or dtype is another.
+        ValueError: If the sizes differ, or a shape or dtype is wrong.
     """
-    return IoU().measure(Pair(pred, gt))
+    return float(IoU().measure(Pair(pred, gt))[0])
 
 
 def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    # `width` erosions by 3 x 3 are one by a box of 2 * width + 1; all around the mask is background
+    # `width` erosions by 3 x 3 equal one erosion by a box of 2 * width + 1; the area around the mask is background
     box = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     kept = cv2.erode(mask.astype(np.uint8), box, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return mask & (kept == 0)
@@ -51,42 +51,53 @@ def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
 def boundary_iou(pred: Mask, gt: Mask, dilation_ratio: float = 0.02) -> float:
     """Return the intersection over union of two masks' inner boundaries (Cheng et al., Boundary IoU, CVPR 2021).
 
-    A mask's boundary is what d erosions by 3 x 3 take from it, d being ``dilation_ratio`` of the image's diagonal,
-    rounded, and at least 1. Outside of the image is background: a mask has a boundary along the image's border.
+    The boundary of a mask consists of the pixels that d erosions by 3 x 3 remove. d is ``dilation_ratio`` times the
+    image's diagonal, rounded, and at least 1. The area outside the image is background, so a mask also has a boundary
+    along the image border.
 
     - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
-    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
+    - Empty maps: 1 if the ground truth is empty too, else 0; the same for empty ground truths.
 
     Args:
         pred: (H, W) uint8, binarized at > 128, or bool; an array, or a tensor on the CPU.
-        gt: Likewise, of the same size.
-        dilation_ratio: The boundary's width as a share of the diagonal.
+        gt: (H, W), of the same kinds.
+        dilation_ratio: Width of the boundary as a share of the diagonal.
 
     Returns:
-        In [0, 1]; 1 where both are empty, 0 where one of them is.
+        A number in [0, 1]: 1 if both masks are empty, 0 if only one is.
 
     Raises:
-        ValueError: If the sizes differ, or a shape or dtype is another.
+        ValueError: If the sizes differ, or a shape or dtype is wrong.
     """
     return BoundaryIoU(dilation_ratio).measure(Pair(pred, gt))
 
 
 class IoU(Metric):
-    """Mean :func:`iou` over the images (Jaccard, 1912; as in PASCAL VOC, Everingham et al., IJCV 2010).
+    """Intersection over union (Jaccard, 1912), as a mean over the images and pooled.
+
+    - ``iou``: mean of :func:`iou` over the images (as in PASCAL VOC, Everingham et al., IJCV 2010).
+    - ``pooled_iou``: sum of the intersections divided by the sum of the unions, so that large objects count more (as in
+      the tables of CascadePSP, Cheng et al., CVPR 2020, and of later refinement papers).
 
     - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
-    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
+    - Empty maps: 1 if the ground truth is empty too, else 0; the same for empty ground truths. Pooled IoU is 1 if all
+      maps and ground truths are empty.
     """
 
-    def measure(self, pair: Pair) -> float:
-        """Return :func:`iou` of one image."""
-        return _ratio(binarize(pair.pred), pair.gt.mask)
+    def measure(self, pair: Pair) -> np.ndarray:
+        """Return IoU, intersection and union of one image, (3,) float64; the latter two in pixels."""
+        pred, gt = binarize(pair.pred), pair.gt.mask
+        intersection, union = np.count_nonzero(pred & gt), np.count_nonzero(pred | gt)
+        return np.array([intersection / union if union else 1.0, intersection, union])
 
     def compute(self) -> dict[str, float]:
-        """Return ``{"iou": ...}`` in [0, 1] over all images; nan where there was none."""
-        return {"iou": float(self.mean())}
+        """Return ``{"iou": ..., "pooled_iou": ...}`` in [0, 1] over all images; nan without images."""
+        if not self._images:
+            return {"iou": math.nan, "pooled_iou": math.nan}
+        total, intersection, union = self._sum.tolist()  # sums of integers, exact up to 2**53 pixels
+        return {"iou": total / self._images, "pooled_iou": intersection / union if union else 1.0}
 
 
 class BoundaryIoU(Metric):
@@ -94,10 +105,10 @@ class BoundaryIoU(Metric):
 
     - Thresholds: map and ground truth are binarized at > 128.
     - Stretching: none.
-    - Empty maps: 1 where the ground truth is empty too, else 0; empty ground truths likewise.
+    - Empty maps: 1 if the ground truth is empty too, else 0; the same for empty ground truths.
 
     Args:
-        dilation_ratio: The boundary's width as a share of the diagonal.
+        dilation_ratio: Width of the boundary as a share of the diagonal.
     """
 
     def __init__(self, dilation_ratio: float = 0.02) -> None:
@@ -111,10 +122,10 @@ class BoundaryIoU(Metric):
         if bounds is None:
             return 1.0
         x0, y0, x1, y1 = bounds
-        window = np.s_[y0 : y1 + 1, x0 : x1 + 1]  # exact: beyond it both are background, as outside of the image
+        window = np.s_[y0 : y1 + 1, x0 : x1 + 1]  # exact: beyond it, both masks are background
         width = max(1, round(self.dilation_ratio * math.hypot(*gt.shape)))
         return _ratio(_boundary(pred[window], width), _boundary(gt[window], width))
 
     def compute(self) -> dict[str, float]:
-        """Return ``{"boundary_iou": ...}`` in [0, 1] over all images; nan where there was none."""
+        """Return ``{"boundary_iou": ...}`` in [0, 1] over all images; nan without images."""
         return {"boundary_iou": float(self.mean())}

@@ -11,17 +11,17 @@ from IS_Net.metrics.pair import LEVELS, GroundTruth, Metric, Pair, device_planes
 
 
 def device_mae(pred: Tensor, gt: Tensor) -> Tensor:
-    """Return the mean absolute error of a map, as :class:`MAE` tells, fetching nothing from the device.
+    """Return the mean absolute error of a map without a device-to-host copy; see :class:`MAE`.
 
     Args:
         pred: (H, W) uint8 or bool.
-        gt: Likewise, on the same device.
+        gt: (H, W) uint8 or bool, on the same device.
 
     Returns:
-        float64 of shape ().
+        float64 of shape (), in [0, 1].
 
     Raises:
-        ValueError: If the sizes or devices differ, or a shape or dtype is another.
+        ValueError: If the sizes or devices differ, or a shape or dtype is wrong.
     """
     pred, gt = device_planes(pred, gt)
     difference = torch.where(gt > MASK_THRESHOLD, 255 - pred, pred)
@@ -29,14 +29,14 @@ def device_mae(pred: Tensor, gt: Tensor) -> Tensor:
 
 
 class MAE(Metric):
-    """Mean absolute error of a map, as saliency detection and DIS use it (Perazzi et al., CVPR 2012).
+    """Mean absolute error of a map, as in saliency detection and DIS (Perazzi et al., CVPR 2012).
 
-    The result is the mean over the images of each image's mean over its pixels.
+    The result is the mean over the images of the mean over each image's pixels.
 
-    - Thresholds: none, maps are read as they would be saved, in steps of 1/255; the ground truth is binarized at > 128.
+    - Thresholds: none for the map, which has steps of 1/255; the ground truth is binarized at > 128.
     - Stretching: none.
     - Empty maps: the object's share of the image.
-    - Empty ground truths: the map's mean.
+    - Empty ground truths: the mean of the map.
     """
 
     def measure(self, pair: Pair) -> float:
@@ -49,11 +49,11 @@ class MAE(Metric):
         """Add one image.
 
         Args:
-            pred: (H, W) uint8 or bool, an array or a tensor on any device. No result is fetched from the device here.
-            gt: Likewise, on the same device.
+            pred: (H, W) uint8 or bool, an array or a tensor on any device. Results stay on the device.
+            gt: (H, W) uint8 or bool, on the same device.
 
         Raises:
-            ValueError: If the sizes or devices differ, or a shape or dtype is another.
+            ValueError: If the sizes or devices differ, or a shape or dtype is wrong.
         """
         if not isinstance(pred, Tensor) or pred.device.type == "cpu":
             super().update(pred, gt)
@@ -61,5 +61,5 @@ class MAE(Metric):
         self.add(device_mae(pred, gt))
 
     def compute(self) -> dict[str, float]:
-        """Return ``{"mae": ...}`` in [0, 1] over all images; nan where there was none."""
+        """Return ``{"mae": ...}`` in [0, 1] over all images; nan without images."""
         return {"mae": float(self.mean())}

@@ -12,24 +12,24 @@ _LEVEL = np.arange(LEVELS)
 
 
 class SMeasure(Metric):
-    """Structure measure (Fan et al., ICCV 2017): how alike a map and its ground truth are as objects and by region.
+    """Structure measure (Fan et al., ICCV 2017): similarity of a map and its ground truth by object and by region.
 
-    ``alpha`` times the object score plus ``1 - alpha`` times the region score, and at least 0. The object score
-    compares the map's mean and deviation inside of the object and outside; the region score is a structural
-    similarity of each quarter of the image, cut at the object's center of mass and weighted by its area.
+    The measure is ``alpha`` times the object score plus ``1 - alpha`` times the region score, and at least 0. The
+    object score compares the map's mean and deviation inside and outside the object. The region score is the structural
+    similarity of four quarters of the image, which meet at the object's center of mass, weighted by their areas.
 
-    - Thresholds: none, maps are taken as they are; the ground truth is binarized at > 128.
+    - Thresholds: none for the map; the ground truth is binarized at > 128.
     - Stretching: none.
-    - Empty maps: the background's share of the image times ``alpha``, and that of the quarters in which the ground
-      truth does not vary times ``1 - alpha``.
-    - Empty ground truths: 1 less the map's mean; full ones give the mean.
+    - Empty maps: ``alpha`` times the background's share of the image, plus ``1 - alpha`` times the share of the
+      quarters in which the ground truth is constant.
+    - Empty ground truths: 1 minus the mean of the map. Full ones: the mean of the map.
 
-    All sums are of whole numbers and exact: a quarter in which the map is constant has no deviation at all, where
-    floating sums may leave one of 1e-17 and turn the quarter's score from 1 to 0. A quarter without pixels (all of
-    the object in the last row or column) counts nothing.
+    All sums are exact, because they are sums of integers. In floating point, a constant quarter may have a deviation of
+    1e-17, which would change its score from 1 to 0. A quarter without pixels (the whole object is in the last row or
+    column) does not count.
 
     Args:
-        alpha: The object score's share.
+        alpha: Weight of the object score, in [0, 1].
     """
 
     def __init__(self, alpha: float = 0.5) -> None:
@@ -48,17 +48,17 @@ class SMeasure(Metric):
         return max(0.0, self.alpha * by_object + (1 - self.alpha) * by_region)
 
     def compute(self) -> dict[str, float]:
-        """Return ``{"s_measure": ...}`` in [0, 1] over all images; nan where there was none."""
+        """Return ``{"s_measure": ...}`` in [0, 1] over all images; nan without images."""
         return {"s_measure": float(self.mean())}
 
 
 def _moments(counts: np.ndarray) -> tuple[int, int, int]:
-    """Return the number of pixels, the sum of their levels, and that of the squares."""
+    """Return the number of pixels, the sum of their values, and the sum of the squared values."""
     return int(counts.sum()), int(counts @ _LEVEL), int(counts @ _LEVEL**2)
 
 
 def _object(counts: np.ndarray) -> float:
-    """Score pixels that should all be 255, by how many there are of each level."""
+    """Return the object score of pixels that should all be 255, from their number at each value."""
     n, total, squares = _moments(counts)
     mean = total / (255 * n)
     deviation = math.sqrt((n * squares - total**2) / (n * max(n - 1, 1))) / 255
@@ -66,7 +66,7 @@ def _object(counts: np.ndarray) -> float:
 
 
 def _similarity(counts: np.ndarray) -> float:
-    """Score one quarter, (2, 256): 4 x y cov / ((x^2 + y^2) (var x + var y)), in units that cancel."""
+    """Return the similarity of one quarter, (2, 256) counts: 4 x y cov / ((x^2 + y^2) (var x + var y))."""
     n, x, squares = _moments(counts.sum(axis=0))
     area, inside, _ = _moments(counts[1])
     y = 255 * area

@@ -1,4 +1,4 @@
-"""Skeletons of binary masks: exactly those of scikit-image, several times sooner where objects are thick."""
+"""Skeletons of binary masks, equal to those of scikit-image, and several times faster for thick objects."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import itertools
 import cv2
 import numpy as np
 
-# A pixel's eight neighbors as the bits of one number, clockwise from the upper left.
+# The eight neighbors of a pixel as the bits of one number, clockwise from the upper left.
 _BITS = np.array([[1, 2, 4], [128, 0, 8], [64, 32, 16]], np.float32)
 
-# By that number, the passes (1, 2, or 3 for both) in which a pixel of the object may go. This is the table that
-# scikit-image (BSD 3-clause) thins with, a refinement of Zhang's and Suen's: HCE is defined by its skeletons.
+# For each such number, the passes (1, 2, or 3 for both) that may remove an object pixel. This is the table of
+# scikit-image (BSD 3-clause), a refinement of Zhang and Suen's; HCE is defined by its skeletons.
 _PASSES = np.array(
     [
         int(digit)
@@ -25,11 +25,11 @@ _PASSES = np.array(
 
 
 def skeletonize(mask: np.ndarray) -> np.ndarray:
-    """Thin a mask to lines of one pixel (Zhang and Suen, Communications of the ACM, 1984).
+    """Thin a mask to lines one pixel wide (Zhang and Suen, Communications of the ACM, 1984).
 
-    Two kinds of pass alternate until neither finds anything to remove: each removes, all at once, the pixels whose
-    eight neighbors its table lists. Outside of the image is background. The result is that of
-    ``skimage.morphology.skeletonize``, pixel by pixel.
+    Two kinds of pass alternate until neither removes a pixel. Each pass removes, all at once, the pixels whose
+    neighborhood is in its table. The area outside the image is background. The result equals that of
+    ``skimage.morphology.skeletonize`` in every pixel.
 
     Args:
         mask: (H, W) bool.
@@ -40,13 +40,13 @@ def skeletonize(mask: np.ndarray) -> np.ndarray:
     image = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     passes = itertools.cycle((1, 2))
     gone = image.size
-    while gone > image.size // 100:  # while much goes in a pass, the whole image at once is the quickest way
+    while gone > image.size // 100:  # while a pass removes many pixels, processing the whole image is fastest
         now = next(passes)
         removed = image & cv2.LUT(cv2.filter2D(image, -1, _BITS), (_PASSES & now) // now)
         image ^= removed
         gone = cv2.countNonZero(removed)
 
-    # From here on only pixels that some pass would remove are looked at, and those whose neighbors were removed.
+    # From here on, process only pixels that some pass would remove, and pixels whose neighbors were removed.
     width = image.shape[1]
     steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
     offsets = np.array([dy * width + dx for dy, dx in steps])
@@ -62,7 +62,7 @@ def skeletonize(mask: np.ndarray) -> np.ndarray:
         around = (removed + offsets[:, None]).ravel()
         pending = np.concatenate((pending[~now], around[flat[around] > 0]))
         order = np.arange(pending.size, dtype=np.int32)
-        last[pending] = order  # of a pixel that is named several times, the last name stays
+        last[pending] = order  # of duplicate pixels, keep the last one
         pending = pending[last[pending] == order]
         neighbors = np.zeros(pending.size, np.uint8)
         for offset, bit in zip(offsets, bits, strict=True):

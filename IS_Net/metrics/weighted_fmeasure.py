@@ -9,8 +9,8 @@ from IS_Net.metrics.pair import REACH, Metric, Pair
 
 _GAUSSIAN = cv2.getGaussianKernel(2 * REACH + 1, 5)
 
-# By the squared distance from the object: what a false alarm there weighs, 1 close to the object and 2 far off; and
-# nothing on the object itself. Beyond the table's end, at 256 pixels, it is 2 as exactly as a double can say.
+# Weight of a false positive by its squared distance from the object: 1 near the object, 2 far away, 0 on the object
+# itself. At 256 pixels, the end of the table, the weight is 2 in double precision.
 _WEIGHTS = 2 - 0.5 ** (np.sqrt(np.arange(2**16)) / 5)
 _WEIGHTS[0] = 0
 
@@ -18,19 +18,18 @@ _WEIGHTS[0] = 0
 class WeightedFMeasure(Metric):
     """Weighted F-measure (Margolin et al., CVPR 2014; beta = 1).
 
-    A missed part of the object is forgiven in part where what surrounds it was found (a Gaussian of 7 x 7, sigma 5),
-    a false alarm weighs the more the farther it is from the object.
+    A false negative counts less where its surroundings are correct (a Gaussian of 7 x 7 pixels, sigma 5). A false
+    positive counts more the farther it is from the object.
 
-    - Thresholds: none, maps are taken as they are; the ground truth is binarized at > 128.
+    - Thresholds: none for the map; the ground truth is binarized at > 128.
     - Stretching: none.
-    - Empty maps: 0 where the object keeps off the image's border. Outside of the image there is no error, and by the
-      definition that is forgiving: an object that lies along the border gets more the thinner it is, 0.432 for 3
-      columns at the border of 1024 x 1024, and 0.988 where a single pixel is all of the image.
-    - Empty ground truths: 0 whatever the map.
+    - Empty maps: 0 if the object does not touch the image border. The definition has no errors outside the image, so a
+      thin object along the border scores above 0: 0.432 for 3 columns at the border of 1024 x 1024 pixels, and 0.988
+      for an image of a single pixel.
+    - Empty ground truths: 0 for every map.
 
-    Around the object each pixel of the background takes over the error of the object's pixel nearest to it. Where
-    several are at the same distance, that of the lowest column is taken, and in it that of the lowest row:
-    scipy's distance transform breaks ties in this way too.
+    Each background pixel near the object takes the error of the nearest object pixel. Ties go to the lowest column,
+    then to the lowest row, as in scipy's distance transform.
     """
 
     def measure(self, pair: Pair) -> float:
@@ -43,12 +42,12 @@ class WeightedFMeasure(Metric):
         spread.ravel()[gt.band.pixels] = missed.ravel()[gt.band.nearest]
         spread = cv2.sepFilter2D(spread, cv2.CV_64F, _GAUSSIAN, _GAUSSIAN, borderType=cv2.BORDER_CONSTANT)
         misses = np.minimum(missed, spread).sum() / 255
-        # no dot product: BLAS sums in an order that depends on its threads
+        # not a dot product: the order in which BLAS sums depends on its threads
         false_alarms = (pair.pred * _WEIGHTS[gt.squared_distance]).sum() / 255
         hits = max(gt.area - misses, 0.0)
-        # the harmonic mean of precision, hits / (hits + false alarms), and recall, hits / area
+        # harmonic mean of precision, hits / (hits + false alarms), and recall, hits / area
         return 2 * hits / (gt.area + hits + false_alarms)
 
     def compute(self) -> dict[str, float]:
-        """Return ``{"weighted_f": ...}`` in [0, 1] over all images; nan where there was none."""
+        """Return ``{"weighted_f": ...}`` in [0, 1] over all images; nan without images."""
         return {"weighted_f": float(self.mean())}

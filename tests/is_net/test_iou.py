@@ -1,4 +1,4 @@
-"""IoU and boundary IoU against their plain readings: loops over pixels, one erosion by 3 x 3 after another."""
+"""IoU, pooled IoU and boundary IoU against plain readings: loops over pixels, repeated erosions by 3 x 3."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plain_iou(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 def plain_boundary(mask: np.ndarray, ratio: float) -> np.ndarray:
-    """Follow the definition's words: pad by one pixel of background, erode by 3 x 3 d times, subtract."""
+    """Follow the definition: pad by one pixel of background, erode by 3 x 3 d times, subtract."""
     mask = (mask > 128).astype(np.uint8)
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     for _ in range(max(1, round(ratio * float(np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2))))):
@@ -75,7 +75,7 @@ def test_known_answers():
     outer, inner = square(100, 20, 80), square(100, 21, 79)
     assert iou(inner, outer) == 58**2 / 60**2
     assert boundary_iou(inner, outer) == (58**2 - 54**2) / (60**2 - 52**2)
-    full = np.full((100, 100), 255, np.uint8)  # its boundary runs along the image's border
+    full = np.full((100, 100), 255, np.uint8)  # its boundary is along the image border
     assert boundary_iou(square(100, 3, 97), full) == 0.0
     assert boundary_iou(square(100, 1, 99), full) == (98**2 - 94**2) / (100**2 - 92**2)
 
@@ -100,7 +100,7 @@ def test_threshold_and_kinds_of_arrays(metric):
 @pytest.mark.parametrize("metric", [iou, boundary_iou])
 def test_what_is_refused(metric):
     gt = square(30, 5, 20)
-    with pytest.raises(ValueError, match="prediction is 30 x 20 pixels, its ground truth 30 x 30"):
+    with pytest.raises(ValueError, match="prediction is 30 x 20 pixels, but its ground truth is 30 x 30 pixels"):
         metric(gt[:20], gt)
     with pytest.raises(ValueError, match=r"prediction .* found .* float64"):
         metric(gt / 255, gt)
@@ -115,4 +115,46 @@ def test_accumulators_are_means_over_images(accumulator, metric):
     pairs = [(blobs(k, 30 + k, 40), blobs(k + 5, 30 + k, 40)) for k in range(3)]
     for pred, gt in pairs:
         total.update(torch.from_numpy(pred), torch.from_numpy(gt))
-    assert total.compute() == {key: pytest.approx(np.mean([metric(*pair) for pair in pairs]))}
+    assert total.compute()[key] == pytest.approx(np.mean([metric(*pair) for pair in pairs]))
+    assert total.compute().keys() == ({"iou", "pooled_iou"} if accumulator is IoU else {key})
+
+
+# --- pooled IoU ---
+
+
+def pooled(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    total = IoU()
+    for pred, gt in pairs:
+        total.update(pred, gt)
+    return total.compute()["pooled_iou"]
+
+
+def plain_pooled(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    both = sum(int(((pred > 128) & (gt > 128)).sum()) for pred, gt in pairs)
+    either = sum(int(((pred > 128) | (gt > 128)).sum()) for pred, gt in pairs)
+    return both / either if either else 1.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    pairs=st.lists(
+        arrays.array_shapes(min_dims=2, max_dims=2, max_side=13).flatmap(
+            lambda shape: st.tuples(arrays.arrays(np.uint8, shape), arrays.arrays(np.uint8, shape))
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_pooled_iou_against_the_plain_reading(pairs: list[tuple[np.ndarray, np.ndarray]]):
+    assert pooled(pairs) == plain_pooled(pairs)
+    assert pooled(pairs[:1]) == iou(*pairs[0])
+
+
+def test_pooled_iou_counts_large_objects_more():
+    large, small = square(100, 0, 90), square(100, 0, 10)
+    missed = np.zeros_like(small)
+    assert pooled([(large, large), (missed, small)]) == 8100 / 8200  # the mean IoU is 1 / 2
+    assert pooled([(missed, missed)]) == 1.0
+    assert pooled([(missed, missed), (small, small)]) == 1.0
+    assert pooled([(missed, missed), (missed, small)]) == 0.0
+    assert math.isnan(IoU().compute()["pooled_iou"])

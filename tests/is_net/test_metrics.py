@@ -1,4 +1,4 @@
-"""Max F and MAE against plain loops over pixels' counts at all thresholds."""
+"""Max F and MAE against plain loops over all thresholds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def f_measure(precision: float, recall: float) -> float:
 
 
 def plain(pairs: list[Pair]) -> dict[str, float]:
-    """Compute all three figures in the plainest way: one image, one threshold at a time."""
+    """Compute all three figures in the plainest way: one image and one threshold at a time."""
     curves = np.zeros((3, len(pairs), 256))
     errors = []
     for n, (pred, gt) in enumerate(pairs):
@@ -86,7 +86,7 @@ def test_known_answers():
     assert measured(nothing) == pytest.approx(
         {"max_f_mean_curve": 0, "max_f_mean_pr": 0, "mae": nothing[0][0].mean() / 255}
     )
-    # half of what is found is right, all of it is found: F = 1.3 * 0.5 / (0.15 + 1)
+    # precision 1/2, recall 1: F = 1.3 * 0.5 / (0.15 + 1)
     half = [(np.full((2, 4), 255, np.uint8), np.uint8([[255] * 4, [0] * 4]))]
     assert measured(half)["max_f_mean_pr"] == pytest.approx(0.65 / 1.15)
 

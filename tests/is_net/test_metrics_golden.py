@@ -1,8 +1,8 @@
-"""The metrics against what pysodmetrics says (tests/golden), and what they say where it is silent.
+"""The metrics against the values of pysodmetrics (golden/metrics.json), and their documented edge cases.
 
-Run as a script, this prints how far they are from the reference (the real pairs too, where they are there):
+As a script, this prints the differences from the reference, also for the real pairs if their folder exists:
 
-    python tests/test_metrics_golden.py
+    python tests/is_net/test_metrics_golden.py
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from IS_Net.metrics import (
     Pair,
     SMeasure,
     WeightedFMeasure,
+    boundary_accuracy,
     boundary_iou,
     iou,
 )
@@ -41,10 +42,10 @@ from IS_Net.metrics.mae import device_mae
 
 GOLDEN = json.loads(make_metrics.FILE.read_text(encoding="utf-8"))
 PAIRS = {name: (pred, gt) for name, pred, gt in procedural()}
-# Before 4.13 OpenCV traced contours in another way, which shifts HCE by some clicks, the reference's like this one's.
+# OpenCV before 4.13 lists contours in another order, which changes HCE by some clicks, also in the reference.
 SAME_CONTOURS = tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= (4, 13)
 NEEDS_CONTOURS = pytest.mark.skipif(
-    not SAME_CONTOURS, reason=f"HCE's values are those of OpenCV 4.13 and later; this is {cv2.__version__}"
+    not SAME_CONTOURS, reason=f"the values of HCE are those of OpenCV 4.13 and later; this is {cv2.__version__}"
 )
 
 
@@ -57,7 +58,7 @@ def figures(metrics: list[Metric]) -> dict[str, float]:
 
 
 def measured(*pairs: tuple) -> dict[str, float | np.ndarray]:
-    """Return all figures and curves of some pairs, each of which the metrics share."""
+    """Return all figures and curves of some pairs."""
     metrics = suite()
     for pred, gt in pairs:
         pair = Pair(pred, gt)
@@ -70,7 +71,7 @@ def measured(*pairs: tuple) -> dict[str, float | np.ndarray]:
 
 
 def differences(found: dict[str, float | np.ndarray], golden: dict) -> dict[str, float]:
-    """Return how far each figure is from the reference's, where that has one."""
+    """Return the difference of each figure from the reference, where that has a value."""
     away = {}
     for name, value in found.items():
         if name not in golden:  # the reference has no adaptive F from mean precision and recall
@@ -84,7 +85,7 @@ def differences(found: dict[str, float | np.ndarray], golden: dict) -> dict[str,
 
 def check(found: dict[str, float | np.ndarray], golden: dict) -> None:
     away = differences(found, golden)
-    del away["hce"]  # has a test of its own
+    del away["hce"]  # it has its own test
     assert max(away.values()) < 1e-9, away
 
 
@@ -93,7 +94,7 @@ def check(found: dict[str, float | np.ndarray], golden: dict) -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_agrees_with_the_reference(name: str):
-    assert checksum(*PAIRS[name]) == GOLDEN["procedural"][name]["checksum"], "not the pair that the values are of"
+    assert checksum(*PAIRS[name]) == GOLDEN["procedural"][name]["checksum"], "the pair differs from that of the values"
     check(measured(PAIRS[name]), GOLDEN["procedural"][name])
 
 
@@ -145,7 +146,7 @@ def test_hce_agrees_with_the_reference_on_real_photographs():
         assert HCE().measure(Pair(pred, gt)) == GOLDEN["real"][name]["hce"], name
 
 
-# --- what the documentation says ---
+# --- documentation ---
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,7 @@ def test_hce_agrees_with_the_reference_on_real_photographs():
         *(thing for thing in vars(package).values() if isinstance(thing, type) and Metric in thing.__bases__),
         iou,
         boundary_iou,
+        boundary_accuracy,
     ],
     ids=lambda thing: thing.__name__,
 )
@@ -176,7 +178,7 @@ SCORES = [*FS, *ES, "weighted_f", "s_measure"]
 
 def test_perfect():
     found = measured((DISC, DISC))
-    # at threshold 0 all of the image is found, hence the means over all thresholds
+    # at threshold 0 every pixel is foreground; this enters the means over all thresholds
     share = np.count_nonzero(DISC) / DISC.size
     at_zero = 1.3 * share / (0.3 * share + 1)
     expected = dict.fromkeys(SCORES, 1.0) | dict.fromkeys(FS[2:4], (255 + at_zero) / 256) | {"mae": 0.0, "hce": 0.0}
@@ -201,7 +203,7 @@ def test_empty_gt():
     assert found["hce"] >= 1
     found = measured((EMPTY, EMPTY))
     assert (found["mae"], found["s_measure"], found["max_e"], found["hce"]) == (0, 1, 1, 0)
-    assert found["adaptive_e"] == 0  # its threshold is 0, at which everything is found
+    assert found["adaptive_e"] == 0  # its threshold is 0, where every pixel is foreground
     assert all(found[name] == 0 for name in [*FS, "weighted_f"])
 
 
@@ -218,7 +220,7 @@ def test_empty_map():
     found = measured((EMPTY, DISC))
     assert found["weighted_f"] == pytest.approx(0, abs=1e-12)
     assert found["mae"] == np.count_nonzero(DISC) / DISC.size
-    assert found["adaptive_f_mean_curve"] == found["max_f_mean_curve"]  # all is found at threshold 0
+    assert found["adaptive_f_mean_curve"] == found["max_f_mean_curve"]  # every pixel is foreground at threshold 0
     assert found["hce"] >= 1
 
 
@@ -227,7 +229,7 @@ def test_what_the_documentation_says_of_empty_maps():
     assert [found[name] for name in ES] == pytest.approx([1 / 4] * 3, rel=1e-3)
     assert FMeasure(KINDS).measure(Pair(EMPTY, DISC))[0, 1:256].tolist() == [0] * 255
     half = np.zeros((60, 60), np.uint8)
-    half[:, :30] = 255  # cut behind column 14: on the left nothing varies
+    half[:, :30] = 255  # the quarters meet after column 14; those on the left are constant
     assert measured((np.zeros_like(half), half))["s_measure"] == pytest.approx(0.5 * 30 / 60 + 0.5 * 15 / 60)
 
 
@@ -249,8 +251,8 @@ def test_constant_map(level: int):
     gt[:, :30] = 255
     found = measured((np.full_like(gt, level), gt))
     assert all(0 <= found[name] <= 1 for name in SCORES)
-    # The image is cut behind column 14. Left of it neither the map nor the ground truth varies: those quarters are
-    # alike, with nothing of the noise that rounding would add. In the others only the ground truth varies.
+    # The quarters meet after column 14. On the left, map and ground truth are constant: these quarters are similar,
+    # without an effect of rounding. On the right, only the ground truth varies.
     by_object = sum(2 * x / (x**2 + 1) for x in (level / 255, 1 - level / 255)) / 2
     assert found["s_measure"] == pytest.approx(0.5 * by_object + 0.5 * 15 / 60, abs=1e-12)
 
@@ -267,7 +269,7 @@ def test_one_pixel(pred: int, gt: int):
 
 @pytest.mark.parametrize("metric", suite(), ids=lambda metric: type(metric).__name__)
 def test_another_size_is_an_error_that_names_both(metric: Metric):
-    with pytest.raises(ValueError, match=re.escape("the prediction is 5 x 4 pixels, its ground truth 4 x 5")):
+    with pytest.raises(ValueError, match=re.escape("the prediction is 5 x 4 pixels, but its ground truth is 4 x 5 pixels")):
         metric.update(np.zeros((4, 5), np.uint8), np.zeros((5, 4), np.uint8))
     with pytest.raises(ValueError, match="5 x 4"):
         metric.update(torch.zeros(4, 5, dtype=torch.uint8), torch.zeros(5, 4, dtype=torch.uint8))
@@ -292,7 +294,7 @@ def test_other_shapes_and_types_are_errors_on_a_device(function, wrong: torch.Te
         function(wrong, plane)
     with pytest.raises(ValueError, match="expected a ground truth of shape"):
         function(plane, wrong)
-    with pytest.raises(ValueError, match="the prediction is 5 x 4 pixels, its ground truth 4 x 5"):
+    with pytest.raises(ValueError, match="the prediction is 5 x 4 pixels, but its ground truth is 4 x 5"):
         function(plane, plane.T)
     with pytest.raises(ValueError, match="on the prediction's device, cpu; found ndarray"):
         function(plane, plane.numpy())
@@ -305,7 +307,7 @@ def test_unknown_kind():
         FMeasure(("max", "median"))
 
 
-# --- ways in ---
+# --- inputs ---
 
 
 def test_tensors_arrays_and_masks_are_the_same():
@@ -355,8 +357,8 @@ def test_distances_and_nearest_pixels():
 
 
 @pytest.mark.parametrize("name", ["blobs, noisy", "perfect", "both empty", "random 31 x 64", "gt 128 and 129"])
-def test_the_device_s_way_agrees(name: str):
-    """On a device F and MAE are counted by torch, in steps that run on the CPU too."""
+def test_counting_on_a_device_agrees(name: str):
+    """On a device, torch counts F and MAE; the same functions also run on the CPU."""
     pair = Pair(*PAIRS[name])
     planes = [torch.from_numpy(plane) for plane in PAIRS[name]]
     assert np.array_equal(device_levels(*planes).numpy(), pair.levels)
@@ -367,7 +369,7 @@ def test_the_device_s_way_agrees(name: str):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_agrees_and_nothing_is_fetched_from_it():
+def test_cuda_agrees_without_synchronization():
     pairs = [PAIRS[name] for name in ("blobs, noisy", "perfect", "both empty", "random 31 x 64")]
     for make in (lambda: FMeasure(KINDS), MAE):
         here, there = make(), make()
@@ -386,7 +388,7 @@ def test_cuda_agrees_and_nothing_is_fetched_from_it():
 
 
 def parity(pairs: Iterable[tuple], golden: dict) -> dict[str, list[float]]:
-    """Return each figure's differences from the reference, over pairs; IoU's are from the plain reading."""
+    """Return the differences of each figure from the reference; those of IoU are from the plain reading."""
     away = defaultdict(list)
     for name, pred, gt in pairs:
         plain = {"iou": plain_iou(pred, gt), "boundary_iou": plain_boundary_iou(pred, gt)}

@@ -1,21 +1,22 @@
-"""Make tests/golden/metrics.json: what pysodmetrics 1.6.2 says of the pairs below, for the tests to compare with.
+"""Make tests/is_net/golden/metrics.json: the values of pysodmetrics 1.6.2 for the pairs below.
 
-It pins older versions than the project runs with, so it gets an environment of its own:
+It pins older versions than the project uses, so it needs its own environment:
 
     python -m venv /tmp/sod
     /tmp/sod/bin/pip install pysodmetrics==1.6.2 numpy==2.3.4 opencv-python-headless==4.14.0.94 scipy==1.17.1 \\
         scikit-image==0.25.2
-    /tmp/sod/bin/python tests/golden/make_metrics.py
+    /tmp/sod/bin/python tests/is_net/golden/make_metrics.py
 
-These versions stand in the file, too: HCE depends on OpenCV's (4.13 on), and the skeletons and distances on the others.
+The file also holds these versions: HCE depends on the version of OpenCV (4.13 and later), skeletons and distances on
+the others.
 
-The pairs are drawn with whole numbers and numpy alone, and come out the same in both environments; their checksums
-stand beside the values. The real pairs are not part of the project: the folder ``shared/real`` beside it holds them,
-and where it is missing they keep the values that the file has.
+The pairs are drawn with integers and numpy only, so both environments produce the same ones; the file holds their
+checksums. The real pairs are not part of the project. They are in the folder ``shared/real`` beside it; without that
+folder, their values in the file are kept.
 
-The reference is called without its stretching (map / 255, ground truth > 128), HCE on the map binarized at > 128. It
-divides E by one pixel less than there are, so that a perfect map's is above 1: that is written down as 1. Where it
-divides by zero (S with all of the object in the last row or column, E of a single pixel), null is written.
+The reference is called without its stretching (map / 255, ground truth > 128), and HCE with the map binarized at > 128.
+Its E is divided by the number of pixels minus 1, so that of a perfect map is above 1; the file has 1 instead. Where the
+reference divides by zero (S if the whole object is in the last row or column, E of a single pixel), the file has null.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from pathlib import Path
 import numpy as np
 
 FILE = Path(__file__).with_name("metrics.json")
-REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "real"
 PACKAGES = ("pysodmetrics", "numpy", "opencv-python-headless", "scipy", "scikit-image")
 THRESHOLDS = [0, 1, 32, 64, 96, 127, 128, 129, 160, 192, 224, 254, 255]
-"""Where the curves are compared (besides their maximum and mean)."""
+"""The thresholds at which the curves are compared, in addition to their maximum and mean."""
 
 Plane = np.ndarray
 
 
 def blur(plane: Plane, radius: int) -> Plane:
-    """Return the mean over a square, rounded down, the border repeated: (H, W) uint8."""
+    """Return the mean over a square, rounded down, with a repeated border: (H, W) uint8."""
     size, summed = 2 * radius + 1, plane.astype(np.int64)
     for axis in (0, 1):
         width = [(0, 0), (0, 0)]
@@ -132,7 +133,7 @@ def procedural() -> Iterator[tuple[str, Plane, Plane]]:
 
 
 def real() -> Iterator[tuple[str, Plane, Plane]]:
-    """Yield the real pairs, if they are there, as set/name/kind of map."""
+    """Yield the real pairs, if their folder exists, by names of the form set/name/kind of map."""
     from PIL import Image
 
     def read(path: Path) -> Plane:
@@ -150,7 +151,7 @@ def real() -> Iterator[tuple[str, Plane, Plane]]:
 
 
 def checksum(pred: Plane, gt: Plane) -> int:
-    """Return a number that tells whether a pair is the one that the values were made of."""
+    """Return a checksum of a pair, which identifies the pair of the golden values."""
     return zlib.crc32(pred.tobytes() + gt.tobytes() + repr(gt.shape).encode())
 
 
@@ -165,7 +166,7 @@ def curve_values(name: str, curve: Plane) -> dict[str, float | list[float]]:
 
 
 def reference(pairs: list[tuple[Plane, Plane]]) -> dict[str, float | list[float] | None]:
-    """Return what pysodmetrics says of pairs: means over them."""
+    """Return the values of pysodmetrics: means over pairs."""
     import py_sod_metrics as sod
 
     f, e, s, mae = sod.Fmeasure(), sod.Emeasure(), sod.Smeasure(), sod.MAE()
@@ -175,7 +176,7 @@ def reference(pairs: list[tuple[Plane, Plane]]) -> dict[str, float | list[float]
             metric.step(pred / 255, gt > 128, normalize=False)
         hce.step((pred > 128) * 255 / 255, gt > 128, normalize=False)
     fm = f.get_results()
-    # the curves come out from threshold 255 down to 0
+    # its curves run from threshold 255 down to 0
     precision, recall, f_curve = (curve[::-1] for curve in (fm["pr"]["p"], fm["pr"]["r"], fm["fm"]["curve"]))
     e_curve = np.minimum(np.array(e.changeable_ems), 1).mean(axis=0)[::-1]
     values = {
@@ -195,7 +196,7 @@ def reference(pairs: list[tuple[Plane, Plane]]) -> dict[str, float | list[float]
 
 
 def tidy(value: float | list[float]) -> float | list[float] | None:
-    """Return a value as JSON takes it, to 12 digits."""
+    """Return a value for JSON with 12 digits; null if it is not finite."""
     if isinstance(value, list):
         return [tidy(one) for one in value]
     return float(f"{value:.12g}") if math.isfinite(value) else None
