@@ -1,4 +1,4 @@
-"""Composites: cutting out, layering, and the scenes made of them."""
+"""Copy-paste augmentation: cutting out, pasting, and the scenes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from IS_Net.synthesis.copy_paste import (
     Cutout,
     copy_paste,
     cut_out,
-    estimate_foreground,
-    strokes,
+    draw_strokes,
 )
 
 few = settings(deadline=None, max_examples=40)
@@ -27,13 +26,13 @@ seeds = st.integers(0, 2**32 - 1)
 RED, GREEN = (220, 30, 20), (10, 190, 40)
 
 
-def plain(color: tuple[int, int, int], height: int, width: int) -> np.ndarray:
+def uniform(color: tuple[int, int, int], height: int, width: int) -> np.ndarray:
     """Return a (3, H, W) image of one color."""
     return np.tile(np.uint8(color)[:, None, None], (1, height, width))
 
 
 def sample(seed: int, height: int, width: int, in_ch: int = 3) -> np.ndarray:
-    """Return planes of an image of noise, with an object that lies anywhere, of any size; now and then with none."""
+    """Return planes of a noise image with an object of any size at any place, or sometimes with none."""
     rng = np.random.default_rng(seed)
     planes = rng.integers(0, 256, (in_ch + 1, height, width), dtype=np.uint8)
     planes[-1] = 0
@@ -43,7 +42,7 @@ def sample(seed: int, height: int, width: int, in_ch: int = 3) -> np.ndarray:
     return planes
 
 
-def drawn(height: int, width: int, start: int = 0) -> Callable[[], np.ndarray]:
+def sample_source(height: int, width: int, start: int = 0) -> Callable[[], np.ndarray]:
     numbers = iter(range(start, start + 1000))
     return lambda: sample(next(numbers), height, width)
 
@@ -51,34 +50,15 @@ def drawn(height: int, width: int, start: int = 0) -> Callable[[], np.ndarray]:
 # --- cutting out ---
 
 
-def test_the_objects_own_color_is_found_where_its_border_is_mixed_with_the_background():
-    rows, columns = np.mgrid[:160, :160]
-    alpha = np.clip((50 - np.hypot(rows - 80, columns - 80)) / 12 + 0.5, 0, 1).astype(np.float32)  # 12 pixels soft
-    mixed = alpha[..., None] * np.array(RED) + (1 - alpha[..., None]) * np.array(GREEN)
-    found = estimate_foreground(np.round(mixed).astype(np.uint8), alpha)
-    assert found.shape == (160, 160, 3) and found.dtype == np.uint8
-    off = np.abs(found.astype(int) - RED).max(axis=2)
-    assert off[alpha > 0.1].max() < 25 and off[alpha > 0.9].max() < 6
-    assert (
-        np.abs(mixed - RED).max(axis=2)[(alpha > 0.1) & (alpha < 0.5)].min() > 80
-    )  # of which the picture shows little
-
-
-def test_an_object_without_a_border_keeps_its_colors():
-    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    found = estimate_foreground(image, np.ones((40, 50), np.float32))
-    assert np.abs(found.astype(int) - image).max() <= 1
-
-
-def test_scaled_down_an_object_gets_no_dark_border():
-    """Pixels of the border are averaged with ones beside the object, which must not be black."""
+def test_scaling_down_gives_no_dark_border():
+    """Border pixels are averaged with pixels beside the object, which must not be black."""
     gt = cv2.circle(np.zeros((900, 900), np.uint8), (450, 450), 360, 255, -1)
-    cut = cut_out(np.concatenate((plain(RED, 900, 900), gt[None])))
-    small = module._transform(cut, 50, np.random.default_rng(0), turn=0)
+    cut = cut_out(np.concatenate((uniform(RED, 900, 900), gt[None])))
+    small = module._transform(cut, 50, np.random.default_rng(0), max_angle=0)
     assert np.abs(small.color[small.alpha > 0].astype(int) - RED).max() < 8
 
 
-def test_a_cut_out_is_the_object_with_a_little_around_it():
+def test_a_cut_out_is_the_object_with_a_small_margin():
     planes = sample(1, 90, 120, in_ch=5)
     planes[-1] = 0
     planes[-1, 30:60, 40:95] = 255
@@ -91,38 +71,38 @@ def test_a_cut_out_is_the_object_with_a_little_around_it():
     assert np.abs(solid.astype(int) - np.moveaxis(planes[:3, 30:60, 40:95], 0, 2)).max() <= 1
 
 
-def test_a_cut_out_at_the_border_is_cut_there():
-    planes = np.concatenate((plain(RED, 70, 60), np.full((1, 70, 60), 255, np.uint8)))
+def test_the_margin_ends_at_the_border_of_the_image():
+    planes = np.concatenate((uniform(RED, 70, 60), np.full((1, 70, 60), 255, np.uint8)))
     cut = cut_out(planes)
     assert cut.alpha.shape == (70, 60) and (cut.alpha == 1).all()
 
 
 @pytest.mark.parametrize("size", [0, 1, 5])
-def test_what_is_too_small_is_not_cut_out(size):
+def test_objects_that_are_too_small_are_not_cut_out(size):
     planes = sample(1, 90, 120)
     planes[-1] = 0
-    planes[-1, 10:70, 30 : 30 + size] = 255  # a long line still is none
+    planes[-1, 10:70, 30 : 30 + size] = 255  # a long line is not an object either
     assert cut_out(planes) is None
 
 
 # --- layers ---
 
-LOOK = module._Look(tint=0.0, harmony=0.0, soft=0.0, shadow=0.0, texture=None)
+LOOK = module._Look(jitter=0.0, harmony=0.0, blur=0.0, shadow=0.0, texture=None)
 
 
 def square(color: tuple[int, int, int], side: int, alpha: float = 1.0) -> Cutout:
-    return Cutout(np.moveaxis(plain(color, side, side), 0, 2).copy(), np.full((side, side), alpha, np.float32))
+    return Cutout(np.moveaxis(uniform(color, side, side), 0, 2).copy(), np.full((side, side), alpha, np.float32))
 
 
-def put(scene: module._Scene, cut: Cutout, center: tuple[float, float], chosen: bool, **look: float) -> None:
-    scene.put(cut, center, chosen, LOOK._replace(**look), np.random.default_rng(0))
+def put(scene: module._Scene, cut: Cutout, center: tuple[float, float], is_target: bool, **look: float) -> None:
+    scene.paste_onto(cut, center, is_target, LOOK._replace(**look), np.random.default_rng(0))
 
 
 def make_scene() -> module._Scene:
-    return module._Scene(np.moveaxis(plain(GREEN, 60, 80), 0, 2))
+    return module._Scene(np.moveaxis(uniform(GREEN, 60, 80), 0, 2))
 
 
-def test_the_target_is_the_alpha_of_what_is_chosen():
+def test_the_target_is_the_alpha_of_the_cut_outs_that_are_targets():
     scene = make_scene()
     put(scene, square(RED, 20, 0.25), (30, 20), True)
     wanted = np.zeros((60, 80), np.float32)
@@ -133,7 +113,7 @@ def test_the_target_is_the_alpha_of_what_is_chosen():
     assert scene.image[35:45, 55:65] == pytest.approx(np.full((10, 10, 3), RED), abs=1)
 
 
-def test_later_layers_hide_what_is_behind_them():
+def test_later_cut_outs_hide_earlier_ones():
     scene = make_scene()
     put(scene, square(RED, 20), (30, 20), True)
     put(scene, square((9, 9, 200), 20), (40, 20), False)  # hides the right half
@@ -146,7 +126,7 @@ def test_later_layers_hide_what_is_behind_them():
     assert scene.target == pytest.approx(wanted)
 
 
-def test_what_lies_partly_or_wholly_outside():
+def test_cut_outs_partly_or_wholly_outside_the_scene():
     scene = make_scene()
     put(scene, square(RED, 20), (0, 60), True)
     assert np.array_equal(np.argwhere(scene.target)[[0, -1]], [[50, 0], [59, 9]]) and scene.target.sum() == 100
@@ -156,18 +136,18 @@ def test_what_lies_partly_or_wholly_outside():
     assert np.array_equal(scene.image, before[0]) and np.array_equal(scene.target, before[1])
 
 
-def test_a_shadow_darkens_and_is_no_target():
+def test_a_shadow_darkens_the_image_and_is_not_part_of_the_target():
     rows, columns = np.mgrid[:40, :40]
     disc = (np.hypot(rows - 20, columns - 20) < 10).astype(np.float32)
-    scene, plain_scene = make_scene(), make_scene()
+    scene, without_shadow = make_scene(), make_scene()
     cut = Cutout(square(RED, 40).color, disc)
     put(scene, cut, (40, 30), True, shadow=0.6)
-    put(plain_scene, cut, (40, 30), True)
-    assert np.array_equal(scene.target, plain_scene.target)
+    put(without_shadow, cut, (40, 30), True)
+    assert np.array_equal(scene.target, without_shadow.target)
     around = scene.target == 0
-    assert (scene.image[around] <= plain_scene.image[around]).all()
-    assert (scene.image[around] < plain_scene.image[around] - 1).any()
-    assert np.array_equal(scene.image[~around], plain_scene.image[~around])
+    assert (scene.image[around] <= without_shadow.image[around]).all()
+    assert (scene.image[around] < without_shadow.image[around] - 1).any()
+    assert np.array_equal(scene.image[~around], without_shadow.image[~around])
 
 
 # --- strokes ---
@@ -175,15 +155,15 @@ def test_a_shadow_darkens_and_is_no_target():
 
 @few
 @given(side=st.integers(4, 200), seed=seeds)
-def test_strokes_are_an_alpha(side, seed):
-    alpha = strokes(side, np.random.default_rng(seed))
+def test_strokes_are_an_alpha_matte(side, seed):
+    alpha = draw_strokes(side, np.random.default_rng(seed))
     assert alpha.shape == (side, side) and alpha.dtype == np.float32
     assert alpha.min() >= 0 and alpha.max() <= 1
-    assert np.array_equal(alpha, strokes(side, np.random.default_rng(seed)))
+    assert np.array_equal(alpha, draw_strokes(side, np.random.default_rng(seed)))
 
 
-def test_strokes_are_thin_and_there():
-    shares = [strokes(200, np.random.default_rng(seed)).mean() for seed in range(30)]
+def test_strokes_are_thin_and_never_missing():
+    shares = [draw_strokes(200, np.random.default_rng(seed)).mean() for seed in range(30)]
     assert min(shares) > 0 and np.median(shares) < 0.4
 
 
@@ -194,38 +174,38 @@ def test_strokes_are_thin_and_there():
 @few
 @given(height=st.integers(12, 90), width=st.integers(12, 90), seed=seeds, nothing=st.booleans())
 def test_any_scene_of_any_size(build, height, width, seed, nothing):
-    """Whether objects are there, tiny, larger than the picture, or none at all."""
+    """Objects may be tiny, larger than the image, or missing."""
     background = sample(seed, height, width)[:3]
     empty = np.concatenate((background, np.zeros((1, height, width), np.uint8)))
     before = background.copy()
 
     def make() -> CopyPasteSample:
-        draw = (lambda: empty) if nothing else drawn(height, width, seed % 1000)
+        draw = (lambda: empty) if nothing else sample_source(height, width, seed % 1000)
         return copy_paste(background, draw, np.random.default_rng(seed))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SCENES", {build: 1.0})
-        image, target, plain_photo = make()
+        image, target, mask_only_target = make()
         again = make()
     assert image.shape == (3, height, width) and image.dtype == np.uint8
     assert target.shape == (height, width) and target.dtype == np.uint8
     assert np.array_equal(image, again[0]) and np.array_equal(target, again[1])
     assert np.array_equal(background, before)
-    assert plain_photo == (build is module._image_region)
-    if nothing and build not in (module._thin_parts, module._image_region):  # which need no objects
+    assert mask_only_target == (build is module._image_region)
+    if nothing and build not in (module._thin_parts, module._image_region):  # these need no objects
         assert not target.any()
 
 
 def test_regions_end_where_the_photograph_changes(monkeypatch):
-    """A photograph of four even quarters: what is named is one or two of them, give or take some pixels."""
+    """A photograph of four uniform quarters: the target is one or more of them, up to some pixels at the borders."""
     monkeypatch.setattr(module, "SCENES", {module._image_region: 1.0})
-    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
-    monkeypatch.setattr(module, "_backdrop", lambda image, rng, sharp: np.moveaxis(image, 0, 2).copy())
+    monkeypatch.setattr(module, "_degrade", lambda image, _: np.round(image).astype(np.uint8))
+    monkeypatch.setattr(module, "_random_background", lambda image, rng, sharp: np.moveaxis(image, 0, 2).copy())
     quarters = np.zeros((3, 128, 160), np.uint8)
     for number, color in enumerate((RED, GREEN, (20, 30, 200), (240, 240, 240))):
         top, left = 64 * (number // 2), 80 * (number % 2)
         quarters[:, top : top + 64, left : left + 80] = np.array(color)[:, None, None]
-    named = set()
+    chosen = set()
     for seed in range(30):
         image, target, _ = copy_paste(quarters, lambda: quarters, np.random.default_rng(seed))
         assert np.array_equal(image, quarters)  # nothing is pasted
@@ -233,21 +213,21 @@ def test_regions_end_where_the_photograph_changes(monkeypatch):
             corners = [target[32 + 64 * (n // 2), 40 + 80 * (n % 2)] for n in range(4)]
             wanted = np.kron(np.reshape(corners, (2, 2)), np.ones((64, 80))) > 128
             sure = np.ones((128, 160), bool)
-            sure[58:70] = sure[:, 74:86] = False  # where colors change, either side may have the pixel
+            sure[58:70] = sure[:, 74:86] = False  # at a change of color, a pixel may belong to either side
             assert np.array_equal((target > 128)[sure], wanted[sure])
-            named.add(tuple(corner > 128 for corner in corners))
-    assert len(named) >= 4
+            chosen.add(tuple(corner > 128 for corner in corners))
+    assert len(chosen) >= 4
 
 
-def test_an_even_photograph_has_no_regions(monkeypatch):
+def test_a_uniform_photograph_has_no_regions(monkeypatch):
     monkeypatch.setattr(module, "SCENES", {module._image_region: 1.0})
-    flat = plain(GREEN, 64, 64)
+    flat = uniform(GREEN, 64, 64)
     for seed in range(5):
         assert not copy_paste(flat, lambda: flat, np.random.default_rng(seed)).gt.any()
 
 
-def test_scenes_take_what_a_cache_holds():
-    """Read-only planes."""
+def test_scenes_accept_planes_of_a_cache():
+    """They are read-only."""
     planes = sample(3, 100, 100)
     planes.flags.writeable = False
     for seed in range(12):
@@ -255,17 +235,19 @@ def test_scenes_take_what_a_cache_holds():
 
 
 @pytest.mark.parametrize("build", [module._several, module._crowd], ids=["few", "many"])
-def test_the_target_is_where_the_image_shows_the_objects(monkeypatch, build):
-    """Objects of one color, all of them named, photographed without any loss: each pixel tells its alpha."""
+def test_image_and_ground_truth_agree(monkeypatch, build):
+    """Objects of one color, all of them targets, without degradation: each pixel shows its alpha."""
     monkeypatch.setattr(module, "SCENES", {build: 1.0})
-    monkeypatch.setattr(module, "_look", lambda *_: LOOK)
-    monkeypatch.setattr(module, "_choose", lambda number, _: np.ones(number, bool))
-    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    monkeypatch.setattr(module, "_random_look", lambda *_: LOOK)
+    monkeypatch.setattr(module, "_choose_targets", lambda number, _: np.ones(number, bool))
+    monkeypatch.setattr(module, "_degrade", lambda image, _: np.round(image).astype(np.uint8))
     gt = cv2.circle(np.zeros((128, 160), np.uint8), (80, 60), 40, 255, -1)
     seen = 0
     for seed in range(15):
-        planes = np.concatenate((plain(RED, 128, 160), gt[None]))
-        image, target, _ = copy_paste(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
+        planes = np.concatenate((uniform(RED, 128, 160), gt[None]))
+        image, target, _ = copy_paste(
+            uniform(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed)
+        )
         share = target[..., None] / 255
         wanted = share * np.array(RED) + (1 - share) * np.array(GREEN)
         assert np.abs(np.moveaxis(image, 0, 2) - wanted).max() < 4
@@ -273,74 +255,80 @@ def test_the_target_is_where_the_image_shows_the_objects(monkeypatch, build):
     assert seen > 10
 
 
-def test_a_photograph_alone_is_seen_from_nearer_together_with_its_target(monkeypatch):
+def test_an_own_object_is_cropped_together_with_its_ground_truth(monkeypatch):
     monkeypatch.setattr(module, "SCENES", {module._own_object: 1.0})
-    monkeypatch.setattr(module, "_recolor", lambda color, *_, **__: color)
-    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    monkeypatch.setattr(module, "_jitter_color", lambda color, *_, **__: color)
+    monkeypatch.setattr(module, "_degrade", lambda image, _: np.round(image).astype(np.uint8))
     gt = cv2.circle(np.zeros((128, 160), np.uint8), (60, 50), 20, 255, -1)
     share = gt[..., None] / 255
     own = np.moveaxis(share * np.array(RED) + (1 - share) * np.array(GREEN), 2, 0).round().astype(np.uint8)
     planes = np.concatenate((own, gt[None]))
     sizes, cut = [], 0
     for seed in range(30):
-        image, target, faithful = copy_paste(plain((0, 0, 255), 128, 160), lambda: planes, np.random.default_rng(seed))
-        assert not faithful
+        image, target, mask_only_target = copy_paste(
+            uniform((0, 0, 255), 128, 160), lambda: planes, np.random.default_rng(seed)
+        )
+        assert not mask_only_target
         share = target[..., None] / 255
         assert np.abs(np.moveaxis(image, 0, 2) - (share * np.array(RED) + (1 - share) * np.array(GREEN))).max() < 4
         sizes.append((target > 128).mean() / (gt > 128).mean())
         edges = target[0], target[-1], target[:, 0], target[:, -1]
         cut += max(edge.mean() for edge in edges) > 30
-    assert min(sizes) > 0.9 and max(sizes) > 2  # never from farther away
+    assert min(sizes) > 0.9 and max(sizes) > 2  # never scaled down
     assert 0 < cut < 20
 
 
-def test_beside_a_photographs_own_object_another_is_named(monkeypatch):
+def test_a_small_target_lies_beside_the_photographs_own_object(monkeypatch):
     monkeypatch.setattr(module, "SCENES", {module._small_target: 1.0})
-    monkeypatch.setattr(module, "_look", lambda *_: LOOK)
-    monkeypatch.setattr(module, "_recolor", lambda color, *_, **__: color)
-    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    monkeypatch.setattr(module, "_random_look", lambda *_: LOOK)
+    monkeypatch.setattr(module, "_jitter_color", lambda color, *_, **__: color)
+    monkeypatch.setattr(module, "_degrade", lambda image, _: np.round(image).astype(np.uint8))
     gt = cv2.circle(np.zeros((128, 160), np.uint8), (60, 50), 20, 255, -1)
     share = gt[..., None] / 255
     own = np.moveaxis(share * np.array(RED) + (1 - share) * np.array(GREEN), 2, 0).round().astype(np.uint8)
-    blue = np.concatenate((plain((0, 0, 255), 128, 160), gt[None]))
-    named = shown = 0
+    blue = np.concatenate((uniform((0, 0, 255), 128, 160), gt[None]))
+    targets = shown = 0
     for seed in range(20):
         first = iter([np.concatenate((own, gt[None]))])
-        image, target, faithful = copy_paste(own, lambda first=first: next(first, blue), np.random.default_rng(seed))
-        assert not faithful
-        assert image[2][target > 200].min(initial=255) > 190 and image[2][target < 50].max() < 100  # all blue there is
-        named += (target > 128).any()
+        image, target, mask_only_target = copy_paste(
+            own, lambda first=first: next(first, blue), np.random.default_rng(seed)
+        )
+        assert not mask_only_target
+        assert image[2][target > 200].min(initial=255) > 190 and image[2][target < 50].max() < 100  # all that is blue
+        targets += (target > 128).any()
         shown += (image[0] > 150).sum() > 0.5 * (gt > 128).sum()
-    assert named == 20 and shown > 12
+    assert targets == 20 and shown > 12
 
 
-def test_of_touching_objects_that_are_alike_one_is_named(monkeypatch):
+def test_one_of_the_touching_objects_is_the_target(monkeypatch):
     monkeypatch.setattr(module, "SCENES", {module._touching: 1.0})
-    monkeypatch.setattr(module, "_look", lambda *_: LOOK)
-    monkeypatch.setattr(module, "_expose", lambda image, _: np.round(image).astype(np.uint8))
+    monkeypatch.setattr(module, "_random_look", lambda *_: LOOK)
+    monkeypatch.setattr(module, "_degrade", lambda image, _: np.round(image).astype(np.uint8))
     gt = cv2.circle(np.zeros((128, 160), np.uint8), (80, 60), 40, 255, -1)
     near = shown = 0
     for seed in range(20):
-        planes = np.concatenate((plain(RED, 128, 160), gt[None]))
-        image, target, _ = copy_paste(plain(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed))
+        planes = np.concatenate((uniform(RED, 128, 160), gt[None]))
+        image, target, _ = copy_paste(
+            uniform(GREEN, 128, 160), lambda planes=planes: planes, np.random.default_rng(seed)
+        )
         discs = image[0] > 100
-        named = target > 128
-        assert discs[named].all()
-        others = discs & ~cv2.dilate(named.astype(np.uint8), np.ones((3, 3))).astype(bool)
-        shown += 0.5 * named.sum() < others.sum() < 2.6 * named.sum()
-        near += (cv2.dilate(named.astype(np.uint8), np.ones((25, 25))) * others).any()
+        is_target = target > 128
+        assert discs[is_target].all()
+        others = discs & ~cv2.dilate(is_target.astype(np.uint8), np.ones((3, 3))).astype(bool)
+        shown += 0.5 * is_target.sum() < others.sum() < 2.6 * is_target.sum()
+        near += (cv2.dilate(is_target.astype(np.uint8), np.ones((25, 25))) * others).any()
     assert shown > 12 and near > 15
 
 
-def test_targets_stand_out_from_what_is_around_them(monkeypatch):
-    """Of scenes as they are, with all that hides where things were pasted; the photograph itself is even."""
+def test_targets_differ_from_their_surroundings(monkeypatch):
+    """Complete scenes, degradation included, in front of a uniform photograph."""
     builders = [build for build in SCENES if build not in (module._image_region, module._small_target)]
     monkeypatch.setattr(module, "SCENES", dict.fromkeys(builders, 1 / len(builders)))
     gt = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 40, 255, -1)
-    planes = np.concatenate((plain(RED, 128, 128), gt[None]))
+    planes = np.concatenate((uniform(RED, 128, 128), gt[None]))
     inside, outside, some = [], [], []
     for seed in range(60):
-        image, target, _ = copy_paste(plain(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
+        image, target, _ = copy_paste(uniform(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
         off = np.abs(image - np.array(GREEN)[:, None, None]).mean(axis=0)
         if 0 < (target > 128).mean() < 1:
             inside.append(off[target > 128].mean())
@@ -351,13 +339,13 @@ def test_targets_stand_out_from_what_is_around_them(monkeypatch):
     assert (np.array(inside) > outside).mean() > 0.7
 
 
-def test_some_scenes_hold_what_is_not_named():
-    """Which is what teaches the network to look at the coarse mask."""
+def test_some_scenes_contain_distractors():
+    """They teach the network to look at the coarse mask."""
     gt = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 40, 255, -1)
-    planes = np.concatenate((plain(RED, 128, 128), gt[None]))
-    unnamed = 0
+    planes = np.concatenate((uniform(RED, 128, 128), gt[None]))
+    with_distractor = 0
     for seed in range(40):
-        image, target, _ = copy_paste(plain(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
+        image, target, _ = copy_paste(uniform(GREEN, 128, 128), lambda: planes, np.random.default_rng(seed))
         reddish = image[0].astype(int) > image[1] + 60
-        unnamed += (reddish & (target == 0)).mean() > 0.02
-    assert 4 < unnamed < 36
+        with_distractor += (reddish & (target == 0)).mean() > 0.02
+    assert 4 < with_distractor < 36

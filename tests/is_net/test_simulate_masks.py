@@ -1,4 +1,4 @@
-"""Simulated coarse masks: their form, their determinism, and the mistakes that each source makes."""
+"""Simulated coarse masks: shape and values, determinism, and the errors of each source."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from IS_Net.images import binarize
 from IS_Net.preprocess import box_from_mask
-from IS_Net.synthesis import simulate_masks as coarse
 from IS_Net.synthesis.simulate_masks import (
     MASK_SOURCES,
     RELIABLE_SOURCES,
+    Source,
     box_or_hull,
     drop_parts,
     exact,
@@ -32,7 +32,7 @@ DISC = cv2.circle(np.zeros((200, 240), np.uint8), (110, 95), 70, 255, -1, cv2.LI
 
 
 def paint(gt: np.ndarray, seed: int = 0, red: int = 200) -> np.ndarray:
-    """Return a (3, H, W) image of a reddish object on a bluish ground, with noise."""
+    """Return a (3, H, W) image of a reddish object on a bluish background, with noise."""
     image = np.random.default_rng(seed).integers(0, 40, (3, *gt.shape), dtype=np.uint8)
     image[0][binarize(gt)] += np.uint8(red)
     image[2][~binarize(gt)] += np.uint8(200)
@@ -44,14 +44,14 @@ def iou(mask: np.ndarray, gt: np.ndarray) -> float:
     return (a & b).sum() / max((a | b).sum(), 1)
 
 
-def masks_of(source: coarse.Source, gt: np.ndarray, number: int, image: np.ndarray | None = None) -> list[np.ndarray]:
+def masks_of(source: Source, gt: np.ndarray, number: int, image: np.ndarray | None = None) -> list[np.ndarray]:
     image = paint(gt) if image is None else image
     return [source(gt, image, np.random.default_rng(seed)) for seed in range(number)]
 
 
 @st.composite
-def truths(draw: st.DrawFn) -> np.ndarray:
-    """Ground truths of odd sizes: empty, full, of single pixels, lines, soft edges, or noise."""
+def ground_truths(draw: st.DrawFn) -> np.ndarray:
+    """Return a ground truth of any size: empty, full, a single pixel, a line, a disc with soft edges, noise, or faint."""
     height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     gt = np.zeros((height, width), np.uint8)
     kind = draw(st.sampled_from(["empty", "full", "pixel", "line", "disc", "noise", "faint"]))
@@ -74,14 +74,14 @@ def truths(draw: st.DrawFn) -> np.ndarray:
 
 @by_name
 @few
-@given(gt=truths(), seed=seeds, plain=st.booleans())
-def test_every_source_gives_a_mask_of_the_images_size_and_the_same_for_the_same_chances(source, gt, seed, plain):
-    image = np.full((3, *gt.shape), 90, np.uint8) if plain else paint(gt, seed % 7)
+@given(gt=ground_truths(), seed=seeds, uniform=st.booleans())
+def test_every_source_gives_a_binary_mask_that_depends_on_the_generator_alone(source, gt, seed, uniform):
+    image = np.full((3, *gt.shape), 90, np.uint8) if uniform else paint(gt, seed % 7)
     before = gt.copy(), image.copy()
     first = source(gt, image, np.random.default_rng(seed))
     assert first.shape == gt.shape and first.dtype == np.uint8
     assert set(np.unique(first)) <= {0, 255}
-    cv2.setRNGSeed(seed % 1000)  # OpenCV's own chances count for nothing
+    cv2.setRNGSeed(seed % 1000)  # the state of OpenCV's own generator has no effect
     assert np.array_equal(source(gt, image, np.random.default_rng(seed)), first)
     assert np.array_equal(gt, before[0]) and np.array_equal(image, before[1])
     if not gt.any():
@@ -89,8 +89,8 @@ def test_every_source_gives_a_mask_of_the_images_size_and_the_same_for_the_same_
 
 
 @by_name
-def test_every_source_takes_what_a_cache_holds(source):
-    """Read-only memory, and planes that are no array of their own."""
+def test_every_source_accepts_planes_of_a_cache(source):
+    """They are read-only, and views of a larger array."""
     planes = np.concatenate((paint(DISC), DISC[None], DISC[None]))
     planes.flags.writeable = False
     mask = source(planes[-1], planes[:3], np.random.default_rng(5))
@@ -98,23 +98,23 @@ def test_every_source_takes_what_a_cache_holds(source):
 
 
 @pytest.mark.parametrize("source", [s for s in MASK_SOURCES if s is not exact], ids=lambda source: source.__name__)
-def test_other_chances_give_other_masks(source):
-    """On an object that stands out little, so that GrabCut hesitates too."""
+def test_other_seeds_give_other_masks(source):
+    """On an object of low contrast, so that GrabCut's masks vary too."""
     image = np.random.default_rng(0).integers(0, 120, (3, *DISC.shape), dtype=np.uint8)
     image[0][binarize(DISC)] += np.uint8(15)
     assert len({mask.tobytes() for mask in masks_of(source, DISC, 8, image)}) > 1
 
 
-# --- the sources' mistakes ---
+# --- errors of the sources ---
 
 
-def test_a_prompted_mask_is_right_as_a_whole():
+def test_a_sam_like_mask_is_right_as_a_whole():
     found = np.array([iou(mask, DISC) for mask in masks_of(sam_like, DISC, 60)])
     assert found.min() > 0.5 and np.median(found) > 0.85
-    assert (found < 1).mean() > 0.9  # but hardly ever perfect
+    assert (found < 1).mean() > 0.9  # but rarely perfect
 
 
-def test_a_prompted_mask_knows_nothing_finer_than_its_grid():
+def test_a_sam_like_mask_has_no_details_finer_than_its_grid():
     comb = np.zeros((1024, 1024), np.uint8)
     comb[200:800, 200:800:4] = comb[200:800, 201:800:4] = 255  # slats of two pixels
     edges = [np.count_nonzero(np.diff(mask[500, 230:770])) for mask in masks_of(sam_like, comb, 12)]
@@ -124,20 +124,20 @@ def test_a_prompted_mask_knows_nothing_finer_than_its_grid():
 def test_grabcut_follows_colors():
     assert min(iou(mask, DISC) for mask in masks_of(grabcut, DISC, 4)) > 0.9
     half = paint(DISC)
-    ground = np.moveaxis(paint(np.zeros_like(DISC), 1), 0, 2)
-    half[:, :, 110:] = np.moveaxis(ground, 2, 0)[:, :, 110:]  # the object's right half looks like what is behind it
+    background = np.moveaxis(paint(np.zeros_like(DISC), 1), 0, 2)
+    half[:, :, 110:] = np.moveaxis(background, 2, 0)[:, :, 110:]  # its right half looks like the background
     for mask in masks_of(grabcut, DISC, 4, half):
         assert iou(mask[:, :108], DISC[:, :108]) > 0.9
         assert not mask[:, 113:].any()
 
 
-def test_grabcut_finds_nothing_in_an_image_of_one_color_and_fills_the_box():
+def test_grabcut_falls_back_to_the_box_in_an_image_of_one_color():
     image = np.full((3, *DISC.shape), 77, np.uint8)
     found = [iou(mask, DISC) for mask in masks_of(grabcut, DISC, 6, image)]
     assert min(found) > 0.6
 
 
-def test_a_broken_mask_is_often_grossly_wrong():
+def test_dropping_parts_gives_large_errors():
     masks = masks_of(drop_parts, DISC, 100)
     assert np.mean([iou(mask, DISC) < 0.75 for mask in masks]) > 0.15
     missing = [np.mean(~binarize(mask)[binarize(DISC)]) for mask in masks]
@@ -146,26 +146,26 @@ def test_a_broken_mask_is_often_grossly_wrong():
     assert np.mean(np.array(added) > 0.05) > 0.1
 
 
-def test_a_spilled_mask_holds_parts_of_the_box_that_look_alike():
+def test_leaking_background_adds_similar_parts_of_the_box():
     image = paint(DISC)
-    image[1][:, 110:] += np.uint8(200)  # behind the object it is blue on the left, and cyan on the right
+    image[1][:, 110:] += np.uint8(200)  # the background is blue on the left, and cyan on the right
     image[1][binarize(DISC)] //= 4
     x0, y0, x1, y1 = box_from_mask(DISC)
     box = np.zeros(DISC.shape, bool)
     box[y0 : y1 + 1, x0 : x1 + 1] = True
-    behind = box & ~cv2.dilate(DISC, np.ones((9, 9), np.uint8)).view(bool)
+    background = box & ~cv2.dilate(DISC, np.ones((9, 9), np.uint8)).view(bool)
     one_side = 0
     for mask in masks_of(leak_background, DISC, 80, image):
         assert not mask[~box].any()
         assert binarize(mask)[binarize(DISC)].mean() >= 0.49
-        left, right = (np.mean(mask[:, half][behind[:, half]] > 0) for half in (np.s_[:108], np.s_[112:]))
+        left, right = (np.mean(mask[:, half][background[:, half]] > 0) for half in (np.s_[:108], np.s_[112:]))
         one_side += abs(left - right) > 0.9
     assert one_side > 8
     masks = masks_of(leak_background, DISC, 80, image)
     kept = np.array([binarize(mask)[binarize(DISC)].mean() for mask in masks])
-    joined = np.array([binarize(mask)[behind].mean() for mask in masks])
+    added = np.array([binarize(mask)[background].mean() for mask in masks])
     assert (kept > 0.97).mean() > 0.4 and (kept < 0.9).mean() > 0.05
-    assert (joined > 0.4).mean() > 0.2 and (joined < 0.1).mean() > 0.1
+    assert (added > 0.4).mean() > 0.2 and (added < 0.1).mean() > 0.1
 
 
 def test_exact_is_the_ground_truth():
@@ -173,9 +173,9 @@ def test_exact_is_the_ground_truth():
     assert np.array_equal(masks_of(exact, soft, 1)[0], np.where(soft > 128, 255, 0))
 
 
-def test_what_is_filled_is_the_box_the_hull_or_an_ellipse_in_the_box():
+def test_box_or_hull_fills_the_box_the_hull_or_an_ellipse_in_the_box():
     gt = DISC.copy()
-    gt[60:120, 90:120] = 0  # a hole, and a bite out of its border
+    gt[60:120, 90:120] = 0  # a hole and a notch in its border
     gt[:60, 100:120] = 0
     x0, y0, x1, y1 = box_from_mask(gt)
     box = np.zeros_like(gt)
@@ -191,8 +191,8 @@ def test_what_is_filled_is_the_box_the_hull_or_an_ellipse_in_the_box():
 
 
 @few
-@given(gt=truths(), seed=seeds)
-def test_strokes_go_from_point_to_point_of_the_object(gt, seed):
+@given(gt=ground_truths(), seed=seeds)
+def test_strokes_connect_points_of_the_object(gt, seed):
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         draw = cv2.polylines
@@ -203,43 +203,43 @@ def test_strokes_go_from_point_to_point_of_the_object(gt, seed):
         assert binarize(gt)[line[:, 1], line[:, 0]].all()
 
 
-def test_strokes_leave_most_of_an_object_out_and_stay_by_it():
+def test_strokes_cover_part_of_the_object_and_stay_near_it():
     reach = cv2.dilate(DISC, np.ones((61, 61), np.uint8))
     for mask in masks_of(scribble, DISC, 30):
         assert not mask[reach == 0].any()
         assert mask[binarize(DISC)].mean() < 0.9 * 255
 
 
-# --- any of them ---
+# --- all sources ---
 
 
 @few
-@given(gt=truths(), seed=seeds)
-def test_a_coarse_mask_is_never_empty_where_there_is_an_object(gt, seed):
+@given(gt=ground_truths(), seed=seeds)
+def test_a_simulated_mask_is_empty_only_without_an_object(gt, seed):
     mask = simulate_mask(gt, paint(gt), np.random.default_rng(seed))
     assert mask.shape == gt.shape and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
     assert mask.any() or not binarize(gt).any()
     assert np.array_equal(mask, simulate_mask(gt, paint(gt), np.random.default_rng(seed)))
 
 
-def test_the_ground_truth_stands_in_where_a_source_finds_nothing():
+def test_the_ground_truth_replaces_an_empty_mask():
     nothing = {lambda gt, *_: np.zeros_like(gt): 1.0}
     found = simulate_mask(DISC, paint(DISC), np.random.default_rng(0), nothing)
     assert np.array_equal(found, np.where(DISC > 128, 255, 0))
 
 
-@pytest.mark.parametrize("sources", [MASK_SOURCES, RELIABLE_SOURCES], ids=["all", "faithful"])
-def test_shares_make_a_whole(sources):
+@pytest.mark.parametrize("sources", [MASK_SOURCES, RELIABLE_SOURCES], ids=["all", "reliable"])
+def test_probabilities_sum_to_one(sources):
     assert sum(sources.values()) == pytest.approx(1) and sources.keys() <= MASK_SOURCES.keys()
 
 
-def test_sources_are_drawn_by_their_shares():
+def test_sources_are_drawn_with_their_probabilities():
     counted = {
         source: lambda gt, *_, number=number: np.full_like(gt, number) for number, source in enumerate(MASK_SOURCES)
     }
     sources = {counted[source]: share for source, share in MASK_SOURCES.items()}
     rng, pixel = np.random.default_rng(0), np.full((1, 1), 255, np.uint8)
     drawn = [int(simulate_mask(pixel, paint(pixel), rng, sources)[0, 0]) for _ in range(3000)]
-    drawn = [0 if number == 255 else number for number in drawn]  # number 0 is empty, and replaced
+    drawn = [0 if number == 255 else number for number in drawn]  # source 0 returns an empty mask, which is replaced
     for number, share in enumerate(MASK_SOURCES.values()):
         assert np.mean(np.array(drawn) == number) == pytest.approx(share, abs=0.04)
