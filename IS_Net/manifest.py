@@ -1,4 +1,4 @@
-"""The manifest: the record, beside the coarse masks of stage 1, of how each mask was made."""
+"""The manifest: a record, next to the coarse masks of stage 1, of how each mask was made."""
 
 from __future__ import annotations
 
@@ -15,24 +15,30 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
 
+_RENAMED = {"image_print": "image_fingerprint", "gt_print": "gt_fingerprint", "of": "num_masks"}
+"""Keys of manifests that earlier versions wrote, and their names today."""
+
 
 def fingerprint(path: Path) -> str:
-    """Return what changes when a file does: its size in bytes and its time of change in nanoseconds."""
+    """Return a text that changes when the file changes: its size in bytes and its modification time in nanoseconds."""
     status = path.stat()
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def read_manifest(mask_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """Read the record of how the masks of a folder were made.
+    """Read the manifest of a folder of masks.
+
+    Manifests of earlier versions are converted to the keys below.
 
     Args:
-        mask_dir: A folder of masks; ``manifest.jsonl`` in it holds one JSON object a line, the last of a mask counts.
+        mask_dir: The folder. Its ``manifest.jsonl`` holds one JSON object per line; the last one of a mask counts.
 
     Returns:
-        By mask name (the file's stem), the entry: ``mask``, ``image`` (stem), ``object``, ``box`` (xyxy or None),
-        ``points``, ``labels``, ``model``, ``checkpoint`` (sha256 or None), ``select``, ``image_fingerprint`` and
-        ``gt_fingerprint`` (see :func:`fingerprint`), ``of`` (the number of the image's masks), ``size`` (height, width),
-        ``score`` (the IoU that the model predicts, or None). Empty where the folder has no manifest.
+        The entry of each mask, by the mask's name (the file's stem); empty if the folder has no manifest. An entry
+        holds ``mask``, ``image`` (stem), ``object``, ``box`` (xyxy or None), ``points``, ``labels``, ``model``,
+        ``checkpoint`` (sha256 or None), ``select``, ``image_fingerprint`` and ``gt_fingerprint`` (see
+        :func:`fingerprint`), ``num_masks`` (how many masks the image has), ``size`` (height, width), and ``score`` (the
+        IoU that the model predicts, or None).
     """
     path = Path(mask_dir) / MANIFEST
     entries: dict[str, dict[str, Any]] = {}
@@ -43,44 +49,46 @@ def read_manifest(mask_dir: str | Path) -> dict[str, dict[str, Any]]:
             entry = json.loads(line)
             name = entry["mask"]
         except (ValueError, TypeError, KeyError):
-            # a run that was killed while it wrote leaves half a line; its mask is made again
-            logger.warning("%s, line %d: not a whole entry; ignored", path, number)
+            # a run that is killed while it writes leaves an incomplete line; its mask is made again
+            logger.warning("%s, line %d: not a complete entry; ignored", path, number)
             continue
         if "model" in entry:
-            entries[name] = entry
-        else:
+            entries[name] = {_RENAMED.get(key, key): value for key, value in entry.items()}
+        else:  # the mask was about to be replaced or removed
             entries.pop(name, None)
     return entries
 
 
 class Manifest:
-    """The record beside the masks, appended to as they land, so that an interrupted run loses nothing.
+    """The manifest of a folder that masks are being written to.
+
+    Every change is appended to the file at once, so that an interrupted run loses nothing.
 
     Args:
-        folder: The folder of masks. One run at a time may write to it.
+        folder: The folder of masks. Only one run at a time may write to it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / MANIFEST
         self.entries = read_manifest(folder)
         self._lock = threading.Lock()
         if self.path.is_file():
-            self.compact()  # also ends a line that was cut off, which the next one would otherwise be glued to
+            self.compact()  # also removes an incomplete last line, to which the next entry would be appended
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Record a mask that has been written, in place of what was recorded of it before."""
+        """Add the entry of a mask that has been written; it replaces an earlier entry of the mask."""
         with self._lock:
             self.entries[entry["mask"]] = dict(entry)
             self._append(entry)
 
     def drop(self, name: str) -> None:
-        """Forget a mask that is about to be replaced or removed."""
+        """Drop the entry of a mask that is about to be replaced or removed."""
         with self._lock:
             if self.entries.pop(name, None) is not None:
                 self._append({"mask": name})
 
     def compact(self) -> None:
-        """Leave one line for each mask that is there, sorted by name; written whole or not at all."""
+        """Rewrite the file atomically: one line per mask that exists, sorted by name."""
         with self._lock:
             text = "".join(
                 json.dumps(entry) + "\n"

@@ -1,4 +1,4 @@
-"""What stage 1 is asked for, and the record of what it made: prompts and the manifest beside the masks."""
+"""Prompts of stage 1: boxes and points, read from files and checked against their images."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from typing import IO, Any
 
 import numpy as np
 
-from IS_Net.errors import BoxError, ImageError, PromptError
-from IS_Net.images import IMAGE_EXTENSIONS, image_size
+from IS_Net.errors import BoxError, ImageError, PromptError, did_you_mean
+from IS_Net.images import IMAGE_EXTENSIONS, image_size, size_text
 from IS_Net.preprocess import box_from_mask, check_box
 
 _COLUMNS = ("name", "object", "x0", "y0", "x1", "y1")
 _KEYS = ("object", "box", "points", "labels")
-_UNFIT_FOR_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
+_NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One object to cut out of one image.
+    """One object to segment in one image.
+
+    A prompt with neither box nor points stands for an empty ground truth; its mask is all zero.
 
     Attributes:
         name: The image's stem.
-        object: What tells the image's objects apart; may be None where the image has one prompt only.
+        object: A name that distinguishes the objects of the image; may be None if the image has only one prompt.
         box: xyxy in pixels of the upright image, or None.
-        points: (x, y) of each click, in pixels of the upright image, or None.
-        labels: 1 (object) or 0 (background) for each click, or None.
+        points: (x, y) of each point, in pixels of the upright image, or None.
+        labels: 1 (object) or 0 (background) for each point, or None.
         where: File and row or key that the prompt was read from, for error messages.
-
-    A prompt with neither box nor points stands for an empty ground truth; its mask is all zero.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Prompt:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to ask a model for."""
+        """Whether the prompt stands for an empty ground truth."""
         return self.box is None and self.points is None
 
     def record(self) -> dict[str, Any]:
-        """Return object, box, points and labels as the JSON values that the manifest holds."""
+        """Return object, box, points and labels as JSON values, as the manifest holds them."""
         return {
             "object": self.object,
             "box": None if self.box is None else list(self.box),
@@ -62,40 +62,40 @@ class Prompt:
 
 
 def prompt_from_mask(name: str, mask: np.ndarray, object: str | None = None) -> Prompt:
-    """Return the tight-box prompt of a ground truth, (H, W) bool or uint8; an empty one where it is empty."""
+    """Return the tight box of a ground truth, (H, W) bool or uint8, as a prompt; an empty prompt if it is empty."""
     return Prompt(name, object, box_from_mask(mask))
 
 
 def prompt_from_record(name: str, record: Mapping[str, Any], where: str = "") -> Prompt:
-    """Turn one object of a prompt file, or one line of a manifest, into a prompt.
+    """Convert one object of a prompt file, or one entry of a manifest, to a prompt.
 
     Args:
         name: The image's stem.
-        record: Holds ``object``, ``box``, ``points`` and ``labels``; a missing one is None. Numbers may be strings.
-        where: What to call the record in an error.
+        record: Holds ``object``, ``box``, ``points`` and ``labels``; missing ones are None. Numbers may be strings.
+        where: How errors refer to the record.
 
     Raises:
-        PromptError: If a value is of the wrong kind or length, or labels and points do not match.
+        PromptError: If a value has the wrong type or length, or labels and points do not match.
     """
     label = record.get("object")
     label = None if label is None else str(label).strip() or None
-    if label is not None and _UNFIT_FOR_FILE_NAMES.search(label):
+    if label is not None and _NOT_IN_FILE_NAMES.search(label):
         raise PromptError(
-            f'{where}: the object {label!r} must not hold \\ / : * ? " < > |, for it becomes part of a file name'
+            f'{where}: the object {label!r} becomes part of a file name and must not contain \\ / : * ? " < > |'
         )
     box = record.get("box")
     if box is not None:
         box = _numbers(box, 4, f"{where}: box", "four numbers x0, y0, x1, y1")
     points, labels = record.get("points"), record.get("labels")
     if (points is None) != (labels is None):
-        found, lacking = ("labels", "points") if points is None else ("points", "labels")
+        found, missing = ("labels", "points") if points is None else ("points", "labels")
         raise PromptError(
-            f"{where}: found {found} without {lacking}; expected one label (1 object, 0 background) a point"
+            f"{where}: found {found} without {missing}; expected one label (1 object, 0 background) per point"
         )
     if points is not None:
-        points, labels = _clicks(points, labels, where)
+        points, labels = _points(points, labels, where)
         if box is None and 1 not in labels:
-            raise PromptError(f"{where}: found only background points; add a point of label 1 on the object, or a box")
+            raise PromptError(f"{where}: found only background points; add a point with label 1, or a box")
     return Prompt(name, label, box, points, labels, where)
 
 
@@ -109,37 +109,37 @@ def _numbers(values: Any, count: int, where: str, expected: str) -> tuple[float,
     return numbers
 
 
-def _clicks(points: Any, labels: Any, where: str) -> tuple[tuple[tuple[float, ...], ...], tuple[int, ...]]:
+def _points(points: Any, labels: Any, where: str) -> tuple[tuple[tuple[float, ...], ...], tuple[int, ...]]:
     if not isinstance(points, list | tuple) or not isinstance(labels, list | tuple) or not points:
         raise PromptError(
             f"{where}: expected points as [[x, y], ..] and labels as [1, 0, ..], found {points!r}, {labels!r}"
         )
     if len(points) != len(labels):
-        raise PromptError(f"{where}: found {len(points)} points and {len(labels)} labels; expected as many")
+        raise PromptError(f"{where}: found {len(points)} points and {len(labels)} labels; expected one label per point")
     if any(isinstance(label, bool) or label not in (0, 1) for label in labels):
         raise PromptError(f"{where}: expected labels of 1 (object) and 0 (background), found {labels!r}")
-    clicks = tuple(_numbers(point, 2, f"{where}: point", "two numbers x, y") for point in points)
-    return clicks, tuple(int(label) for label in labels)
+    coordinates = tuple(_numbers(point, 2, f"{where}: point", "two numbers x, y") for point in points)
+    return coordinates, tuple(int(label) for label in labels)
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read prompts from a file, without looking at the images (see :func:`check_prompts`).
+    """Read prompts from a file. They are not compared with the images; see :func:`check_prompts`.
 
     Args:
         path: ``.csv`` with the columns name, object, x0, y0, x1, y1, or ``.json`` that holds ``{name: [{"object": ..,
             "box": [x0, y0, x1, y1]} | {"object": .., "points": [[x, y], ..], "labels": [1, 0, ..]}]}``.
 
     Returns:
-        The prompts in the file's order, under the image names that the file uses.
+        The prompts in the order of the file, with the image names that the file uses.
 
     Raises:
-        PromptError: If the file cannot be read or holds anything else; every faulty row or key is named.
+        PromptError: If the file cannot be read or has another form; the message names every faulty row or key.
     """
     path = Path(path)
-    ending = path.suffix.lower()
+    extension = path.suffix.lower()
     parsers = {".csv": _parse_csv, ".json": _parse_json}
-    if ending not in parsers:
-        raise PromptError(f"{path}: expected a prompt file that ends in .csv or .json, found {ending or 'no ending'}")
+    if extension not in parsers:
+        raise PromptError(f"{path}: expected a prompt file, .csv or .json, found {extension or 'no extension'}")
     if not path.is_file():
         raise PromptError(f"{path}: the prompt file does not exist")
     prompts: list[Prompt] = []
@@ -147,15 +147,15 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     try:
         # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first name
         with path.open(newline="", encoding="utf-8-sig") as file:
-            for where, name, record in parsers[ending](file, str(path), problems):
+            for where, name, record in parsers[extension](file, str(path), problems):
                 try:
                     prompts.append(_parse_record(name, record, where))
                 except PromptError as error:
                     problems.append(str(error))
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, OSError) as error:
-        raise PromptError(f"{path}: cannot be read as {ending[1:].upper()} in UTF-8: {error}") from error
+        raise PromptError(f"{path}: cannot be read as {extension[1:].upper()} in UTF-8: {error}") from error
     if not prompts and not problems:
-        problems.append(f"{path}: holds no prompts")
+        problems.append(f"{path}: contains no prompts")
     _raise_if_any(problems)
     return prompts
 
@@ -174,7 +174,7 @@ def _parse_csv(file: IO[str], path: str, problems: list[str]) -> Iterator[tuple[
         if not any(map(str.strip, row)):
             continue
         if len(row) != len(header):
-            problems.append(f"{where}: found {len(row)} values, expected {len(header)}, one for each column")
+            problems.append(f"{where}: found {len(row)} values, expected {len(header)}, one per column")
             continue
         cells = dict(zip(header, map(str.strip, row), strict=True))
         yield where, cells["name"], {"object": cells["object"], "box": [cells[edge] for edge in _COLUMNS[2:]]}
@@ -182,10 +182,10 @@ def _parse_csv(file: IO[str], path: str, problems: list[str]) -> Iterator[tuple[
 
 def _parse_json(file: IO[str], path: str, problems: list[str]) -> Iterator[tuple[str, str, Any]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # a plain dict would keep the last of two equal keys and lose the others' prompts without a word
+        # a plain dict would keep the last of two equal keys and silently drop the other prompts
         counts = Counter(key for key, _ in pairs)
         problems.extend(
-            f"{path}: found the key {key!r} {count} times in one object; list all prompts of an image under one key"
+            f"{path}: found the key {key!r} {count} times in one object; put all prompts of an image under one key"
             for key, count in counts.items()
             if count > 1
         )
@@ -207,12 +207,11 @@ def _kind(value: Any) -> str:
 
 def _parse_record(name: str, record: Any, where: str) -> Prompt:
     if not name:
-        raise PromptError(f"{where}: the name is empty; expected that of an image")
+        raise PromptError(f"{where}: the name is empty; expected the name of an image")
     if not isinstance(record, dict):
         raise PromptError(f"{where}: expected an object with box, or points and labels, found {_kind(record)}")
     for key in record.keys() - set(_KEYS):
-        nearest = difflib.get_close_matches(key, _KEYS, 1, 0)[0]
-        raise PromptError(f"{where}: unknown key {key!r}, did you mean {nearest!r}? expected {', '.join(_KEYS)}")
+        raise PromptError(f"{where}: unknown key {key!r}{did_you_mean(key, _KEYS)}")
     prompt = prompt_from_record(name, record, where)
     if prompt.empty:
         raise PromptError(f"{where}: expected a box, or points and labels, found neither")
@@ -220,19 +219,19 @@ def _parse_record(name: str, record: Any, where: str) -> Prompt:
 
 
 def check_prompts(prompts: Iterable[Prompt], images: Mapping[str, Path]) -> dict[str, Prompt]:
-    """Match prompts to images and name the masks that they will become.
+    """Match prompts to images, and name the mask of each.
 
     Args:
-        prompts: Their names may carry the image file's ending.
+        prompts: Their names may include the extension of the image file.
         images: Path of each image by its stem. Only the headers are read.
 
     Returns:
-        Prompts by mask name, which is ``NAME`` where the image has one prompt and ``NAME_OBJECT`` where it has
-        several. Names are the images' stems, boxes are clipped to their images.
+        Prompts by mask name, which is ``NAME`` if the image has one prompt and ``NAME_OBJECT`` if it has several.
+        Their names are the stems of the images, and their boxes are clipped to the images.
 
     Raises:
-        PromptError: If an image is unknown, a box or point lies outside its image, or two prompts would write one
-            mask; all such prompts are named at once.
+        PromptError: If an image is unknown, a box or point lies outside its image, or two prompts would write the
+            same mask; the message names all such prompts.
     """
     problems, unknown, of_image = [], {}, defaultdict(list)
     sizes: dict[str, tuple[int, int] | None] = {}
@@ -257,11 +256,11 @@ def check_prompts(prompts: Iterable[Prompt], images: Mapping[str, Path]) -> dict
                 name = _mask_name(prompt, siblings)
                 other = masks.setdefault(name, prompt)
                 if other is not prompt:
-                    what = "the object is given twice" if other.name == stem else f"so would {_called(other)}"
-                    raise PromptError(f"{_called(prompt)}: would write mask {name!r}, and {what}; rename the object")
+                    what = "the object is given twice" if other.name == stem else f"so would {_describe(other)}"
+                    raise PromptError(f"{_describe(prompt)}: would write mask {name!r}, and {what}; rename the object")
                 if name != stem and name in images:
                     raise PromptError(
-                        f"{_called(prompt)}: would write mask {name!r}, which belongs to the image "
+                        f"{_describe(prompt)}: would write mask {name!r}, which belongs to the image "
                         f"{images[name].name}; rename the object"
                     )
             except PromptError as error:
@@ -281,10 +280,10 @@ def _size_or_none(path: Path) -> tuple[int, int] | None:
     try:
         return image_size(path)
     except ImageError:
-        return None  # the run reports it when it comes to reading the image, and goes on with the others
+        return None  # the run reports the file when it reads it, and continues with the other images
 
 
-def _called(prompt: Prompt) -> str:
+def _describe(prompt: Prompt) -> str:
     return prompt.where or f"prompt {prompt.name!r}" + (f", object {prompt.object!r}" if prompt.object else "")
 
 
@@ -295,12 +294,12 @@ def _inside(prompt: Prompt, size: tuple[int, int] | None) -> Prompt:
     for x, y in prompt.points or ():
         if not (0 <= x < width and 0 <= y < height):
             raise PromptError(
-                f"{_called(prompt)}: point {[x, y]} lies outside its image {prompt.name!r} of {width} x {height} "
+                f"{_describe(prompt)}: point {[x, y]} lies outside its image {prompt.name!r} of {size_text(size)} "
                 "pixels; points are in pixels of the upright image (after its EXIF orientation)"
             )
     if prompt.box is None:
         return prompt
-    return replace(prompt, box=check_box(prompt.box, height, width, f"{_called(prompt)}, image {prompt.name!r}: box"))
+    return replace(prompt, box=check_box(prompt.box, height, width, f"{_describe(prompt)}, image {prompt.name!r}: box"))
 
 
 def _mask_name(prompt: Prompt, siblings: Sequence[Prompt]) -> str:
@@ -308,8 +307,8 @@ def _mask_name(prompt: Prompt, siblings: Sequence[Prompt]) -> str:
         return prompt.name
     if prompt.object is None:
         raise PromptError(
-            f"{_called(prompt)}: image {prompt.name!r} has {len(siblings)} prompts, and this one has no object; name "
-            "the object, to tell the masks apart"
+            f"{_describe(prompt)}: image {prompt.name!r} has {len(siblings)} prompts, and this one has no object; "
+            "name the object, because the mask is named after it"
         )
     return f"{prompt.name}_{prompt.object}"
 
@@ -319,7 +318,7 @@ def _unknown_images(unknown: Mapping[str, str], images: Mapping[str, Path]) -> s
     names = ", ".join(f"{name!r} ({where})" if where else repr(name) for name, where in unknown.items())
     near = {match for name in unknown for match in difflib.get_close_matches(Path(name).stem, images, 1)}
     hint = f"; there are images named {', '.join(map(repr, sorted(near)))}" if near else ""
-    return f"no image in {folder} for {names}; expected the name of one of its {len(images)} images{hint}"
+    return f"no image in {folder} for {names}; expected names of its {len(images)} images{hint}"
 
 
 def _raise_if_any(problems: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
-"""SAM and GrabCut as predictors: against segment_anything's own, one by one against together, and on bad input."""
+"""The models of stage 1: the registry, SAM compared with segment_anything's own predictor, GrabCut, and bad input."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,52 +15,25 @@ import pytest
 import skimage.data
 import torch
 from segment_anything import SamPredictor
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
+from tiny_sam import reference_predictor, save_sam, tiny_sam
 
-from IS_Net.errors import CheckpointError, DeviceError
+from IS_Net.errors import CheckpointError, DeviceError, MissingExtraError
 from sam import backends
-from sam.backends import BatchedSamPredictor, GrabCutPredictor, SamModel, available_model, load_predictor
+from sam.backends import available_model, checkpoint_names, find_checkpoint, load_predictor, segment_anything
+from sam.backends.grabcut import GrabCutPredictor
+from sam.backends.segment_anything import BatchedSamPredictor
 from sam.prompts import Prompt
-
-
-def tiny_sam(side: int = 128, width: int = 32) -> Sam:
-    """Build a real SAM of small dimensions, with random weights."""
-    grid, channels = side // 16, 32
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=side,
-            embed_dim=width,
-            depth=2,
-            num_heads=2,
-            out_chans=channels,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=3,
-            global_attn_indexes=(1,),
-        ),
-        prompt_encoder=PromptEncoder(channels, (grid, grid), (side, side), mask_in_chans=16),
-        mask_decoder=MaskDecoder(
-            transformer_dim=channels,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=channels, num_heads=2, mlp_dim=64),
-            iou_head_hidden_dim=32,
-        ),
-    )
-
-
-def save_sam(path: Path, seed: int = 0, build: Callable[[], Sam] = tiny_sam) -> Path:
-    torch.manual_seed(seed)
-    torch.save(build().state_dict(), path)
-    return path
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Let a tiny SAM stand for vit_b, and two empty folders for those in which checkpoints are looked for."""
+    """Replace vit_b by a tiny SAM, and the folders of checkpoints by two empty ones."""
     found = tmp_path / "notebooks", tmp_path / "saved_models"
     for folder in found:
         folder.mkdir()
-    monkeypatch.setattr(backends, "CHECKPOINT_FOLDERS", found)
-    monkeypatch.setitem(backends.SAM_MODELS, "vit_b", SamModel("sam_vit_b_01ec64.pth", tiny_sam))
+    monkeypatch.setattr(backends, "sam_checkpoint_folders", lambda: list(found))
+    monkeypatch.setitem(segment_anything.BUILDERS, "vit_b", tiny_sam)
     return found
 
 
@@ -86,14 +60,8 @@ PROMPTS = [
 ]
 
 
-def own_predictor(sam: Sam, image: np.ndarray) -> SamPredictor:
-    predictor = SamPredictor(sam)
-    predictor.set_image(image)
-    return predictor
-
-
-def one_by_one(predictor: SamPredictor, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Ask segment_anything's own predictor."""
+def predict_one(predictor: SamPredictor, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+    """Return all masks and scores of segment_anything's own predictor for one prompt."""
     masks, scores, _ = predictor.predict(
         point_coords=None if prompt.points is None else np.array(prompt.points),
         point_labels=None if prompt.labels is None else np.array(prompt.labels),
@@ -104,40 +72,40 @@ def one_by_one(predictor: SamPredictor, prompt: Prompt) -> tuple[np.ndarray, np.
 
 
 @pytest.mark.parametrize("select", ["score", "first"])
-@pytest.mark.parametrize("at_once", [32, 2])
-def test_prompts_together_are_as_segment_anything_one_by_one(
-    sam: Sam, image: np.ndarray, select: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch", [32, 2])
+def test_batched_prompts_agree_with_single_prompts(
+    sam: Sam, image: np.ndarray, select: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "PROMPTS_AT_ONCE", at_once)
+    monkeypatch.setattr(segment_anything, "PROMPTS_PER_BATCH", batch)
     predictor = BatchedSamPredictor(sam, "vit_b")
     predictor.set_image(image)
-    answers = list(predictor.predict_prompts(PROMPTS, select))
-    assert len(answers) == len(PROMPTS)
-    own = own_predictor(sam, image)
+    results = list(predictor.predict_prompts(PROMPTS, select))
+    assert len(results) == len(PROMPTS)
+    reference = reference_predictor(sam, image)
     choices = set()
-    for prompt, (mask, score) in zip(PROMPTS, answers, strict=True):
-        masks, scores = one_by_one(own, prompt)
+    for prompt, (mask, score) in zip(PROMPTS, results, strict=True):
+        masks, scores = predict_one(reference, prompt)
         chosen = int(np.argmax(scores)) if select == "score" else 0
         choices.add(int(np.argmax(scores)))
         assert mask.dtype == bool and mask.shape == image.shape[:2]
         assert score == pytest.approx(scores[chosen], abs=1e-5)
-        assert (mask != masks[chosen]).mean() < 1e-4  # a logit of 0 may round to either side
-        assert 0.01 < mask.mean() < 0.99  # an empty or a full mask would compare well with anything like it
-    assert choices != {0}  # else score and first would be the same thing
+        assert (mask != masks[chosen]).mean() < 1e-4  # logits near 0 may round to either side
+        assert 0.01 < mask.mean() < 0.99  # empty or full masks would agree trivially
+    assert choices != {0}  # otherwise score and first would select the same masks
 
 
-def test_predict_is_segment_anythings(sam: Sam, image: np.ndarray) -> None:
+def test_predict_agrees_with_segment_anything(sam: Sam, image: np.ndarray) -> None:
     predictor = BatchedSamPredictor(sam, "vit_b")
     predictor.set_image(image)
     masks, scores, logits = predictor.predict(box=np.array(PROMPTS[0].box))
-    expected_masks, expected_scores = one_by_one(own_predictor(sam, image), PROMPTS[0])
+    expected_masks, expected_scores = predict_one(reference_predictor(sam, image), PROMPTS[0])
     np.testing.assert_array_equal(masks, expected_masks)
     np.testing.assert_array_equal(scores, expected_scores)
     again, _, _ = predictor.predict(box=np.array(PROMPTS[0].box), mask_input=logits[:1], multimask_output=False)
     assert again.shape == (1, *image.shape[:2])
 
 
-def test_an_image_is_encoded_once(sam: Sam, image: np.ndarray) -> None:
+def test_image_is_encoded_once(sam: Sam, image: np.ndarray) -> None:
     calls = []
     hook = sam.image_encoder.register_forward_hook(lambda *_: calls.append("encoder"))
     other = sam.mask_decoder.register_forward_hook(lambda *_: calls.append("decoder"))
@@ -167,15 +135,16 @@ def test_checkpoint_is_found_and_loaded(folders: tuple[Path, Path], image: np.nd
     expected = tiny_sam().eval()
     predictor.set_image(image)
     np.testing.assert_array_equal(
-        predictor.predict(box=np.array(PROMPTS[0].box))[0], one_by_one(own_predictor(expected, image), PROMPTS[0])[0]
+        predictor.predict(box=np.array(PROMPTS[0].box))[0],
+        predict_one(reference_predictor(expected, image), PROMPTS[0])[0],
     )
-    # the first folder comes first, and a path that is given comes before both
+    # the first folder takes precedence over the second, and an explicit path over both
     first = save_sam(folders[0] / "sam_vit_b_01ec64.pth", seed=2)
     assert load_predictor("vit_b", device="cpu").checkpoint == hashlib.sha256(first.read_bytes()).hexdigest()
     assert load_predictor("vit_b", path, "cpu").checkpoint == predictor.checkpoint
 
 
-def test_missing_checkpoint_says_where_to_find_it(folders: tuple[Path, Path]) -> None:
+def test_missing_checkpoint_error_names_where_to_find_it(folders: tuple[Path, Path]) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_predictor("vit_l")
     for part in ("sam_vit_l_0b3195.pth", *map(str, folders), "facebookresearch/segment-anything", "--model grabcut"):
@@ -187,27 +156,27 @@ def test_missing_checkpoint_says_where_to_find_it(folders: tuple[Path, Path]) ->
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04rest"])
 def test_damaged_checkpoint(folders: tuple[Path, Path], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "sam.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"sam.pth: cannot be read .*{len(content)} bytes.*fetch it again"):
+    with pytest.raises(CheckpointError, match=rf"(?s)sam\.pth: .*damaged.*{len(content)} bytes: download it again"):
         load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
 
 
 def test_truncated_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = save_sam(tmp_path / "sam.pth")
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"(?s)sam\.pth: .*damaged.*download it again"):
         load_predictor("vit_b", path, "cpu")
 
 
-def test_checkpoint_that_runs_code_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_checkpoint_that_could_run_code_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     torch.save({"weights": Path("x")}, tmp_path / "sam.pth")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="could run code"):
         load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
 
 
 def test_checkpoint_of_another_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = save_sam(tmp_path / "sam.pth", build=partial(tiny_sam, width=1024))
     with pytest.raises(
-        CheckpointError, match=r"weights of SAM vit_b \(image_encoder.* is .*\); it looks like vit_l: ask for"
+        CheckpointError, match=r"weights of SAM vit_b \(image_encoder.* is .*\); it looks like vit_l: use --model vit_l"
     ):
         load_predictor("vit_b", path, "cpu")
     state = torch.load(save_sam(path))
@@ -220,32 +189,72 @@ def test_checkpoint_of_another_model(folders: tuple[Path, Path], tmp_path: Path)
         load_predictor("vit_b", path, "cpu")
 
 
-def test_unknown_model_device_and_needless_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'vit_x'; expected one of vit_l, vit_h, vit_b, grabcut"):
-        load_predictor("vit_x")
-    with pytest.raises(ValueError, match="has no weights"):
+def test_unknown_model_or_device_and_unneeded_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'vitl'; did you mean 'vit_l'\?"):
+        load_predictor("vitl")
+    with pytest.raises(ValueError, match=r"unknown model '\?\?'; known names: grabcut, vit_b, vit_h, vit_l"):
+        load_predictor("??")
+    with pytest.raises(CheckpointError, match=r"sam\.pth: grabcut has no weights; omit the checkpoint"):
         load_predictor("grabcut", "sam.pth")
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="cuda"):
             load_predictor("vit_b", save_sam(tmp_path / "sam.pth"), "cuda")
 
 
+def test_find_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    assert checkpoint_names()["vit_l"] == "sam_vit_l_0b3195.pth" and "grabcut" not in checkpoint_names()
+    assert find_checkpoint("grabcut") is None
+    published, given = folders[1] / "sam_vit_h_4b8939.pth", tmp_path / "mine.pth"
+    for path in (published, given):
+        path.touch()
+    assert find_checkpoint("vit_h") == published and find_checkpoint("vit_h", given) == given
+    assert available_model() == "vit_h"
+
+
+def test_checkpoints_are_looked_for_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIS_SAM_HOME", str(tmp_path))
+    for place in ("saved_models", "sam/notebooks"):  # the second takes precedence
+        path = tmp_path / place / "sam_vit_b_01ec64.pth"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert find_checkpoint("vit_b") == path
+
+
+def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sam.pth").touch()
+    monkeypatch.delitem(sys.modules, "sam.backends.segment_anything")
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    with pytest.raises(MissingExtraError, match=r"'segment_anything' is not installed.*pip install 'dis-sam\[sam\]'"):
+        load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
+
+
+def test_registry_imports_nothing_heavy_and_grabcut_needs_no_segment_anything() -> None:
+    code = """
+import sys
+import sam.backends
+assert not {"torch", "numpy", "cv2", "segment_anything"} & sys.modules.keys()
+sam.backends.load_predictor("grabcut")
+assert "segment_anything" not in sys.modules and "sam.backends.segment_anything" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_cpu(sam: Sam, image: np.ndarray) -> None:
-    answers = []
+    results = []
     for device in ("cpu", "cuda"):
         predictor = BatchedSamPredictor(sam.to(device), "vit_b")
         predictor.set_image(image)
         assert predictor.features.dtype == torch.float32
-        answers.append([mask for mask, _ in predictor.predict_prompts(PROMPTS, "first")])
+        results.append([mask for mask, _ in predictor.predict_prompts(PROMPTS, "first")])
     sam.cpu()
-    for on_cpu, on_cuda in zip(*answers, strict=True):
+    for on_cpu, on_cuda in zip(*results, strict=True):
         assert (on_cpu != on_cuda).mean() < 0.05
 
 
 @pytest.fixture(scope="module")
 def disc() -> tuple[np.ndarray, np.ndarray]:
-    """A reddish disc on greenish ground, 700 x 500, and where it is."""
+    """Return an image of a reddish disc on greenish ground, 500 x 700, and the disc's mask."""
     rng = np.random.default_rng(0)
     truth = np.zeros((500, 700), np.uint8)
     cv2.circle(truth, (300, 250), 120, 1, cv2.FILLED)
@@ -277,8 +286,8 @@ def test_grabcut_finds_the_disc(disc: tuple[np.ndarray, np.ndarray], prompt: Pro
     assert iou(mask, truth) > 0.9
 
 
-def test_grabcut_stays_inside_its_box_and_repeats_itself() -> None:
-    # a photograph whose mask hangs on the random numbers that GrabCut's color models start from
+def test_grabcut_mask_is_inside_the_box_and_reproducible() -> None:
+    # a photograph whose mask depends on the random numbers that GrabCut's color models start from
     image = skimage.data.astronaut()
     results = []
     for seed in (1, 2, 3):
@@ -299,7 +308,7 @@ def test_grabcut_stays_inside_its_box_and_repeats_itself() -> None:
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 1, 0), (0.4, 0.2, 0.6, 0.9), (-9, -9, 999, 999)])
 def test_grabcut_falls_back_to_the_box(shape: tuple[int, int], box: tuple) -> None:
     predictor = GrabCutPredictor()
-    predictor.set_image(np.full((*shape, 3), 128, np.uint8))  # one plain color: nothing to tell apart
+    predictor.set_image(np.full((*shape, 3), 128, np.uint8))  # a single color: nothing to separate
     mask = predictor.predict(box=np.array(box))[0][0]
     height, width = shape
     x0, y0 = max(int(box[0]), 0), max(int(box[1]), 0)
@@ -313,13 +322,13 @@ def test_grabcut_falls_back_to_the_box(shape: tuple[int, int], box: tuple) -> No
 
 
 @pytest.mark.parametrize("box", [(80, 80, 90, 90), (30, 30, 10, 10), (-20, -20, -5, -5), (np.nan, 1, np.inf, 5)])
-def test_grabcut_does_not_fail_on_impossible_boxes(box: tuple) -> None:
+def test_grabcut_accepts_boxes_that_contain_no_pixel(box: tuple) -> None:
     predictor = GrabCutPredictor()
     predictor.set_image(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     assert predictor.predict(box=np.array(box))[0].shape == (1, 40, 60)
 
 
-def test_grabcut_says_that_it_is_not_sam(caplog: pytest.LogCaptureFixture) -> None:
+def test_grabcut_warns_that_it_is_not_sam(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load_predictor("grabcut")
     assert "not SAM" in caplog.text and len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""Prompts read from files, checked against their images, and the manifest."""
+"""Prompts: read from files, and checked against their images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 
 from IS_Net.errors import PromptError
 from IS_Net.images import write_image
-from sam.prompts import (
-    Manifest,
-    Prompt,
-    check_prompts,
-    prompt_from_mask,
-    prompt_from_record,
-    read_manifest,
-    read_prompts,
-)
+from sam.prompts import Prompt, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
 
-OVER_AND_OVER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+REPEATED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 names = st.text("abcXYZ019-. äß", min_size=1, max_size=8).filter(lambda name: name.strip() == name)
 objects = st.text("abc 0-äß", min_size=1, max_size=6).filter(lambda name: name.strip() == name)
@@ -47,7 +39,7 @@ def write_json(path: Path, value: object) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> dict[str, Path]:
-    """Three images of 40 x 30 pixels (width x height), one of which has a name that objects could make up."""
+    """Three images of 40 x 30 pixels (width x height); one has the name that an object's mask could have."""
     paths = {}
     for name in ("cat.png", "dog.jpg", "cat_ear.png"):
         path = tmp_path / "im" / name
@@ -56,7 +48,7 @@ def images(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-@OVER_AND_OVER
+@REPEATED
 @given(rows=st.lists(st.tuples(names, st.none() | objects, boxes), min_size=1, max_size=5))
 def test_csv_round_trip(tmp_path: Path, rows: list) -> None:
     path = tmp_path / "prompts.csv"
@@ -67,7 +59,7 @@ def test_csv_round_trip(tmp_path: Path, rows: list) -> None:
     assert read_prompts(path) == [Prompt(name, label, box) for name, label, box in rows]
 
 
-@OVER_AND_OVER
+@REPEATED
 @given(
     images=st.dictionaries(
         names, st.lists(st.tuples(st.none() | objects, st.none() | boxes, clicks), min_size=1, max_size=3), min_size=1
@@ -93,13 +85,13 @@ def test_json_round_trip(tmp_path: Path, images: dict) -> None:
         assert prompt_from_record(prompt.name, json.loads(json.dumps(prompt.record()))) == prompt
 
 
-def test_csv_of_a_spreadsheet(tmp_path: Path) -> None:
+def test_csv_written_by_a_spreadsheet(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_bytes("﻿x1, name,object ,y0,x0,y1,note\r\n30, cat.png, ear ,2,1,20,good\r\n\r\n,,,,,,\r\n".encode())
     assert read_prompts(path) == [Prompt("cat.png", "ear", (1, 2, 30, 20))]
 
 
-def test_faults_of_a_csv_are_all_named(tmp_path: Path) -> None:
+def test_all_faults_of_a_csv_are_named(tmp_path: Path) -> None:
     path = write_csv(
         tmp_path / "prompts.csv", "cat,,1,2,x,4", "dog,a,1,2,3", ",a,1,2,3,4", "cat,a/b,1,2,3,4", "cat,,1,2,nan,4"
     )
@@ -131,9 +123,10 @@ def test_csv_without_a_column(tmp_path: Path) -> None:
         ({"box": [1, 2, 3, True]}, "expected four numbers"),
         ({"box": "1234"}, "expected four numbers"),
         ({"box": {"x0": 1}}, "expected four numbers"),
-        ({"bbox": [1, 2, 3, 4]}, "unknown key 'bbox', did you mean 'box'"),
+        ({"bbox": [1, 2, 3, 4]}, "unknown key 'bbox'; did you mean 'box'"),
         ({"points": [[1, 2]]}, "found points without labels"),
         ({"labels": [1]}, "found labels without points"),
+        ({"mask": 1}, "unknown key 'mask'; known names: box, labels, object, points"),
         ({"points": [[1, 2], [3, 4]], "labels": [1]}, "found 2 points and 1 labels"),
         ({"points": [[1, 2]], "labels": [2]}, r"expected labels of 1 \(object\) and 0"),
         ({"points": [[1, 2]], "labels": [0]}, "only background points"),
@@ -153,12 +146,12 @@ def test_faults_of_a_json(tmp_path: Path, record: object, message: str) -> None:
     [
         ("prompts.json", '{"cat": [', "cannot be read as JSON"),
         ("prompts.json", "[]", "expected an object {name"),
-        ("prompts.json", "{}", "holds no prompts"),
+        ("prompts.json", "{}", "contains no prompts"),
         ("prompts.json", '{"cat": {"box": [1, 2, 3, 4]}}', "'cat': expected a list of prompts, found an object"),
         ("prompts.json", '{"cat": [{"box": [1, 2, 3, 4]}], "cat": []}', "the key 'cat' 2 times"),
         ("prompts.csv", "", "found the columns none"),
-        ("prompts.csv", "name,object,x0,y0,x1,y1\n", "holds no prompts"),
-        ("prompts.txt", "", "ends in .csv or .json, found .txt"),
+        ("prompts.csv", "name,object,x0,y0,x1,y1\n", "contains no prompts"),
+        ("prompts.txt", "", "expected a prompt file, .csv or .json, found .txt"),
     ],
 )
 def test_faulty_files(tmp_path: Path, file: str, text: str, message: str) -> None:
@@ -192,7 +185,7 @@ def test_masks_are_named_after_image_and_object(images: dict[str, Path]) -> None
     }
 
 
-def test_a_stem_may_look_like_a_file_name(tmp_path: Path) -> None:
+def test_stem_may_look_like_a_file_name(tmp_path: Path) -> None:
     path = tmp_path / "cat.png.jpg"
     write_image(path, np.zeros((30, 40, 3), np.uint8))
     assert list(check_prompts([Prompt("cat.png", None, (1, 1, 9, 9))], {"cat.png": path})) == ["cat.png"]
@@ -204,7 +197,7 @@ def test_boxes_are_clipped(images: dict[str, Path]) -> None:
     assert found["cat"].box == (0, 3, 39, 12.5)
 
 
-def test_all_unfit_prompts_are_named_at_once(images: dict[str, Path]) -> None:
+def test_all_faulty_prompts_are_named(images: dict[str, Path]) -> None:
     prompts = [
         Prompt("cot", None, (1, 1, 5, 5), where="p.csv, line 2"),
         Prompt("bird.tif", None, (1, 1, 5, 5), where="p.csv, line 3"),
@@ -220,7 +213,7 @@ def test_all_unfit_prompts_are_named_at_once(images: dict[str, Path]) -> None:
         r"no image in .*im for 'cot' \(p.csv, line 2\), 'bird.tif' \(p.csv, line 3\); .* named 'cat'", message
     )
     assert re.search(r"line 4, image 'cat': box: .* outside its image of 40 x 30", message)
-    assert re.search(r"line 5, image 'cat': box: .* turned around", message)
+    assert re.search(r"line 5, image 'cat': box: .* corners in the wrong order", message)
     assert re.search(r"line 6, image 'cat': box: .* single point", message)
     assert re.search(r"line 7: point \[40, 29\] lies outside its image 'dog' of 40 x 30", message)
 
@@ -231,16 +224,16 @@ def test_all_unfit_prompts_are_named_at_once(images: dict[str, Path]) -> None:
         ([("cat", "a"), ("cat.png", "a")], "would write mask 'cat_a', and the object is given twice"),
         ([("cat", "a"), ("cat", None)], "image 'cat' has 2 prompts, and this one has no object"),
         ([("cat", "ear"), ("cat", "b"), ("cat_ear", None)], "would write mask 'cat_ear', "),
-        # the image is not asked for, but what reads the masks would take this one for its own
+        # the image has no prompt, but readers of the masks would match the mask to it
         ([("cat", "ear"), ("cat", "b")], "would write mask 'cat_ear', which belongs to the image cat_ear.png"),
     ],
 )
-def test_no_two_prompts_write_one_mask(images: dict[str, Path], prompts: list, message: str) -> None:
+def test_two_prompts_must_not_write_the_same_mask(images: dict[str, Path], prompts: list, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         check_prompts([Prompt(name, label, (1, 1, 9, 9)) for name, label in prompts], images)
 
 
-def test_objects_of_two_images_do_not_collide(tmp_path: Path) -> None:
+def test_objects_of_two_images_must_not_write_the_same_mask(tmp_path: Path) -> None:
     images = {}
     for stem in ("a", "a_b"):
         images[stem] = tmp_path / f"{stem}.png"
@@ -258,39 +251,3 @@ def test_prompt_of_a_ground_truth() -> None:
     gt[4:9, 7:22] = 129
     gt[15, 3] = 128  # not above the threshold
     assert prompt_from_mask("a", gt) == Prompt("a", None, (7, 4, 21, 8))
-
-
-def entry(mask: str, **values: object) -> dict:
-    return {"mask": mask, "image": mask, "model": "vit_l", **values}
-
-
-def test_manifest(tmp_path: Path) -> None:
-    assert read_manifest(tmp_path) == {}
-    manifest = Manifest(tmp_path)
-    manifest.add(entry("a", box=[1, 2, 3, 4]))
-    manifest.add(entry("b"))
-    manifest.add(entry("a", box=[5, 6, 7, 8]))
-    manifest.add(entry("c"))
-    manifest.drop("c")
-    assert read_manifest(tmp_path) == {"a": entry("a", box=[5, 6, 7, 8]), "b": entry("b")} == manifest.entries
-    (tmp_path / "a.png").touch()
-    manifest.compact()
-    assert read_manifest(tmp_path) == {"a": entry("a", box=[5, 6, 7, 8])}
-    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize("length", range(1, 40, 6))
-def test_manifest_with_a_torn_last_line(tmp_path: Path, length: int) -> None:
-    torn = json.dumps(entry("b"))[:length]
-    (tmp_path / "manifest.jsonl").write_text(json.dumps(entry("a")) + "\n" + torn)
-    (tmp_path / "a.png").touch()
-    assert read_manifest(tmp_path) == {"a": entry("a")}
-    Manifest(tmp_path).add(entry("c"))  # must not be glued to what is left of b
-    assert read_manifest(tmp_path) == {"a": entry("a"), "c": entry("c")}
-
-
-def test_manifest_survives_rubbish(tmp_path: Path) -> None:
-    (tmp_path / "manifest.jsonl").write_bytes(
-        b'\xff\xfe\n[1]\n"x"\n{}\nnull\n' + json.dumps(entry("a")).encode() + b"\n"
-    )
-    assert read_manifest(tmp_path) == {"a": entry("a")}

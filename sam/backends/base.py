@@ -1,0 +1,75 @@
+"""The interface of a stage-1 model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sam.prompts import Prompt
+
+Select = Literal["score", "first"]
+"""Which of a model's masks is taken: the one with the highest predicted IoU, or the first (the published code)."""
+
+
+class StageOnePredictor(Protocol):
+    """A model that turns prompts into coarse masks: the interface of SamPredictor, plus prompts in batches.
+
+    :class:`dis_sam.pipeline.DISSAM` calls only ``set_image`` and ``predict``, so segment_anything's own SamPredictor
+    works there too.
+
+    Attributes:
+        name: The model's name in :data:`sam.backends.BACKENDS`.
+        checkpoint: sha256 of the checkpoint file; None if the model has no weights.
+        selects: Whether the model returns several masks per prompt, of which one is selected.
+    """
+
+    name: str
+    checkpoint: str | None
+    selects: bool
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Set the image of the following calls, (H, W, 3) uint8 RGB."""
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Segment the object of one prompt.
+
+        Args:
+            point_coords: (N, 2) x, y in pixels, or None.
+            point_labels: (N,) 1 for the object, 0 for the background, or None.
+            box: (4,) xyxy in pixels, or None.
+            mask_input: (1, h, w) low-resolution logits of an earlier call, or None.
+            multimask_output: Whether to return all masks of a model that returns several.
+
+        Returns:
+            Masks (C, H, W) bool; the predicted IoU of each, (C,) float32, NaN if the model predicts none; and
+            low-resolution logits (C, h, w) float32, or None if the model has none.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+
+    def predict_prompts(
+        self, prompts: Sequence[Prompt], select: Select = "score"
+    ) -> Iterator[tuple[np.ndarray, float | None]]:
+        """Segment the objects of several prompts of the image.
+
+        Args:
+            prompts: In pixels of the image; each has a box, points, or both.
+            select: Which of several masks to take.
+
+        Yields:
+            For each prompt, in order, its mask, (H, W) bool, and the predicted IoU, or None if there is none.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """

@@ -1,0 +1,563 @@
+"""Mask runs: what is written and kept, what an interruption leaves behind, bad input, and enriched splits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mask_splits import BOXES, ENRICHED, FilledBox, files, filled, leftovers, make_split, samples
+from PIL import Image
+from tiny_sam import tiny_sam
+
+from IS_Net.errors import DatasetError, PromptError
+from IS_Net.images import read_image, read_mask, write_image, write_mask
+from IS_Net.manifest import read_manifest
+from sam import enrich, mask_run
+from sam.backends import load_predictor
+from sam.backends.segment_anything import BatchedSamPredictor
+from sam.mask_run import Summary, enrich_split, generate_masks
+from sam.prompts import Prompt
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    return make_split(tmp_path / "DIS-VD", BOXES)
+
+
+def run(split: Path, predictor: FilledBox | None = None, **settings: object) -> tuple[Summary, FilledBox]:
+    predictor = predictor or FilledBox()
+    settings = settings if "prompts" in settings else {"gt": split / "gt", **settings}
+    return generate_masks(split / "im", split / "mask", predictor, **settings), predictor
+
+
+# --- what is written
+
+
+def test_masks_and_manifest_of_ground_truths(split: Path) -> None:
+    summary, predictor = run(split)
+    assert (summary.written, summary.kept, summary.failed, summary.empty) == (3, 0, {}, [])
+    assert sorted(path.name for path in (split / "mask").iterdir()) == ["a.png", "b.png", "c.png", "manifest.jsonl"]
+    manifest = read_manifest(split / "mask")
+    for name, box in BOXES.items():
+        with Image.open(split / "mask" / f"{name}.png") as file:
+            assert file.mode == "L" and file.size == (60, 40)
+            np.testing.assert_array_equal(np.asarray(file), filled(box))
+        entry = manifest[name]
+        assert tuple(entry["box"]) == box
+        assert (entry["image"], entry["object"], entry["points"], entry["labels"]) == (name, None, None, None)
+        assert (entry["model"], entry["checkpoint"], entry["select"]) == ("vit_l", "0" * 64, "score")
+        assert (entry["score"], entry["size"]) == (0.25, [40, 60])
+    for image, name in zip(predictor.images, BOXES, strict=True):
+        np.testing.assert_array_equal(image, read_image(split / "im" / f"{name}.png"))
+
+
+def test_prompts_from_a_file(split: Path) -> None:
+    prompts = {
+        "a.png": [{"object": "left", "box": [1, 2, 9, 8]}, {"object": "right", "box": [20, 2, 99, 8]}],
+        "c": [{"object": "spot", "points": [[7, 9], [50, 30], [8, 9]], "labels": [1, 1, 0]}],
+    }
+    (split / "prompts.json").write_text(json.dumps(prompts))
+    summary, predictor = run(split, prompts=split / "prompts.json")
+    assert summary.written == 3
+    assert predictor.requests == [(2, "score"), (1, "score")] and len(predictor.images) == 2
+    found = {path.stem: read_mask(path) for path in (split / "mask").glob("*.png")}
+    assert found.keys() == {"a_left", "a_right", "c"}
+    np.testing.assert_array_equal(found["a_left"], filled((1, 2, 9, 8)))
+    np.testing.assert_array_equal(found["a_right"], filled((20, 2, 59, 8)))
+    assert sorted(zip(*np.nonzero(found["c"]), strict=True)) == [(9, 7), (30, 50)]
+    entry = read_manifest(split / "mask")["c"]
+    assert (entry["box"], entry["points"], entry["labels"]) == (None, [[7, 9], [50, 30], [8, 9]], [1, 1, 0])
+    assert read_manifest(split / "mask")["a_right"]["object"] == "right"
+
+
+def test_empty_ground_truth_gives_an_empty_mask_without_the_model(tmp_path: Path) -> None:
+    split = make_split(tmp_path / "DIS-VD", {"a": None, "b": (3, 3, 9, 9)})
+    for _ in range(2):
+        summary, predictor = run(split)
+        assert summary.empty == ["a"] and "ground truth is empty: a" in str(summary)
+        assert not read_mask(split / "mask" / "a.png").any()
+        assert read_manifest(split / "mask")["a"]["box"] is None
+    assert predictor.images == [] and summary.kept == 2
+
+
+def test_ground_truth_stored_as_0_and_1(tmp_path: Path) -> None:
+    split = make_split(tmp_path / "DIS-VD", {"a": (5, 6, 30, 20)})
+    gt = split / "gt" / "a.png"
+    write_mask(gt, (read_mask(gt) > 0).astype(np.uint8))
+    run(split)
+    assert read_manifest(split / "mask")["a"]["box"] == [5, 6, 30, 20]
+
+
+def save_variant(path: Path, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    image = {
+        "gray": lambda: Image.fromarray(pixels[..., 0]),
+        "alpha": lambda: Image.fromarray(np.dstack([pixels, pixels[..., 0]])),
+        "palette": lambda: Image.fromarray(pixels).quantize(),
+        "16 bits": lambda: Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
+        "CMYK": lambda: Image.fromarray(pixels).convert("CMYK"),
+    }[kind]()
+    image.save(path)
+
+
+@pytest.mark.parametrize("kind", ["gray", "alpha", "palette", "16 bits", "CMYK"])
+def test_image_modes(tmp_path: Path, kind: str) -> None:
+    split = make_split(tmp_path / "DIS-VD", {"a": (5, 6, 30, 20)})
+    (split / "im" / "a.png").unlink()
+    save_variant(split / "im" / ("a.tif" if kind == "CMYK" else "a.png"), kind)
+    summary, predictor = run(split)
+    assert summary.written == 1
+    assert predictor.images[0].shape == (40, 60, 3) and predictor.images[0].dtype == np.uint8
+    np.testing.assert_array_equal(read_mask(split / "mask" / "a.png"), filled((5, 6, 30, 20)))
+
+
+def test_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
+    """A camera held upright: stored 60 x 40 (width x height) with orientation 6, seen as 40 x 60."""
+    split = tmp_path / "photos"
+    (split / "im").mkdir(parents=True)
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    stored.save(split / "im" / "a.jpg", exif=exif)
+    summary, _ = run(split, prompts=[Prompt("a", None, (10, 45, 30, 59))])
+    assert summary.failed == {}
+    np.testing.assert_array_equal(read_mask(split / "mask" / "a.png"), filled((10, 45, 30, 59), (60, 40)))
+    with pytest.raises(PromptError, match="outside its image of 40 x 60 pixels"):
+        run(split, prompts=[Prompt("a", None, (45, 10, 59, 30))])
+
+
+# --- what is kept
+
+
+def made(predictor: FilledBox) -> int:
+    """Return the number of masks that a predictor made."""
+    return sum(count for count, _ in predictor.requests)
+
+
+def test_second_run_has_nothing_to_do(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(split)
+    before = {path: path.stat().st_mtime_ns for path in (split / "mask").iterdir()}
+
+    def fail(path: Path) -> None:
+        raise AssertionError(f"{path} was read, although there was nothing to do")
+
+    monkeypatch.setattr(mask_run, "read_image", fail)
+    monkeypatch.setattr(mask_run, "read_mask", fail)
+    summary, predictor = run(split)
+    assert (summary.written, summary.kept) == (0, 3) and predictor.images == []
+    assert {path: path.stat().st_mtime_ns for path in (split / "mask").iterdir()} == before
+
+
+def test_only_what_changed_is_made_again(split: Path) -> None:
+    prompts = [Prompt(name, label, box) for name, box in BOXES.items() for label in "xy"]
+    run(split, prompts=prompts)
+    assert made(run(split, prompts=prompts)[1]) == 0
+
+    prompts[0] = Prompt("a", "x", (1, 1, 4, 4))  # another prompt
+    summary, predictor = run(split, prompts=prompts)
+    assert (summary.written, summary.kept, made(predictor)) == (1, 5, 1)
+    np.testing.assert_array_equal(read_mask(split / "mask" / "a_x.png"), filled((1, 1, 4, 4)))
+
+    write_image(split / "im" / "b.png", np.full((40, 60, 3), 7, np.uint8))  # another image
+    summary, predictor = run(split, prompts=prompts)
+    assert (summary.written, made(predictor), len(predictor.images)) == (2, 2, 1)
+
+    (split / "mask" / "c_y.png").unlink()  # a missing mask
+    assert made(run(split, prompts=prompts)[1]) == 1
+    assert (split / "mask" / "c_y.png").is_file()
+
+    assert made(run(split, prompts=prompts, select="first")[1]) == 6  # another option
+    assert made(run(split, prompts=prompts, select="first")[1]) == 0
+
+    other = FilledBox()
+    other.checkpoint = "1" * 64  # another checkpoint
+    assert made(run(split, other, prompts=prompts, select="first")[1]) == 6
+    other = FilledBox()
+    other.name = "vit_b"  # another model
+    assert made(run(split, other, prompts=prompts, select="first")[1]) == 6
+
+
+@pytest.mark.parametrize("prompts", [None, [Prompt("a", None, (1, 1, 4, 4)), Prompt("b", None, (2, 2, 5, 5))]])
+def test_masks_of_a_manifest_with_old_keys_are_kept(split: Path, prompts: list[Prompt] | None) -> None:
+    settings = {} if prompts is None else {"prompts": prompts}
+    run(split, **settings)
+    path = split / "mask" / "manifest.jsonl"
+    written = path.read_text()
+    old_keys = {"image_fingerprint": "image_print", "gt_fingerprint": "gt_print", "num_masks": "of"}
+    old = written
+    for new_key, old_key in old_keys.items():
+        assert f'"{new_key}"' in old
+        old = old.replace(f'"{new_key}"', f'"{old_key}"')
+    path.write_text(old)
+    masks = {mask: mask.stat().st_mtime_ns for mask in (split / "mask").glob("*.png")}
+    summary, predictor = run(split, **settings)
+    assert (summary.written, summary.kept, predictor.images) == (0, len(masks), [])
+    assert {mask: mask.stat().st_mtime_ns for mask in masks} == masks
+    assert path.read_text() == written
+
+
+def test_changed_ground_truth(split: Path) -> None:
+    run(split)
+    write_mask(split / "gt" / "a.png", filled((5, 6, 31, 20)))
+    assert made(run(split)[1]) == 1
+    assert read_manifest(split / "mask")["a"]["box"] == [5, 6, 31, 20]
+    write_mask(split / "gt" / "b.png", filled(BOXES["b"]))  # without the hole, with the same box
+    summary, predictor = run(split)
+    assert (summary.kept, predictor.images) == (3, [])
+
+
+def test_masks_no_longer_requested_are_removed(split: Path) -> None:
+    (split / "mask").mkdir()
+    write_mask(split / "mask" / "a_mine.png", filled((1, 1, 2, 2)))  # not made by a run, so no run removes it
+    run(split, prompts=[Prompt("a", None, (1, 1, 9, 9)), Prompt("b", None, (1, 1, 9, 9))])
+    summary, _ = run(split, prompts=[Prompt("a", "x", (1, 1, 9, 9)), Prompt("a", "y", (1, 1, 9, 9))])
+    assert summary.removed == ["a"]
+    assert {path.stem for path in (split / "mask").glob("*.png")} == {"a_mine", "a_x", "a_y", "b"}
+    assert read_manifest(split / "mask").keys() == {"a_x", "a_y", "b"}
+
+
+# --- interruptions
+
+
+class Breaking(FilledBox):
+    """Raises on the n-th image."""
+
+    def __init__(self, after: int, error: type[BaseException]) -> None:
+        super().__init__()
+        self.after, self.error = after, error
+
+    def set_image(self, image: np.ndarray) -> None:
+        if len(self.images) == self.after:
+            raise self.error("interrupted")
+        super().set_image(image)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_interrupted_run_resumes(tmp_path: Path, error: type[BaseException]) -> None:
+    boxes = {f"n{index:02}": (index, 1, index + 9, 20) for index in range(20)}
+    split = make_split(tmp_path / "DIS-VD", boxes)
+    with pytest.raises(error):
+        run(split, Breaking(7, error), workers=2)
+    assert leftovers(tmp_path) == []
+    done = read_manifest(split / "mask")
+    assert done.keys() == {path.stem for path in (split / "mask").glob("*.png")} == set(list(boxes)[:7])
+    summary, _ = run(split)
+    assert (summary.written, summary.kept) == (13, 7)
+    for name, box in boxes.items():
+        np.testing.assert_array_equal(read_mask(split / "mask" / f"{name}.png"), filled(box))
+
+
+def test_killed_run_resumes(split: Path) -> None:
+    """What SIGKILL may leave behind: half a line, a mask without an entry, half a file."""
+    run(split)
+    mask = split / "mask"
+    lines = (mask / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (mask / "manifest.jsonl").write_text(lines[0] + lines[1][:40])
+    (mask / ".c.png.1-2.part").write_bytes(b"half a file")
+    summary, _ = run(split)
+    assert (summary.written, summary.kept) == (2, 1)
+    assert leftovers(split) == []
+    assert read_manifest(mask).keys() == BOXES.keys()
+
+
+def test_no_entry_describes_the_mask_of_another_prompt(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the new mask and its entry: a run for the old prompt must not keep the new mask."""
+    old, new = [Prompt("a", None, (1, 1, 9, 9))], [Prompt("a", None, (30, 30, 39, 39))]
+    run(split, prompts=old)
+
+    def killed(path: Path, mask: np.ndarray) -> None:
+        write_mask(path, mask)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_run, "write_mask", killed)
+        with pytest.raises(SystemExit):
+            run(split, prompts=new)
+    assert run(split, prompts=old)[0].written == 1
+    np.testing.assert_array_equal(read_mask(split / "mask" / "a.png"), filled((1, 1, 9, 9)))
+
+
+def test_failure_to_write_ends_the_run(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, mask: np.ndarray) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(mask_run, "write_mask", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(split)
+    assert read_manifest(split / "mask") == {}
+
+
+@pytest.mark.slow
+def test_sigkill(tmp_path: Path) -> None:
+    """A run that is really killed: all masks it leaves behind are complete, and the next run resumes."""
+    boxes = {f"n{index:02}": (20, 20, 400 + index, 300) for index in range(30)}
+    split = make_split(tmp_path / "DIS-VD", boxes, (400, 600))
+    command = [sys.executable, "-m", "sam.generate_masks", "--data", str(split), "--model", "grabcut"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((split / "mask").glob("*.png"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    remaining = {path.stem: read_mask(path) for path in (split / "mask").glob("*.png")}
+    assert 4 <= len(remaining) < 30
+    recorded = read_manifest(split / "mask")
+    assert recorded.keys() <= remaining.keys()
+    summary, _ = run(split, load_predictor("grabcut"))
+    assert (summary.kept, summary.written) == (len(recorded), 30 - len(recorded))
+    assert leftovers(split) == []
+    for name, mask in remaining.items():
+        np.testing.assert_array_equal(read_mask(split / "mask" / f"{name}.png"), mask)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_queues_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """With a slow model, few images are read ahead; with a slow disk, few masks wait to be written."""
+    split = make_split(tmp_path / "DIS-VD", {f"n{index:02}": (1, 1, 20, 20) for index in range(24)})
+    lock, counts = threading.Lock(), {"read": 0, "asked": 0, "written": 0}
+    ahead, waiting = [], []
+
+    def count(what: str) -> None:
+        with lock:
+            counts[what] += 1
+            ahead.append(counts["read"] - counts["asked"])
+            waiting.append(counts["asked"] - counts["written"])
+
+    def counted_read(path: Path) -> np.ndarray:
+        count("read")
+        return read_image(path)
+
+    def slow_write(path: Path, mask: np.ndarray) -> None:
+        time.sleep(0.02 if counts["written"] < 12 else 0)
+        write_mask(path, mask)
+        count("written")
+
+    class Slow(FilledBox):
+        def set_image(self, image: np.ndarray) -> None:
+            count("asked")
+            time.sleep(0 if counts["asked"] < 12 else 0.01)
+            super().set_image(image)
+
+    monkeypatch.setattr(mask_run, "read_image", counted_read)
+    monkeypatch.setattr(mask_run, "write_mask", slow_write)
+    assert run(split, Slow(), workers=workers)[0].written == 24
+    assert max(ahead) <= 2 * workers
+    assert max(waiting) <= 2 * workers + 1
+
+
+# --- bad input
+
+
+def test_unreadable_image_does_not_stop_the_others(split: Path) -> None:
+    whole = (split / "im" / "b.png").read_bytes()
+    (split / "im" / "b.png").write_bytes(whole[: len(whole) // 2])
+    (split / "im" / "d.png").write_bytes(b"")
+    (split / "im" / "e.png").symlink_to(split / "nothing.png")
+    write_mask(split / "gt" / "d.png", filled((1, 1, 5, 5)))
+    write_mask(split / "gt" / "e.png", filled((1, 1, 5, 5)))
+    write_mask(split / "gt" / "c.png", np.zeros((40, 61), np.uint8))
+    summary, _ = run(split)
+    assert summary.written == 1 and summary.failed.keys() == {"b", "c", "d", "e"}
+    assert "b.png: cannot be read as an image" in summary.failed["b"]
+    assert "gt/c.png is 61 x 40 pixels, but its image c.png is 60 x 40" in summary.failed["c"]
+    assert all(name in str(summary) for name in ("b.png", "c.png", "d.png", "e.png"))
+    assert {path.stem for path in (split / "mask").glob("*.png")} == {"a"}
+    (split / "im" / "b.png").write_bytes(whole)
+    assert run(split)[0].written == 1
+
+
+def test_image_that_the_model_cannot_process(tmp_path: Path) -> None:
+    """It is so long and thin that no row is left after SAM's resizing."""
+    split = make_split(tmp_path / "DIS-VD", {"long": (1, 0, 900, 1)}, (2, 3000))
+    make_split(split, {"short": (5, 6, 30, 20)})
+    predictor = BatchedSamPredictor(tiny_sam(), "vit_b")
+    summary, _ = run(split, predictor)
+    assert summary.failed.keys() == {"long"} and "long.png" in summary.failed["long"]
+    assert summary.written == 1
+
+
+def test_missing_ground_truths_are_all_named(split: Path) -> None:
+    (split / "gt" / "a.png").rename(split / "gt" / "A1.png")
+    (split / "gt" / "c.png").unlink()
+    with pytest.raises(ValueError, match=r"no ground truth for the images a, c; .*ground truths without an image: A1"):
+        run(split)
+    assert not (split / "mask").exists()
+
+
+def test_unknown_images_are_all_named(split: Path) -> None:
+    with (split / "prompts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ["name", "object", "x0", "y0", "x1", "y1"],
+                ["z1", "", 1, 1, 9, 9],
+                ["a", "", 1, 1, 9, 9],
+                ["z2", "", 1, 1, 9, 9],
+            ]
+        )
+    with pytest.raises(PromptError, match=r"'z1' \(.*line 2\), 'z2' \(.*line 4\)"):
+        run(split, prompts=split / "prompts.csv")
+    assert not (split / "mask").exists()
+
+
+def test_invalid_arguments(split: Path) -> None:
+    for settings in ({}, {"gt": split / "gt", "prompts": []}):
+        with pytest.raises(ValueError, match=r"either gt.* or prompts"):
+            generate_masks(split / "im", split / "mask", FilledBox(), **settings)
+    with pytest.raises(ValueError, match="unknown select 'best'"):
+        run(split, select="best")
+
+
+# --- enrichment
+
+
+def from_hex(rows: Sequence[str]) -> np.ndarray:
+    """Return an image whose values are 17 times the hexadecimal digits."""
+    return np.array([[int(digit, 16) * 17 for digit in row] for row in rows], np.uint8)
+
+
+def test_parts_touch_at_corners_and_keep_their_values() -> None:
+    gt = from_hex(["f00003", "0f003f", "0000ff", "900000"])  # 9 is 153, 3 is 51 and no part of anything
+    whole, *parts = enrich.split_gt(gt)
+    np.testing.assert_array_equal(whole, gt)
+    expected = [
+        from_hex(["f00000", "0f0000", "000000", "000000"]),  # a diagonal: one part
+        from_hex(["000000", "00000f", "0000ff", "000000"]),
+        from_hex(["000000", "000000", "000000", "900000"]),
+    ]
+    assert {part.tobytes() for part in parts} == {part.tobytes() for part in expected}
+
+
+@pytest.mark.parametrize(("area", "count"), [(39, 1), (40, 3), (41, 3)])
+def test_parts_below_four_thousandths_are_dropped(area: int, count: int) -> None:
+    gt = np.zeros((100, 100), np.uint8)
+    gt[10:60, 10:60] = 255
+    gt.reshape(-1)[8000 : 8000 + area] = 128  # along one row: 0.39 %, 0.4 % and 0.41 % of the image
+    assert len(list(enrich.split_gt(gt))) == count
+
+
+def test_single_part_or_none_gives_only_the_whole() -> None:
+    for gt in (np.zeros((20, 20), np.uint8), filled((1, 1, 15, 15))):
+        (whole,) = enrich.split_gt(gt)
+        np.testing.assert_array_equal(whole, gt)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A split with an image of two parts and a speck, and an image of a single part."""
+    split = make_split(tmp_path / "DIS-TR", {"one": (5, 6, 30, 20), "two": None}, (80, 100))
+    gt = np.zeros((80, 100), np.uint8)
+    gt[5:25, 5:45], gt[50:75, 60:90], gt[0, 99] = 255, 200, 255
+    write_mask(split / "gt" / "two.png", gt)
+    return split
+
+
+def do_enrich(split: Path, predictor: FilledBox | None = None) -> tuple[Summary, FilledBox, Path]:
+    predictor, out = predictor or FilledBox(), split.with_name("DIS-TR-enriched")
+    return enrich_split(split / "im", split / "gt", out, predictor), predictor, out
+
+
+def test_enriched_split(parts: Path) -> None:
+    summary, predictor, out = do_enrich(parts)
+    assert files(out) == ENRICHED
+    assert summary.written == 4
+    assert predictor.requests == [(1, "score"), (3, "score")]  # each image once, with all its prompts
+    gt = read_mask(parts / "gt" / "two.png")
+    np.testing.assert_array_equal(read_mask(out / "gt" / "two_comp_0.png"), gt)
+    found = {int(read_mask(out / "gt" / f"two_comp_{n}.png").max()): n for n in (1, 2)}
+    for value, (x0, y0, x1, y1) in {255: (5, 5, 44, 24), 200: (60, 50, 89, 74)}.items():
+        name = f"two_comp_{found[value]}"
+        expected = np.zeros_like(gt)
+        expected[y0 : y1 + 1, x0 : x1 + 1] = value
+        np.testing.assert_array_equal(read_mask(out / "gt" / f"{name}.png"), expected)
+        np.testing.assert_array_equal(read_mask(out / "mask" / f"{name}.png"), filled((x0, y0, x1, y1), (80, 100)))
+        assert read_manifest(out / "mask")[name]["box"] == [x0, y0, x1, y1]
+    assert read_manifest(out / "mask")["two_comp_0"]["box"] == [5, 0, 99, 74]
+    for name in ("one_comp_0", "two_comp_0", "two_comp_1"):
+        link = out / "im" / f"{name}.png"
+        assert link.is_symlink() and not link.readlink().is_absolute()
+        np.testing.assert_array_equal(read_image(link), read_image(parts / "im" / f"{name[:3]}.png"))
+
+
+def test_enriched_links_move_with_the_data(parts: Path, tmp_path: Path) -> None:
+    do_enrich(parts)
+    (tmp_path / "moved").mkdir()
+    for folder in ("DIS-TR", "DIS-TR-enriched"):
+        (tmp_path / folder).rename(tmp_path / "moved" / folder)
+    assert read_image(tmp_path / "moved/DIS-TR-enriched/im/two_comp_1.png").shape == (80, 100, 3)
+
+
+def test_enriched_split_resumes(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, out = do_enrich(parts)
+    before = {path: path.lstat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_run, "read_mask", None)  # a second run reads nothing
+        summary, predictor, _ = do_enrich(parts)
+    assert (summary.written, summary.kept, predictor.images) == (0, 4, [])
+    assert {path: path.lstat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    for lost in ("gt/two_comp_1.png", "im/one_comp_0.png", "mask/two_comp_2.png"):
+        (out / lost).unlink()
+    summary, _, _ = do_enrich(parts)
+    assert files(out) == ENRICHED and summary.written == 1
+
+
+def test_enriched_split_follows_its_source(parts: Path) -> None:
+    _, _, out = do_enrich(parts)
+    gt = read_mask(parts / "gt" / "two.png")
+    gt[50:75, 60:90] = 0
+    write_mask(parts / "gt" / "two.png", gt)
+    write_image(out / "im" / "notes.png", np.zeros((4, 4, 3), np.uint8))  # not named like a sample, so it is kept
+    summary, _, _ = do_enrich(parts)
+    assert files(out) == samples("one_comp_0", "two_comp_0") | {"im/notes.png"}
+    assert summary.removed == ["two_comp_1", "two_comp_2"]
+    assert read_manifest(out / "mask").keys() == {"one_comp_0", "two_comp_0"}
+
+    for kind in ("im", "gt"):  # an image is removed, another changes its extension
+        (parts / kind / "one.png").unlink()
+    image = parts / "im" / "two.png"
+    write_image(parts / "im" / "two.jpg", read_image(image))
+    image.unlink()
+    summary, _, _ = do_enrich(parts)
+    assert summary.removed == ["one_comp_0"]
+    assert files(out) == {"im/notes.png", "im/two_comp_0.jpg", "gt/two_comp_0.png", "mask/two_comp_0.png"}
+
+
+def test_enriched_samples_of_an_unreadable_image_are_kept(parts: Path) -> None:
+    _, _, out = do_enrich(parts)
+    (parts / "im" / "two.png").write_bytes(b"broken")
+    summary, _, _ = do_enrich(parts)
+    assert summary.failed.keys() == {"two"} and summary.removed == []
+    assert files(out) == ENRICHED
+
+
+@pytest.mark.parametrize("without", [("symlink_to",), ("symlink_to", "hardlink_to")])
+def test_file_systems_without_links(parts: Path, monkeypatch: pytest.MonkeyPatch, without: Sequence[str]) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    for method in without:
+        monkeypatch.setattr(Path, method, refuse)
+    _, _, out = do_enrich(parts)
+    image, link = parts / "im" / "two.png", out / "im" / "two_comp_1.png"
+    assert not link.is_symlink() and link.samefile(image) == (len(without) == 1)
+    assert link.read_bytes() == image.read_bytes()
+    before = link.stat().st_mtime_ns
+    assert do_enrich(parts)[0].written == 0
+    assert link.stat().st_mtime_ns == before
+    image.write_bytes((parts / "im" / "one.png").read_bytes())
+    do_enrich(parts)
+    assert link.read_bytes() == image.read_bytes()
+    assert leftovers(out) == []
+
+
+def test_enriched_split_must_not_contain_the_images(parts: Path) -> None:
+    with pytest.raises(DatasetError, match="write the enriched split to another folder"):
+        enrich_split(parts / "im", parts / "gt", parts, FilledBox())
