@@ -1,182 +1,178 @@
-"""The files of a data set: found, paired by name, and checked."""
+"""Find the files of a data set, pair them by name and check them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from IS_Net.errors import DatasetError, ImageError
-from IS_Net.images import IMAGE_EXTENSIONS, image_size
+from IS_Net.errors import DatasetError, ImageError, did_you_mean
+from IS_Net.images import image_size, list_images, size_mismatch
 from IS_Net.manifest import read_manifest
 from IS_Net.paths import resolve
 from IS_Net.preprocess import Box
 
-Size = tuple[int, int]
 _ALIASES = {"mask_dir": "mid_dir", "mask_ext": "mid_ext"}
-_KEYS = ("name", "im_dir", "gt_dir", "mid_dir", "im_ext", "gt_ext", "mid_ext", "cache_dir")
-_SHOWN = 20  # how many offenders a message names
+_FOLDERS = ("im_dir", "gt_dir", "mid_dir", "cache_dir")
+_KEYS = ("name", *_FOLDERS, "im_ext", "gt_ext", "mid_ext")
+_MAX_LISTED = 20  # items of a list in an error message
+
+
+@dataclass(frozen=True)
+class CheckedDataset:
+    """An entry of :mod:`IS_Net.datalist` after :func:`check_dataset`: known keys, no aliases, absolute folders."""
+
+    name: str
+    im_dir: Path
+    gt_dir: Path | None
+    mid_dir: Path | None
+    """Folder of the coarse masks."""
+    cache_dir: Path | None
+    im_ext: str
+    """File extension of the images; an empty one means all image files. Likewise the next two."""
+    gt_ext: str
+    mid_ext: str
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One pair (or triple) of files: an image, its coarse mask and its ground truth."""
+    """The files of one sample: an image, its coarse mask and its ground truth."""
 
     name: str
+    """Stem of the coarse mask's file; without a mask, stem of the image's file."""
     image: Path
     mask: Path | None
     gt: Path | None
     box: Box | None
-    """The prompt that the mask came from, xyxy in pixels, where stage 1 noted one."""
+    """The prompt of the coarse mask, xyxy in pixels, if the manifest of stage 1 records one."""
 
 
 def format_list(items: Sequence[str]) -> str:
-    more = f"\n  ... and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "".join(f"\n  {item}" for item in items[:_SHOWN]) + more
+    """Return items as the indented lines of an error message; a long list is cut."""
+    more = f"\n  ... and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
+    return "".join(f"\n  {item}" for item in items[:_MAX_LISTED]) + more
 
 
-def check_dataset(dataset: dict[str, str]) -> dict[str, str]:
-    """Return a data set's description with all keys of :mod:`IS_Net.datalist`, aliases resolved, folders absolute.
+def check_dataset(dataset: Mapping[str, str]) -> CheckedDataset:
+    """Check the keys of an entry of :mod:`IS_Net.datalist`; resolve aliases and relative folders.
 
     Raises:
         DatasetError: If a key is unknown, or ``name`` or ``im_dir`` is missing.
     """
-    entry = dict.fromkeys(_KEYS, "")
+    entry: dict[str, Any] = dict.fromkeys(_KEYS, "")
     for key, value in dataset.items():
         key = _ALIASES.get(key, key)
         if key not in entry:
-            raise DatasetError(f"data set {dataset.get('name')!r}: unknown key {key!r}; known are {', '.join(_KEYS)}")
+            raise DatasetError(f"data set {dataset.get('name')!r}: unknown key {key!r}{did_you_mean(key, _KEYS)}")
         entry[key] = value
     for key in ("name", "im_dir"):
         if not entry[key]:
-            raise DatasetError(f"data set {entry['name']!r}: key {key!r} is missing or empty")
-    for key in ("im_dir", "gt_dir", "mid_dir", "cache_dir"):
-        if entry[key]:
-            entry[key] = str(resolve(entry[key]))
-    return entry
+            raise DatasetError(f"data set {entry['name']!r}: key {key!r} is missing or empty; set it in the entry")
+    return CheckedDataset(**entry | {key: resolve(entry[key]) if entry[key] else None for key in _FOLDERS})
 
 
-def _list_files(dataset: dict[str, str], kind: str) -> dict[str, Path]:
-    """Return the files of one folder of a data set (kind: im, gt or mid) by their stems."""
-    folder, extension = Path(dataset[f"{kind}_dir"]), dataset[f"{kind}_ext"].lower()
-    what = {"im": "images", "gt": "ground truths", "mid": "coarse masks"}[kind]
-    if not folder.is_dir():
-        remedy = {
-            "im": "check the path; README.md shows the tree",
-            "gt": "check the path, or set gt_dir to '' where there is no ground truth",
-            "mid": "make them with: python -m sam.generate_masks --data " + str(Path(dataset["im_dir"]).parent),
-        }[kind]
-        raise DatasetError(
-            f"data set {dataset['name']!r}: the folder of its {what}, {folder}, does not exist; {remedy}"
-        )
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    files = [
-        e for e in entries if e.suffix.lower() == extension or (not extension and e.suffix.lower() in IMAGE_EXTENSIONS)
-    ]
-    if kind == "im" and not files:
-        there = ", ".join(sorted({entry.suffix for entry in entries})) or "nothing"
-        raise DatasetError(
-            f"data set {dataset['name']!r}: no {what} ending in {extension or 'a known image ending'} in {folder}; "
-            f"it holds {there}"
-        )
-    found: dict[str, Path] = {}
-    for file in files:
-        if file.stem in found:
-            raise DatasetError(
-                f"data set {dataset['name']!r}: {found[file.stem]} and {file.name} share the name {file.stem!r}; "
-                "rename one of them"
-            )
-        found[file.stem] = file
-    return found
+def find_samples(dataset: Mapping[str, str], need_mask: bool, need_gt: bool) -> list[Sample]:
+    """Check an entry of :mod:`IS_Net.datalist` and pair its files; see :func:`pair_files`."""
+    return pair_files(check_dataset(dataset), need_mask, need_gt)
 
 
-def _mask_owners(masks: Iterable[str], images: Collection[str], manifest: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Tell which image each mask is of: as stage 1 noted, else NAME of NAME or NAME_OBJECT, the longest that fits."""
-    owners = {}
+def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[Sample]:
+    """Pair the files of a data set by name, and check that all exist and have the size of their image.
+
+    Without ground truth, each coarse mask of an image (``NAME.png`` or ``NAME_OBJECT.png``) is a sample.
+
+    Args:
+        dataset: The data set.
+        need_mask: Whether the network uses coarse masks; if not, none are searched for.
+        need_gt: Whether the ground truth is required; if not, it is used if ``gt_dir`` is set.
+
+    Returns:
+        The samples, sorted by the name of the image.
+
+    Raises:
+        DatasetError: If a folder is missing or empty, an image has no mask or ground truth, or sizes differ. The
+            message names all files concerned.
+    """
+    where = f"data set {dataset.name!r}"
+    make_masks = f"make them with: python -m sam.generate_masks --data {dataset.im_dir.parent}"
+    if need_mask and not dataset.mid_dir:
+        raise DatasetError(f"{where}: no folder of coarse masks (mid_dir), which this run needs; {make_masks}")
+    if need_gt and not dataset.gt_dir:
+        raise DatasetError(f"{where}: no folder of ground truths (gt_dir), which this run needs; set gt_dir")
+    images = _list_files(f"{where}, images (im_dir)", dataset.im_dir, dataset.im_ext, "check im_dir and im_ext")
+    gts, masks, manifest = {}, {}, {}
+    if dataset.gt_dir:
+        remedy = "check gt_dir and gt_ext, or set gt_dir to '' if there is no ground truth"
+        gts = _list_files(f"{where}, ground truths (gt_dir)", dataset.gt_dir, dataset.gt_ext, remedy)
+    if need_mask:
+        masks = _list_files(f"{where}, coarse masks (mid_dir)", dataset.mid_dir, dataset.mid_ext, make_masks)
+        manifest = read_manifest(dataset.mid_dir)
+
+    mask_names: dict[str, list[str]] = {name: [] for name in images}
+    if gts:
+        mask_names = {name: [name] if name in masks else [] for name in images}
+    else:
+        for mask, image in _images_of_masks(masks, images, manifest).items():
+            mask_names[image].append(mask)
+
+    problems = [f"{name}: no ground truth in {dataset.gt_dir}" for name in images if gts and name not in gts]
+    if problems and (unused := sorted(gts.keys() - images.keys())):
+        problems.append(f"ground truths without an image, possibly misnamed: {', '.join(unused[:3])}")
+    if need_mask:
+        without = [f"{name}: no coarse mask in {dataset.mid_dir}" for name in images if not mask_names[name]]
+        problems += [*without, make_masks] if without else []
+    if problems:
+        raise DatasetError(f"{where}: files are missing:{format_list(problems)}")
+
+    samples = []
+    for name, image in images.items():
+        for sample_name in mask_names[name] if need_mask else [name]:
+            box = manifest.get(sample_name, {}).get("box")
+            mask = masks.get(sample_name)
+            samples.append(Sample(sample_name, image, mask, gts.get(name), tuple(box) if box else None))
+    _check_sizes(where, samples)
+    return samples
+
+
+def _list_files(what: str, folder: Path, extension: str, remedy: str) -> dict[str, Path]:
+    try:
+        return list_images(folder, extension=extension)
+    except (DatasetError, FileNotFoundError) as error:
+        raise DatasetError(f"{what}: {error}; {remedy}") from error
+
+
+def _images_of_masks(
+    masks: Iterable[str], images: Collection[str], manifest: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Find the image of each mask: in the manifest, or the longest image name that the mask's name starts with.
+
+    A mask ``a_b_c`` belongs to the image ``a_b_c``, ``a_b`` or ``a``, in this order. Masks without image are left out.
+    """
+    found = {}
     for mask in masks:
         parts = mask.split("_")
         candidates = [manifest.get(mask, {}).get("image")]
         candidates += ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
-        owner = next((name for name in candidates if name in images), None)
-        if owner is not None:
-            owners[mask] = owner
-    return owners
-
-
-def find_samples(dataset: dict[str, str], need_mask: bool, need_gt: bool) -> list[Sample]:
-    """Pair the files of a data set by name, and check that they belong together.
-
-    Where there is no ground truth, an image with several masks (``NAME_OBJECT.png``) gives a sample for each.
-
-    Args:
-        dataset: As in :mod:`IS_Net.datalist`.
-        need_mask: Whether the network looks at the masks.
-        need_gt: Whether a ground truth is asked for; without, one is used where ``gt_dir`` is set.
-
-    Returns:
-        The samples, sorted by name.
-
-    Raises:
-        DatasetError: If a folder is missing or empty, an image has no mask or ground truth, or sizes differ; all
-            offenders are named at once.
-        ImageError: If a file's header cannot be read.
-    """
-    dataset = check_dataset(dataset)
-    where = f"data set {dataset['name']!r}"
-    for kind, needed in (("mid", need_mask), ("gt", need_gt)):
-        if needed and not dataset[f"{kind}_dir"]:
-            what = "coarse masks (mid_dir)" if kind == "mid" else "ground truth (gt_dir)"
-            remedy = "; make them with: python -m sam.generate_masks" if kind == "mid" else ""
-            raise DatasetError(f"{where}: has no folder of {what}, which this run needs{remedy}")
-    images = _list_files(dataset, "im")
-    masks = _list_files(dataset, "mid") if need_mask else {}
-    gts = _list_files(dataset, "gt") if dataset["gt_dir"] else {}
-
-    manifest = read_manifest(Path(dataset["mid_dir"])) if need_mask else {}
-
-    problems = [f"{name}: no ground truth in {dataset['gt_dir']}" for name in images if gts and name not in gts]
-    if dataset["gt_dir"] and not gts:
-        problems.append(f"no ground truths ending in {dataset['gt_ext']} in {dataset['gt_dir']}")
-    of_image: dict[str, list[str]] = {name: [] for name in images}
-    if need_mask:
-        if gts:
-            of_image = {name: [name] if name in masks else [] for name in images}
-        else:
-            for mask, owner in _mask_owners(masks, images, manifest).items():
-                of_image[owner].append(mask)
-        problems += [f"{name}: no coarse mask in {dataset['mid_dir']}" for name, own in of_image.items() if not own]
-    if problems:
-        orphans = [str(gts[name]) for name in gts if name not in images][:3]
-        hint = f"\n(ground truths without an image, misnamed? {', '.join(orphans)})" if orphans else ""
-        hint += "\n(coarse masks: python -m sam.generate_masks)" if any("coarse" in p for p in problems) else ""
-        raise DatasetError(f"{where}: {len(problems)} files are missing:{format_list(problems)}{hint}")
-
-    samples = []
-    for name, image in images.items():
-        for own in of_image[name] if need_mask else [name]:
-            box = manifest.get(own, {}).get("box")
-            samples.append(Sample(own, image, masks.get(own), gts.get(name), tuple(box) if box else None))
-    _check_sizes(where, samples)
-    return samples
+        image = next((name for name in candidates if name in images), None)
+        if image is not None:
+            found[mask] = image
+    return found
 
 
 def _check_sizes(where: str, samples: Sequence[Sample]) -> None:
     def problem(sample: Sample) -> str | None:
         try:
-            size = image_size(sample.image)
+            expected = image_size(sample.image)
             for file in (sample.mask, sample.gt):
-                if file is not None and image_size(file) != size:
-                    (h, w), (image_h, image_w) = image_size(file), size
-                    return f"{file} is {w} x {h} pixels, its image {sample.image.name} {image_w} x {image_h}"
+                if file is not None and (size := image_size(file)) != expected:
+                    return size_mismatch(file, size, f"its image {sample.image.name}", expected)
         except ImageError as error:
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:  # headers only, but of thousands of files that may lie on a network
+    with ThreadPoolExecutor() as pool:  # only headers are read, but there may be thousands of files on a network disk
         problems = [found for found in pool.map(problem, samples) if found]
     if problems:
-        raise DatasetError(
-            f"{where}: {len(problems)} files cannot be used (sizes must agree, upright by EXIF):{format_list(problems)}"
-        )
+        raise DatasetError(f"{where}: {len(problems)} samples cannot be used:{format_list(problems)}")

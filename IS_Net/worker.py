@@ -1,10 +1,13 @@
-"""Set up the worker processes that load data."""
+"""What all data loaders share: how their worker processes are set up, and a collate function."""
 
 from __future__ import annotations
 
 import signal
+from typing import TypeVar
 
 import cv2
+
+T = TypeVar("T")
 
 
 def prepare_worker(_worker: int) -> None:
@@ -14,3 +17,8 @@ def prepare_worker(_worker: int) -> None:
     # SIGTERM, whose handler they would inherit from the main process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def keep(batch: T) -> T:
+    """Return a batch unchanged; for ``collate_fn`` of a :class:`torch.utils.data.DataLoader`."""
+    return batch

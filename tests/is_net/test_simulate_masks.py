@@ -51,7 +51,7 @@ def masks_of(source: Source, gt: np.ndarray, number: int, image: np.ndarray | No
 
 @st.composite
 def ground_truths(draw: st.DrawFn) -> np.ndarray:
-    """Return a ground truth of any size: empty, full, a single pixel, a line, a disc with soft edges, noise, or faint."""
+    """Return a ground truth of any size: empty, full, a single pixel, a line, a soft disc, noise, or faint."""
     height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     gt = np.zeros((height, width), np.uint8)
     kind = draw(st.sampled_from(["empty", "full", "pixel", "line", "disc", "noise", "faint"]))
