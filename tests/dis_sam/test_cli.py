@@ -51,7 +51,7 @@ def test_help_loads_nothing_heavy(verb: str | None):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
-    assert "usage" in done.stdout.lower()
+    assert len(done.stdout.splitlines()) > 5
 
 
 @pytest.mark.parametrize("verb", VERBS)
