@@ -1,247 +1,331 @@
-"""The settings of a run: their defaults, the check of a user's own, and the command line's key=value form."""
+"""The settings of a run: one table, and the two ways to give them (the ``hypar`` dict and ``key=value`` arguments).
+
+This module does not import PyTorch, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from IS_Net.errors import HyparError
-from IS_Net.metric_names import choose
+from IS_Net.errors import HyparError, did_you_mean
+from IS_Net.metric_names import METRIC_NAMES, choose
 from IS_Net.paths import resolve, settings_base
 
-DEFAULTS: dict[str, Any] = {
-    # what to do
-    "mode": "train",  # train | valid (score, and write maps where valid_out_dir is set) | inference (maps only)
-    "metrics": "all",  # of mode valid: any of f, wf, mae, s, e, hce, iou, biou
-    "interm_sup": True,  # supervise the features with a ground-truth encoder (phase 1 trains it)
-    "seed": 0,
-    # where things are; "" is none
-    "valid_out_dir": "",  # maps of validation and inference: <valid_out_dir>/<data set>/<name>.png
-    "model_path": "../saved_models/your_model_weights",  # checkpoints, metrics log, TensorBoard
-    "restore_model": "",  # last.pt resumes; any other file gives its weights only
-    "gt_encoder_model": "",  # a trained ground-truth encoder: phase 1 is skipped
-    # the network
-    "model": 4,  # an ISNetDIS, or its input channels: 3 image, 4 image + mask, 5 image + mask + box
-    "model_digit": "auto",  # full: fp32 | half: 16-bit autocast | auto: half where the device is faster at it
-    "device": "auto",  # auto | cpu | cuda | cuda:N | mps
-    "mask_skip_logit": 0.0,  # weights widened from 3 channels: carry the mask to the side outputs with this logit; 0: zeros
-    # sizes, (height, width)
-    "cache_size": [1024, 1024],  # what is stored
-    "input_size": [],  # what the network sees; [] is cache_size
-    "crop_size": [],  # training: a random crop of the input; [] is all of it
-    # data
-    "cache_boost_train": False,  # hold the whole training cache in memory
-    "cache_boost_valid": False,  # likewise the validation caches
-    "random_flip_h": True,  # p = 0.5 each, independently: the published p = 0.25 of H, V and both
-    "random_flip_v": True,
-    "copy_paste": 0.0,  # share of training samples that are composed: objects of the set in other photographs
-    "backgrounds": "",  # a folder of photographs to compose in front of; "" takes the training images
-    "simulate_mask": 0.0,  # share of coarse masks that are simulated from the ground truth; 1.0 needs no mask files
-    "workers": 4,  # processes that load data, and in mode valid as many that score; 0: the main process does
-    # the run's length
-    "start_ite": 0,  # the number the iterations start from, where weights were restored
-    "max_ite": 10_000_000,
-    "max_epoch_num": 1_000_000,
-    "early_stop": 20,  # stop after so many validations in which neither max F nor MAE improved
-    "model_save_fre": 2000,  # validate and save every so many iterations
-    "batch_size_train": 6,
-    "batch_size_valid": 1,
-    "accumulation": 1,  # batches whose gradients make one iteration
-    # the optimizer (AdamW) and the losses' weights
-    "lr": 4e-5,
-    "lr_decay": "none",  # none | cosine (phase 2: to 0 at max_ite)
-    "lr_stem_factor": 1.0,  # times lr for the first convolution, which sees the mask
-    "ema": 0.0,  # phase 2: validate and keep a moving average of the weights; this share of it stays each iteration
-    "freeze_bn": False,  # phase 2: BatchNorm as in eval mode, for small batches and imported (folded) weights
-    "weight_decay": 0.0,
-    "bce_weight": 20.0,
-    "iou_weight": 0.5,
-    "edge_weight": 0.0,  # phase 2: the BCE minds edges and thin parts more; F3Net's factor is 5
-    "feature_weight": 1.0,
-    "orthogonal_weight": 1e-8,
-    # phase 1
-    "gt_encoder_lr": 1e-4,
-    "gt_encoder_stop_f": 0.99,  # max F at which the ground-truth encoder is good enough
-    "gt_encoder_max_ite": 10_000_000,
-}
-
-CHOICES = {
-    "mode": ("train", "valid", "inference"),
-    "model_digit": ("auto", "full", "half"),
-    "lr_decay": ("none", "cosine"),
-    "model": (3, 4, 5),
-}
-SIZES = ("cache_size", "input_size", "crop_size")
-SHARES = ("copy_paste", "simulate_mask", "ema")
-PATHS = ("valid_out_dir", "model_path", "restore_model", "gt_encoder_model", "backgrounds")
-_AT_LEAST_ONE = (
-    "model_save_fre",
-    "early_stop",
-    "batch_size_train",
-    "batch_size_valid",
-    "accumulation",
-    "max_epoch_num",
-)
-
 MIN_SIZE = 128
-"""Below it the deepest maps of the networks shrink to single pixels, which BatchNorm cannot train on."""
+"""Smallest height and width of the network's input. Below it, the deepest feature maps shrink to single pixels, on
+which BatchNorm cannot be trained."""
+
+FOLDER, CHECKPOINT = "folder", "checkpoint"
+"""Path rules of :func:`setting`."""
+
+NO_LIMIT = 10_000_000
+"""Default of the limits that count iterations: in practice, none."""
 
 
-def _size(key: str, value: Any) -> list[int]:
-    if value == DEFAULTS[key] == []:
-        return []
-    pair = [value, value] if isinstance(value, int) and not isinstance(value, bool) else value
-    if (
-        isinstance(pair, str)
-        or not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or not all(isinstance(v, int) and not isinstance(v, bool) and v >= MIN_SIZE for v in pair)
-    ):
-        raise HyparError(f"hypar[{key!r}]: expected [height, width], integers of at least {MIN_SIZE}, found {value!r}")
-    return list(pair)
+@dataclass(frozen=True)
+class Rule:
+    """What a setting means and which values it takes. Its type is the type of its default."""
+
+    comment: str
+    choices: tuple[Any, ...] = ()
+    minimum: float = 0
+    maximum: float = math.inf
+    path: str = ""
 
 
-def _value(key: str, value: Any) -> Any:
-    """Check one setting against its default's type, and return it in that type."""
-    default = DEFAULTS[key]
-    if key in SIZES:
-        return _size(key, value)
-    if key == "model" and isinstance(value, nn.Module):
-        if not (hasattr(value, "predict_logits") and getattr(value, "in_ch", None) in CHOICES["model"]):
+def setting(
+    default: Any,
+    comment: str,
+    *,
+    choices: tuple[Any, ...] = (),
+    minimum: float = 0,
+    maximum: float = math.inf,
+    path: str = "",
+) -> Any:
+    """Declare a field of :class:`Settings`.
+
+    Args:
+        default: The default. Its type is the type of the setting; a tuple stands for a size, (height, width).
+        comment: What the setting means, in one line.
+        choices: The allowed values; empty allows all.
+        minimum: Smallest allowed number.
+        maximum: Largest allowed number.
+        path: Empty if the setting is not a path; ``folder`` if it is, a relative one starting at
+            :func:`IS_Net.paths.settings_base`; ``checkpoint`` if it is an existing file (:func:`find_checkpoint`).
+    """
+    return field(default=default, metadata={"rule": Rule(comment, choices, minimum, maximum, path)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run. :meth:`from_hypar` builds checked ones; the defaults are the published recipe."""
+
+    # what to do
+    mode: str = setting(
+        "train",
+        "train | valid (score, and write maps if valid_out_dir is set) | inference (write maps)",
+        choices=("train", "valid", "inference"),
+    )
+    metrics: str = setting("all", f"mode valid: metrics to compute: all, or some of {', '.join(METRIC_NAMES)}")
+    interm_sup: bool = setting(True, "intermediate supervision: train a GT encoder first and match its features")
+    seed: int = setting(0, "random seed of weights, shuffling and augmentation")
+
+    # paths
+    valid_out_dir: str = setting("", "folder of predicted maps: valid_out_dir/DATA_SET/NAME.png", path=FOLDER)
+    model_path: str = setting(
+        "../saved_models/your_model_weights", "folder of checkpoints, metrics.csv and TensorBoard logs", path=FOLDER
+    )
+    restore_model: str = setting(
+        "", "last.pt resumes a run; any other checkpoint only initializes the weights", path=CHECKPOINT
+    )
+    gt_encoder_model: str = setting("", "trained GT encoder; skips phase 1", path=CHECKPOINT)
+
+    # network
+    model: Any = setting(  # noqa: RUF009 - a network or a number, not changed
+        4, "input channels: 3 image | 4 image + mask | 5 image + mask + box; or an ISNetDIS", choices=(3, 4, 5)
+    )
+    model_digit: str = setting(
+        "auto",
+        "full (float32) | half (16-bit autocast) | auto (half if the device is faster with it)",
+        choices=("auto", "full", "half"),
+    )
+    device: str = setting("auto", "auto | cpu | cuda | cuda:N | mps")
+    mask_skip_logit: float = setting(
+        0.0, "3-channel weights get a mask skip connection with this logit; 0 adds zero weights"
+    )
+
+    # sizes: (height, width)
+    cache_size: tuple[int, int] = setting((1024, 1024), "size of the cached images", minimum=MIN_SIZE)
+    input_size: tuple[int, int] = setting((), "size of the network's input; empty is cache_size", minimum=MIN_SIZE)
+    crop_size: tuple[int, int] = setting(
+        (), "training: size of random crops of the input; empty is input_size", minimum=MIN_SIZE
+    )
+
+    # data
+    cache_boost_train: bool = setting(False, "keep the training cache in memory")
+    cache_boost_valid: bool = setting(False, "keep the validation caches in memory")
+    random_flip_h: bool = setting(True, "horizontal flips with probability 0.5")
+    random_flip_v: bool = setting(True, "vertical flips with probability 0.5, independent of horizontal ones")
+    copy_paste: float = setting(0.0, "probability of copy-paste augmentation", maximum=1)
+    backgrounds: str = setting("", "folder of copy-paste backgrounds; empty uses the training images", path=FOLDER)
+    simulate_mask: float = setting(
+        0.0, "probability of simulating the coarse mask from the GT; 1 needs no mask files", maximum=1
+    )
+    workers: int = setting(4, "processes that load data, and in mode valid also processes that score; 0 uses none")
+
+    # schedule
+    start_ite: int = setting(0, "number of the first iteration")
+    max_ite: int = setting(NO_LIMIT, "phase 2: last iteration")
+    max_epoch_num: int = setting(1_000_000, "last epoch", minimum=1)
+    early_stop: int = setting(20, "patience: validations without a better max F or MAE before training ends", minimum=1)
+    model_save_fre: int = setting(2000, "iterations between validations, each of which saves", minimum=1)
+    batch_size_train: int = setting(6, "batch size of training", minimum=1)
+    batch_size_valid: int = setting(1, "batch size of validation and inference", minimum=1)
+    accumulation: int = setting(1, "gradient accumulation: batches per iteration", minimum=1)
+
+    # optimizer (AdamW) and loss
+    lr: float = setting(4e-5, "phase 2: learning rate")
+    lr_decay: str = setting("none", "phase 2: none | cosine (to 0 at max_ite)", choices=("none", "cosine"))
+    lr_stem_factor: float = setting(1.0, "phase 2: learning rate of the first convolution, as a multiple of lr")
+    ema: float = setting(
+        0.0, "phase 2: decay of the EMA of the weights, which is validated and saved; 0 is off", maximum=1
+    )
+    freeze_bn: bool = setting(False, "phase 2: keep BatchNorm statistics and weights fixed")
+    weight_decay: float = setting(0.0, "weight decay")
+    bce_weight: float = setting(20.0, "loss weight of the BCE of each side output")
+    iou_weight: float = setting(0.5, "loss weight of the IoU loss of each side output")
+    edge_weight: float = setting(0.0, "phase 2: extra BCE weight of pixels near edges; F3Net uses 5")
+    feature_weight: float = setting(1.0, "phase 2: loss weight of the intermediate supervision")
+    orthogonal_weight: float = setting(1e-8, "loss weight of the orthogonal regularization")
+
+    # phase 1
+    gt_encoder_lr: float = setting(1e-4, "phase 1: learning rate")
+    gt_encoder_stop_f: float = setting(0.99, "phase 1: max F above which training ends")
+    gt_encoder_max_ite: int = setting(NO_LIMIT, "phase 1: last iteration")
+
+    @classmethod
+    def from_hypar(cls, hypar: Mapping[str, Any]) -> Settings:
+        """Check a ``hypar`` dict and fill in the defaults.
+
+        Args:
+            hypar: Any of this class's fields. A size may be one integer or a (height, width) pair.
+
+        Returns:
+            Settings with absolute paths. Empty sizes are filled in, and existing checkpoints are found.
+
+        Raises:
+            HyparError: If a key is unknown, a value does not fit its key, or two values contradict each other.
+        """
+        for key in hypar:
+            if key not in FIELDS:
+                raise HyparError(f"hypar has no key {key!r}{did_you_mean(key, FIELDS)}")
+        settings = cls(**{key: _checked(key, hypar.get(key, entry.default)) for key, entry in FIELDS.items()})
+        settings = replace(settings, input_size=settings.input_size or settings.cache_size)
+        settings = replace(settings, crop_size=settings.crop_size or settings.input_size)
+        settings._check_combinations()
+        paths = {}
+        for key, entry in FIELDS.items():
+            value, rule = getattr(settings, key), entry.metadata["rule"].path
+            if value and rule == FOLDER:
+                paths[key] = str(resolve(value))
+            elif value and rule == CHECKPOINT:
+                paths[key] = str(find_checkpoint(key, value, settings.model_path))
+        return replace(settings, **paths)
+
+    def _check_combinations(self) -> None:
+        if any(crop > whole for crop, whole in zip(self.crop_size, self.input_size, strict=True)):
             raise HyparError(
-                f"hypar['model']: expected an ISNetDIS of 3, 4 or 5 channels, found {type(value).__name__}"
+                f"hypar['crop_size']: {list(self.crop_size)} is larger than input_size {list(self.input_size)}; "
+                "reduce crop_size"
             )
+        if self.mode == "train" and not self.model_path:
+            raise HyparError("hypar['model_path']: is empty, but mode 'train' needs a folder for its checkpoints")
+        if self.mode == "inference" and not self.valid_out_dir:
+            raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder for its maps")
+        if self.mode != "train" and not self.restore_model:
+            raise HyparError(f"hypar['restore_model']: is empty, but mode {self.mode!r} needs a checkpoint")
+        if self.lr_decay == "cosine" and self.max_ite == NO_LIMIT:
+            raise HyparError("hypar['lr_decay']: 'cosine' decays to 0 at max_ite, which is not set; set max_ite")
+
+    @property
+    def in_ch(self) -> int:
+        """Input channels of the network."""
+        return self.model if isinstance(self.model, int) else self.model.in_ch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain Python values, to be saved: sizes as lists, the network as its number of input channels."""
+        values = {key: getattr(self, key) for key in FIELDS}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()} | {"model": self.in_ch}
+
+
+FIELDS: dict[str, Field] = {entry.name: entry for entry in fields(Settings)}
+"""The fields of :class:`Settings` by key, in the order of the table."""
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked(key: str, value: Any) -> Any:
+    """Return the value of one setting in the type of its default, or raise a HyparError."""
+    default, rule = FIELDS[key].default, FIELDS[key].metadata["rule"]
+    if isinstance(default, tuple):
+        return _checked_size(key, value, rule)
+    if key == "model" and hasattr(value, "predict_logits") and getattr(value, "in_ch", None) in rule.choices:
         return value
     if isinstance(default, bool):
         if value not in (0, 1):  # the published code writes flips as 1 and 0
             raise HyparError(f"hypar[{key!r}]: expected True or False, found {value!r}")
         return bool(value)
-    if isinstance(value, Path) and key in PATHS:
+    if rule.path and isinstance(value, Path):
         value = str(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and _is_int(value):
         value = float(value)
     if type(value) is not type(default):
-        wanted = type(default).__name__
-        raise HyparError(
-            f"hypar[{key!r}]: expected {wanted} such as {default!r}, found {type(value).__name__} {value!r}"
-        )
-    if key in CHOICES and value not in CHOICES[key]:
-        raise HyparError(f"hypar[{key!r}]: expected one of {', '.join(map(str, CHOICES[key]))}, found {value!r}")
+        kind = f"{type(default).__name__} such as {default!r}" + (" or an ISNetDIS" if key == "model" else "")
+        raise HyparError(f"hypar[{key!r}]: expected {kind}, found {type(value).__name__} {value!r}")
+    if rule.choices and value not in rule.choices:
+        raise HyparError(f"hypar[{key!r}]: expected one of {', '.join(map(str, rule.choices))}, found {value!r}")
     if key == "metrics":
         try:
             choose(value)
         except ValueError as error:
             raise HyparError(f"hypar['metrics']: {error}") from error
-    least = 1 if key in _AT_LEAST_ONE else 0
-    if isinstance(value, (int, float)) and not least <= value < math.inf:
-        raise HyparError(f"hypar[{key!r}]: expected a finite number of at least {least}, found {value!r}")
-    if key in SHARES and value > 1:
-        raise HyparError(f"hypar[{key!r}]: expected a share of 0 to 1, found {value!r}")
+    if isinstance(value, (int, float)) and not (rule.minimum <= value <= rule.maximum and value < math.inf):
+        wanted = f"at least {rule.minimum}" if rule.maximum == math.inf else f"{rule.minimum} to {rule.maximum}"
+        raise HyparError(f"hypar[{key!r}]: expected a finite number of {wanted}, found {value!r}")
     return value
 
 
-def _nearest(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def check(hypar: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill a user's settings up with the defaults, and check them.
-
-    Args:
-        hypar: Any of the keys of ``DEFAULTS``.
-
-    Returns:
-        All keys of ``DEFAULTS``; paths absolute (relative ones start at ``IS_Net/``), sizes as [height, width].
-
-    Raises:
-        HyparError: If a key is unknown (the message names the nearest one), or a value does not fit its key.
-    """
-    for key in hypar:
-        if key not in DEFAULTS:
-            raise HyparError(f"hypar has no key {key!r}{_nearest(key, list(DEFAULTS))}")
-    settings = {key: _value(key, hypar.get(key, default)) for key, default in DEFAULTS.items()}
-    settings["input_size"] = settings["input_size"] or settings["cache_size"]
-    settings["crop_size"] = settings["crop_size"] or settings["input_size"]
-    if any(crop > whole for crop, whole in zip(settings["crop_size"], settings["input_size"], strict=True)):
+def _checked_size(key: str, value: Any, rule: Rule) -> tuple[int, ...]:
+    pair = [value, value] if _is_int(value) else value
+    if not isinstance(pair, (list, tuple)) or not (len(pair) == 2 or (not pair and FIELDS[key].default == ())):
+        pair = [None]
+    if not all(_is_int(side) and side >= rule.minimum for side in pair):
         raise HyparError(
-            f"hypar['crop_size']: {settings['crop_size']} is larger than input_size {settings['input_size']}"
+            f"hypar[{key!r}]: expected [height, width], integers of at least {rule.minimum}, found {value!r}"
         )
-    if settings["mode"] == "train" and not settings["model_path"]:
-        raise HyparError("hypar['model_path']: is empty, but mode 'train' needs a folder for its checkpoints")
-    if settings["mode"] == "inference" and not settings["valid_out_dir"]:
-        raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder to write the maps to")
-    if settings["mode"] != "train" and not settings["restore_model"]:
-        raise HyparError(
-            f"hypar['restore_model']: is empty, but mode {settings['mode']!r} needs weights; name a checkpoint"
-        )
-    if settings["lr_decay"] == "cosine" and settings["max_ite"] == DEFAULTS["max_ite"]:
-        raise HyparError("hypar['lr_decay']: cosine falls to 0 at max_ite, which is not set; set it")
-    for key in ("valid_out_dir", "model_path", "backgrounds"):
-        if settings[key]:
-            settings[key] = str(resolve(settings[key]))
-    for key in ("restore_model", "gt_encoder_model"):
-        if settings[key]:
-            settings[key] = str(find_checkpoint(key, settings[key], settings["model_path"]))
-    return settings
+    return tuple(pair)
 
 
 def find_checkpoint(key: str, name: str, model_path: str) -> Path:
-    """Find a checkpoint: in ``model_path``, as the published code does, else as a path of its own.
+    """Find a checkpoint in ``model_path``, where the published code looks for it, or else at its own path.
+
+    Args:
+        key: The setting, for the message.
+        name: File name or path; a relative path starts at :func:`IS_Net.paths.settings_base`.
+        model_path: The setting of that name; may be empty.
 
     Raises:
         HyparError: If it is in neither place.
     """
-    places = [resolve(name, Path(model_path or settings_base())), resolve(name)]
+    places = [resolve(name, resolve(model_path) if model_path else settings_base()), resolve(name)]
     for place in places:
         if place.is_file():
             return place
-    looked = " nor ".join(dict.fromkeys(map(str, places)))
-    raise HyparError(f"hypar[{key!r}]: no checkpoint {name!r}: there is neither {looked}")
+    searched = " and ".join(dict.fromkeys(map(str, places)))
+    raise HyparError(f"hypar[{key!r}]: there is no checkpoint {name!r} (searched {searched}); check the path")
 
 
 def parse_assignments(arguments: Sequence[str], extra: Sequence[str] = ()) -> dict[str, Any]:
-    """Read ``key=value`` arguments into settings, each by its default's type.
+    """Read ``key=value`` arguments into a ``hypar`` dict, each value by the type of its setting.
 
-    Sizes are ``1024`` or ``1024,768`` (height, width); truth is ``True``, ``False``, ``1`` or ``0``. Relative
-    paths start at the current folder, save a bare checkpoint name that is not there: it is looked for in
-    ``model_path`` later.
+    A size is ``1024`` or ``1024,768`` (height, width); a truth value is ``True``, ``False``, ``1`` or ``0``. A relative
+    path starts at the current folder; the bare name of a checkpoint that is not there is left for
+    :func:`find_checkpoint`.
 
     Args:
-        arguments: Such as ``["mode=valid", "batch_size_train=4"]``.
-        extra: Keys that are no settings and are returned as strings.
+        arguments: For example ``["mode=valid", "batch_size_train=4"]``.
+        extra: Keys that are not settings; their values are returned as strings.
 
     Raises:
-        HyparError: If an argument has no ``=``, an unknown key, or a value that does not fit.
+        HyparError: If an argument has no ``=``, or has an unknown key or a value that cannot be read.
     """
     settings: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals:
             raise HyparError(f"expected key=value, found {argument!r}; for example mode=valid")
-        if key in extra:
-            settings[key] = text
-            continue
-        if key not in DEFAULTS:
-            raise HyparError(f"there is no key {key!r}{_nearest(key, [*DEFAULTS, *extra])}")
-        if key in PATHS:
-            path = Path(text).expanduser()
-            bare_name = key in ("restore_model", "gt_encoder_model") and not path.exists() and path.name == text
-            settings[key] = text if not text or bare_name else str(path.resolve())
-        elif isinstance(DEFAULTS[key], str):
-            settings[key] = text
-        else:
-            try:
-                value = ast.literal_eval(text.strip().capitalize() if isinstance(DEFAULTS[key], bool) else text)
-            except (ValueError, SyntaxError, TypeError) as error:
-                raise HyparError(f"{key}: cannot read {text!r}; expected a value such as {DEFAULTS[key]!r}") from error
-            if isinstance(DEFAULTS[key], int) and isinstance(value, float) and value.is_integer():
-                value = int(value)  # 1e6
-            settings[key] = list(value) if isinstance(value, tuple) else value
+        if key not in FIELDS and key not in extra:
+            raise HyparError(f"hypar has no key {key!r}{did_you_mean(key, [*FIELDS, *extra])}")
+        settings[key] = text if key in extra else _parsed(key, text)
     return settings
+
+
+def _parsed(key: str, text: str) -> Any:
+    default, rule = FIELDS[key].default, FIELDS[key].metadata["rule"]
+    if rule.path:
+        path = Path(text).expanduser()
+        bare_name = rule.path == CHECKPOINT and path.name == text and not path.exists()
+        return text if not text or bare_name else str(path.resolve())
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.strip().capitalize() if isinstance(default, bool) else text)
+    except (ValueError, SyntaxError, TypeError) as error:
+        example = list(default) if isinstance(default, tuple) else default
+        raise HyparError(f"{key}: cannot read {text!r}; expected a value such as {example!r}") from error
+    if isinstance(default, int) and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e6
+    return value
+
+
+def override(hypar: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``hypar`` with some settings replaced; a size that is given also applies to the sizes derived from it."""
+    derived = {"cache_size": ("input_size", "crop_size"), "input_size": ("crop_size",)}
+    reset = {key: () for size, keys in derived.items() if size in given for key in keys}
+    return {**hypar, **reset, **given}
+
+
+def describe_settings() -> str:
+    """Return the table of settings as text, one line for each: ``key=default`` and its comment."""
+    lines = []
+    for key, entry in FIELDS.items():
+        value = ",".join(map(str, entry.default)) if isinstance(entry.default, tuple) else entry.default
+        lines.append(f"  {f'{key}={value}':<30} {entry.metadata['rule'].comment}")
+    return "\n".join(lines)

@@ -1,55 +1,31 @@
-"""Turn IS-Net weights of other projects into a checkpoint of this one.
+"""Convert IS-Net weights of any supported format to a checkpoint of this project.
 
-python -m IS_Net.import_weights isnet-general-use.pth saved_models/isnet.safetensors
-python -m IS_Net.import_weights isnet.onnx saved_models/isnet_int8.safetensors --int8
-python -m IS_Net.import_weights runs/mine/best.safetensors runs/mine/last.pt saved_models/mean.safetensors
+dis-sam import-weights isnet-general-use.pth saved_models/isnet.safetensors
+dis-sam import-weights isnet.onnx saved_models/isnet_int8.safetensors --int8
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from IS_Net.checkpoint import load_isnet, save_weights
-from IS_Net.errors import CheckpointError
+from IS_Net.command_line import DONE, print_text, run_command
 from IS_Net.hypar import MIN_SIZE
-from IS_Net.models.input_channels import increase_mask_skip
-
-
-def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average state dicts of one shape, of checkpoints of one training: often better than each of them.
-
-    "Model soups" (Wortsman et al., ICML 2022). Counters are taken from the first.
-    """
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
-        if first.is_floating_point()
-        else first
-        for name, first in states[0].items()
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m IS_Net.import_weights",
-        description="Write IS-Net weights of any kind that this project reads as safetensors; the mean of several.",
+        prog="dis-sam import-weights", description="Convert IS-Net weights of any supported format to safetensors."
     )
     parser.add_argument(
-        "source", type=Path, nargs="+", help="a published .pth, an .onnx export, a .safetensors or a last.pt"
+        "source", type=Path, help="a published .pth, an .onnx export, a .safetensors or a last.pt, whose EMA is taken"
     )
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument(
-        "--mask-skip-gain", type=float, default=0.0, metavar="LOGIT",
-        help="of weights trained with mask_skip_logit: add so much to the output inside the mask, take it away outside",
-    )  # fmt: skip
-    parser.add_argument(
-        "--input-size", type=int, metavar="SIDE", help="predict at SIDE x SIDE by default, not at the size trained at"
+        "--input-size", type=int, metavar="SIDE", help="predict at SIDE x SIDE by default, not at the training size"
     )
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the size")
     args = parser.parse_args(argv)
@@ -57,33 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
     if args.input_size is not None and args.input_size < MIN_SIZE:
         parser.error(f"--input-size: expected at least {MIN_SIZE}, found {args.input_size}")
-    try:
-        model, facts = load_isnet(args.source[0])
-        others = [load_isnet(path)[0] for path in args.source[1:]]
-        for path, other in zip(args.source[1:], others, strict=True):
-            if other.in_ch != model.in_ch:
-                raise CheckpointError(
-                    f"{path}: has {other.in_ch} input channels, {args.source[0]} {model.in_ch}; only weights of equal "
-                    "ones have a mean"
-                )
-        if others:
-            model.load_state_dict(mean_weights([one.state_dict() for one in (model, *others)]))
-            facts.pop("metrics", None)  # which were the first one's
-        if args.increase_mask_skip:
-            try:
-                model.load_state_dict(increase_mask_skip(model.state_dict(), args.increase_mask_skip))
-            except ValueError as error:
-                raise CheckpointError(f"{args.source[0]}: --mask-skip-gain: {error}") from error
-        if args.input_size:
-            facts["input_size"] = [args.input_size] * 2
-        save_weights(args.out, model, {**facts, "in_ch": model.in_ch}, int8=args.int8)
-    except (CheckpointError, OSError) as error:
-        print(f"import_weights: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: _convert(args))
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from IS_Net.checkpoint import load_isnet, save_weights  # they import PyTorch, which --help does not need
+
+    model, metadata = load_isnet(args.source)
+    if args.input_size:
+        metadata["input_size"] = [args.input_size] * 2
+    save_weights(args.out, model, {**metadata, "in_ch": model.in_ch}, int8=args.int8)
     count = sum(parameter.numel() for parameter in model.parameters())
     size = f"{args.out.stat().st_size / 1e6:.1f} MB{', int8' if args.int8 else ''}"
-    print(f"{args.out}: IS-Net of {model.in_ch} input channels, {count:,} parameters, {size}")
-    return 0
+    print_text(f"{args.out}: IS-Net with {model.in_ch} input channels, {count:,} parameters, {size}")
+    return DONE
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The training losses, as pure functions: side outputs (BCE + IoU), feature supervision, orthogonality.
 
-The weights with which they are summed stand in ``hypar``; their defaults are the published recipe's.
+The weights of the sum are settings (:mod:`IS_Net.hypar`), whose defaults are those of the published recipe.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ IOU_SMOOTH = 1.0
 
 
 def bce_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Binary cross entropy, averaged over all pixels; logits and target (in [0, 1]) of one shape.
+    """Binary cross entropy, averaged over all pixels.
 
-    ``weight``, of the same shape and of mean 1, gives some pixels more weight than others.
+    Args:
+        logits: Any shape and float dtype.
+        target: In [0, 1], of the same shape.
+        weight: Weights of the pixels, of the same shape and mean 1; None weights all pixels equally.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), target, weight)
 
 
 def edge_weights(target: Tensor, edge_weight: float, reach: int = 31) -> Tensor:
-    """Weigh pixels by how much their surroundings differ from them: edges and thin parts more than plain areas.
+    """Compute pixel weights that are larger near edges and in thin parts than in uniform areas.
 
     The weights of "F3Net: Fusion, Feedback and Focus for Salient Object Detection" (Wei et al., AAAI 2020), whose
-    factor is 5: 1 + factor * |mean of the surroundings - target|, here scaled to a mean of 1.
+    factor is 5: 1 + factor * |local mean - target|, here scaled to a mean of 1.
 
     Args:
         target: (B, 1, H, W) in [0, 1].
-        edge_weight: The factor; 0 gives all pixels the same weight.
-        reach: Side of the surroundings in pixels, odd.
+        edge_weight: The factor; 0 weights all pixels equally.
+        reach: Side of the square window of the local mean in pixels, odd.
 
     Returns:
-        (B, 1, H, W) of the target's type, of mean 1 over the batch.
+        (B, 1, H, W) of the dtype of ``target``, with mean 1 over the batch.
     """
     mean = target
-    for side in ((1, reach), (reach, 1)):  # one direction after the other: 62 sums a pixel instead of 961
+    for side in ((1, reach), (reach, 1)):  # separable: 62 additions per pixel instead of 961
         padding = side[0] // 2, side[1] // 2
         mean = F.avg_pool2d(mean, side, stride=1, padding=padding, count_include_pad=False)
     weight = 1 + edge_weight * (mean - target).abs()
@@ -51,7 +54,7 @@ def iou_loss(logits: Tensor, target: Tensor, smooth: float = IOU_SMOOTH) -> Tens
     Args:
         logits: (B, C, H, W), any float dtype.
         target: (B, C, H, W) in [0, 1].
-        smooth: Added to intersection and union, so that an empty sample has a value.
+        smooth: Added to intersection and union, so that the loss is defined for an empty sample.
     """
     probability = torch.sigmoid(logits.float())
     intersection = (probability * target).flatten(1).sum(1)
@@ -62,8 +65,8 @@ def iou_loss(logits: Tensor, target: Tensor, smooth: float = IOU_SMOOTH) -> Tens
 def side_output_loss(
     sides: Sequence[Tensor],
     target: Tensor,
-    bce_weight: float = 20.0,
-    iou_weight: float = 0.5,
+    bce_weight: float,
+    iou_weight: float,
     edge_weight: float = 0.0,
 ) -> Tensor:
     """Sum over the side outputs of ``bce_weight * BCE + iou_weight * IoU``.
@@ -71,9 +74,9 @@ def side_output_loss(
     Args:
         sides: Logits (B, 1, H, W) at the input's size, as the networks' ``forward`` returns them.
         target: (B, 1, H, W) in [0, 1].
-        bce_weight: Weight of the cross entropy (published: 20).
-        iou_weight: Weight of the IoU loss (published: 0.5).
-        edge_weight: How much more the cross entropy minds edges, see :func:`edge_weights` (published: 0).
+        bce_weight: Weight of the cross entropy.
+        iou_weight: Weight of the IoU loss.
+        edge_weight: Extra weight of pixels near edges in the cross entropy, see :func:`edge_weights`.
     """
     weight = edge_weights(target, edge_weight) if edge_weight else None
     return torch.stack(
@@ -81,26 +84,26 @@ def side_output_loss(
     ).sum()
 
 
-def feature_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Intermediate supervision of IS-Net: the sum over the stages of the features' mean squared error.
+def feature_loss(features: Sequence[Tensor], gt_features: Sequence[Tensor]) -> Tensor:
+    """Intermediate supervision of IS-Net: the mean squared error of the features, summed over the stages.
 
     Args:
-        features: Six maps of the segmentation network.
-        teacher: Six maps of the frozen ground-truth encoder, of the same shapes.
+        features: Six feature maps of the segmentation network.
+        gt_features: Six feature maps of the frozen GT encoder, of the same shapes.
     """
-    pairs = zip(features, teacher, strict=True)
+    pairs = zip(features, gt_features, strict=True)
     return torch.stack([F.mse_loss(found.float(), wanted.float()) for found, wanted in pairs]).sum()
 
 
 def _flat_weights(model: nn.Module) -> Iterable[Tensor]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith("bias"):
-            # W W^T does not mind the order of W's columns; in this one a channels_last weight needs no copy
+            # W W^T does not depend on the order of W's columns; with this order, a channels_last weight is not copied
             yield parameter.movedim(1, -1).flatten(1) if parameter.ndim > 1 else parameter[:, None]
 
 
 class _GramDistance(torch.autograd.Function):
-    """``sum |W W^T - I|`` of one matrix; as W W^T is symmetric, its gradient takes one product instead of two."""
+    """``sum |W W^T - I|`` of one matrix. W W^T is symmetric, so that its gradient takes one product, not two."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
@@ -116,10 +119,10 @@ class _GramDistance(torch.autograd.Function):
 
 
 def orthogonal_loss(model: nn.Module) -> Tensor:
-    """Sum of ``|W W^T - I|`` over all trainable parameters but the biases, each viewed as (C, -1).
+    """Orthogonal regularization: the sum of ``|W W^T - I|`` over all trainable parameters except biases.
 
-    BatchNorm weights are included, as (C, 1). The published code adds it with a weight of 1e-8. Always computed
-    in float32: it sums tens of millions of entries.
+    Each parameter is viewed as (C, -1); BatchNorm weights are included, as (C, 1). The sum is always computed in
+    float32, because it has tens of millions of terms.
     """
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         return torch.stack([_GramDistance.apply(weight) for weight in _flat_weights(model)]).sum()

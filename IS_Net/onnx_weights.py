@@ -1,13 +1,12 @@
-"""Read IS-Net's weights out of ONNX exports, which other projects publish them in.
+"""Read IS-Net weights from ONNX exports, the format in which other projects publish them.
 
-Only the convolutions and batch normalizations of a graph are looked at, and no code of it is run. All of IS-Net's
-convolutions but the side outputs' form one chain, so their order in the file tells which is which, whatever an
-exporter called them.
+Only the convolutions and batch normalizations of the graph are read; the graph is not run. All convolutions of IS-Net
+except those of the side outputs form one chain, so that their order in the file identifies them, whatever names the
+exporter gave them.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,45 +14,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from IS_Net.errors import import_extra
 from IS_Net.models import ISNetDIS
 
 logger = logging.getLogger(__name__)
 
-_PASS_ON = ("Cast", "Identity")
+_COPIES = ("Cast", "Identity")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _SIDES = 6
 
 
 class OnnxError(ValueError):
-    """An ONNX file that cannot be read, or is not of IS-Net; the message does not name the file."""
+    """An ONNX file that cannot be read or does not hold an IS-Net; the message does not name the file."""
 
 
 @torch.inference_mode()
 def skeleton(in_ch: int) -> tuple[ISNetDIS, list[str]]:
-    """Return an IS-Net without values, and the names of its convolutions in the order in which they run."""
+    """Return an IS-Net without weights and the names of its convolutions in the order in which they run."""
     with torch.device("meta"):
         model = ISNetDIS(in_ch).eval()
     order: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *_, name=name: order.append(name))
-    model.to_empty(device="cpu")(torch.zeros(1, in_ch, 32, 32))  # quicker than on the meta device
+    model.to_empty(device="cpu")(torch.zeros(1, in_ch, 32, 32))  # faster than on the meta device
     return model.to("meta"), order
 
 
 def unfold(weight: Tensor) -> Tensor:
-    """Return the gain of each channel that was folded into a convolution's weights.
+    """Estimate the BatchNorm gain of each channel that was folded into a convolution's weights.
 
-    Folded weights differ in size by a factor of hundreds between layers and channels, and an optimizer like Adam,
-    whose steps have one size for all, would wreck the small ones before it moved the large ones. Divided by these
-    gains they have the size that training starts from, sqrt(2 / inputs) (He et al., "Delving Deep into Rectifiers",
-    ICCV 2015).
+    Folded weights differ in magnitude by a factor of hundreds between layers and channels. An optimizer like Adam,
+    whose step size is the same for all, would destroy the small ones before it changed the large ones. Divided by these
+    gains, the weights have the magnitude of an initialized network, sqrt(2 / inputs) (He et al., "Delving Deep into
+    Rectifiers", ICCV 2015).
 
     Args:
         weight: (out, in, kh, kw), float.
 
     Returns:
-        (out,), larger than 0; of channels that do next to nothing, a tenth of the layer's median.
+        (out,), above 0; at least a tenth of the layer's median.
     """
     size = weight.flatten(1).square().mean(1).sqrt()
     if not size.any():
@@ -63,13 +63,10 @@ def unfold(weight: Tensor) -> Tensor:
 
 
 class _Graph:
-    """An ONNX graph: its convolutions, the batch normalization behind each, and the constants they take."""
+    """An ONNX graph: its convolutions, the batch normalization behind each, and the constants that they use."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            onnx = importlib.import_module("onnx")  # an extra: nothing else of the project needs it
-        except ImportError as error:
-            raise OnnxError('needs the package onnx to be read; pip install -e ".[import]"') from error
+        onnx = import_extra("onnx", "import")
         try:
             graph = onnx.load(path).graph
             value = onnx.numpy_helper.to_array
@@ -78,48 +75,48 @@ class _Graph:
                 if node.op_type == "Constant" and node.attribute[0].name == "value":
                     self.constants[node.output[0]] = value(node.attribute[0].t)
             self.sizes = [[dim.dim_value for dim in i.type.tensor_type.shape.dim] for i in graph.input]
-        except Exception as error:  # damaged bytes raise all kinds
+        except Exception as error:  # damaged bytes raise errors of all types
             raise OnnxError(f"cannot be read as ONNX; copy it again ({error})") from error
         self.origins: dict[str, str] = {}
-        for node in graph.node:  # sorted: what a node takes stands before it
-            if node.op_type in _PASS_ON:
+        for node in graph.node:  # in topological order
+            if node.op_type in _COPIES:
                 self.origins[node.output[0]] = self.origin(node.input[0])
         self.convolutions = [node for node in graph.node if node.op_type == "Conv"]
         self.norms = {self.origin(n.input[0]): n for n in graph.node if n.op_type == "BatchNormalization"}
         self.quantized = any(node.op_type in _QUANTIZED for node in graph.node)
 
     def origin(self, name: str) -> str:
-        """Return the value that ``name`` is but a cast or a copy of."""
+        """Return the name of the value that ``name`` is a cast or copy of, or ``name`` itself."""
         return self.origins.get(name, name)
 
     def constant(self, name: str) -> Tensor:
         """Return a constant as float32."""
         name = self.origin(name)
         if name not in self.constants:
-            raise OnnxError(f"computes the weights {name} instead of holding them; export the network in eval mode")
+            raise OnnxError(f"the weights {name} are computed, not stored; export the network in eval mode")
         return torch.from_numpy(self.constants[name].astype("float32"))
 
 
 def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights of an IS-Net exported to ONNX, in half or full precision.
 
-    A batch normalization that the exporter folded into its convolution becomes one of mean 0 and variance 1 behind it,
-    with the channels' gains (see :func:`unfold`). An export without the coarser side outputs gets zeros for these,
-    which is said aloud.
+    A batch normalization that the exporter folded into its convolution becomes one with mean 0, variance 1 and the
+    gains of :func:`unfold`. An export without the coarser side outputs gets zero weights for them, which is logged.
 
     Args:
         path: The ``.onnx`` file.
 
     Returns:
-        A state dict of ISNetDIS, float32, and facts: ``in_ch``, and ``input_size`` where the export fixes it.
+        A state dict of ISNetDIS, float32, and its metadata: ``in_ch``, and ``input_size`` if the export fixes it.
 
     Raises:
-        OnnxError: If the package onnx or the file cannot be read, or it is quantized or another network.
+        OnnxError: If the file cannot be read, is quantized, or holds another network.
+        MissingExtraError: If the package onnx is not installed.
     """
     graph = _Graph(Path(path))
     found = graph.convolutions
     if graph.quantized:
-        raise OnnxError("is quantized; expected float16 or float32 weights: take the export before quantization")
+        raise OnnxError("is quantized; expected float16 or float32 weights: use the export before quantization")
     stem = graph.constant(found[0].input[1]) if found else torch.empty(0)
     if stem.ndim != 4:
         raise OnnxError(f"is another network: it has {len(found)} convolutions, the first {tuple(stem.shape)}")
@@ -139,14 +136,14 @@ def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name in order[len(found) :]:
         weights |= {key: torch.zeros(own[key].shape) for key in (f"{name}.weight", f"{name}.bias")}
     if len(found) < len(order):
-        logger.warning("%s has no side outputs %s: they are zero", path, ", ".join(order[len(found) :]))
+        logger.warning("%s has no side outputs %s; their weights are set to zero", path, ", ".join(order[len(found) :]))
 
     size = next((size[2:] for size in graph.sizes if len(size) == 4), [0])
     return {name: weights[name] for name in own}, {"in_ch": in_ch} | ({"input_size": size} if all(size) else {})
 
 
 def _convolution(graph: _Graph, node: Any, name: str, model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of one convolution, and of the batch normalization that belongs to it."""
+    """Return the weights of one convolution and of the batch normalization behind it."""
     module = model.get_submodule(name)
     weight = graph.constant(node.input[1])
     if weight.shape != module.weight.shape:
@@ -154,10 +151,10 @@ def _convolution(graph: _Graph, node: Any, name: str, model: nn.Module) -> dict[
             f"is another network: convolution {node.name or node.output[0]} is {tuple(weight.shape)}, "
             f"IS-Net's {name} {tuple(module.weight.shape)}"
         )
-    kept, wanted = graph.origin(node.input[1]), f"{name}.weight"
-    # an exporter may store equal weights once, under one of their names: then the other name is not there
-    if kept != wanted and kept in model.state_dict() and wanted in graph.constants:
-        raise OnnxError(f"is not in IS-Net's order: it has {kept} where IS-Net has {wanted}")
+    stored, expected = graph.origin(node.input[1]), f"{name}.weight"
+    # an exporter may store equal weights only once, under one of their names; then the other name does not exist
+    if stored != expected and stored in model.state_dict() and expected in graph.constants:
+        raise OnnxError(f"is not in the order of IS-Net: it has {stored} where IS-Net has {expected}")
     bias = graph.constant(node.input[2]) if len(node.input) > 2 else torch.zeros(weight.shape[0])
     weights = {f"{name}.weight": weight, f"{name}.bias": bias}
 

@@ -7,66 +7,62 @@ import io
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from IS_Net.errors import import_extra
 from IS_Net.images import atomic_file
 
-_LOG_COLUMNS = (
-    "phase",
-    "iteration",
-    "epoch",
-    "data_set",
-    "max_f_mean_pr",
-    "max_f_mean_curve",
-    "mae",
-    "loss",
-    "seconds",
-)
+_METRICS = ("max_f_mean_pr", "max_f_mean_curve", "mae")
+_COLUMNS = ("phase", "iteration", "epoch", "data_set", *_METRICS, "loss", "seconds")
 
 
 class RunLog:
-    """A CSV of one line a validation and data set, and the same as TensorBoard curves.
+    """Logs each validation of a data set as a line of ``metrics.csv``, and metrics and loss as TensorBoard curves.
 
     Args:
-        folder: Gets ``metrics.csv`` and ``tensorboard/``.
+        folder: Receives ``metrics.csv`` and ``tensorboard/``.
+
+    Raises:
+        MissingExtraError: If the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
+        import_extra("tensorboard", "train")  # so that a missing package ends the run before it starts
         self.path = folder / "metrics.csv"
-        self.board: SummaryWriter | None = None
+        self._board: Any = None
 
     def begin(self, phase: str, iteration: int) -> None:
-        """Begin a phase, or go on with it: what an interrupted run noted of it after ``iteration`` is dropped."""
+        """Begin a phase or resume it: what an interrupted run logged of it after ``iteration`` is removed."""
+        from torch.utils.tensorboard import SummaryWriter
+
         self.close()
         board = self.path.parent / "tensorboard" / phase
-        self.board = SummaryWriter(str(board), purge_step=iteration + 1)
+        self._board = SummaryWriter(str(board), purge_step=iteration + 1)
         if not self.path.is_file():
             return
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["phase"] != phase or int(row["iteration"]) <= iteration]
         text = io.StringIO()
-        writer = csv.DictWriter(text, _LOG_COLUMNS)
+        writer = csv.DictWriter(text, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
         with atomic_file(self.path, "w") as file:
             file.write(text.getvalue())
 
     def validation(self, row: dict[str, Any]) -> None:
-        """Note one validation of one data set."""
+        """Log one validation of one data set; the keys are the columns of ``metrics.csv``."""
         new = not self.path.is_file()
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _LOG_COLUMNS)
+            writer = csv.DictWriter(file, _COLUMNS)
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        for key in ("max_f_mean_pr", "max_f_mean_curve", "mae"):
-            self.board.add_scalar(f"{row['data_set']}/{key}", row[key], row["iteration"])
+        for key in _METRICS:
+            self._board.add_scalar(f"{row['data_set']}/{key}", row[key], row["iteration"])
 
     def loss(self, iteration: int, value: float) -> None:
-        """Note the training loss."""
-        self.board.add_scalar("loss", value, iteration)
+        """Log the training loss."""
+        self._board.add_scalar("loss", value, iteration)
 
     def close(self) -> None:
-        """Write out what is pending."""
-        if self.board:
-            self.board.close()
+        """Write everything to disk."""
+        if self._board:
+            self._board.close()

@@ -1,4 +1,4 @@
-"""The networks: the segmentation network ISNetDIS and the encoder of ground truths that supervises it."""
+"""The networks: the segmentation network ISNetDIS, and the GT encoder that supervises its features in training."""
 
 from IS_Net.models.isnet import RSU, ConvBNReLU, ISNetDIS, ISNetGTEncoder
 

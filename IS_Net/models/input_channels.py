@@ -1,10 +1,10 @@
-"""Give IS-Net weights further input channels: of zeros, or with the mask carried through the network.
+"""Add input channels to IS-Net weights: with zero weights, or with a mask skip connection.
 
-Weights of a plain IS-Net know nothing of a mask. With zeros in the new channel they learn of it from the first
-convolution on, slowly, through layers that were made for colors. So here one channel of each stage, the one that
-does least, can be given up to carry the mask: from the input through all stages to all side outputs. What IS-Net finds
-and what the mask shows are then added up from the start, and each scale's convolutions see the mask beside their own
-maps and may learn from it at once.
+A plain IS-Net was not trained with a coarse mask. With zero weights in the new channel it learns to use the mask only
+slowly, from the first convolution on, through layers that were trained for colors. :func:`add_mask_skip` therefore
+gives up one channel of each stage, the least important one, and uses it to pass the mask from the input through all
+stages to all side outputs: a skip connection inside the existing architecture. Each side output is then the sum of what
+IS-Net finds and the mask from the start, and the convolutions of each stage can learn from the mask at once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL
 Weights = dict[str, Tensor]
 
 _EPS = 1e-5  # of all BatchNorms
-_LEAST_HEIGHT = 0.2  # of the mask in the channel that carries it: 1 before training, 1.3 after nine runs of it
+_LEAST_CONTRAST = 0.2  # of the mask in a carrier channel: 1 before training, 1.3 after nine training runs
 
 
 def expand_input(weights: Weights, in_ch: int) -> Weights:
-    """Give IS-Net weights more input channels, of zeros: the network computes what it did before.
+    """Add input channels with zero weights: the network computes the same as before.
 
     Args:
         weights: A state dict of ISNetDIS; not changed.
-        in_ch: The channels wanted, at least as many as there are.
+        in_ch: The number of input channels of the result, at least that of ``weights``.
 
     Returns:
         A state dict of the same names.
@@ -35,8 +35,8 @@ def expand_input(weights: Weights, in_ch: int) -> Weights:
     return {**weights, "conv_in.weight": torch.cat((stem, zeros), dim=1)}
 
 
-def _normalized(weights: Weights, block: str) -> tuple[Tensor, Tensor]:
-    """Return a block's convolution with its BatchNorm folded in: weight and bias."""
+def _fold_batchnorm(weights: Weights, block: str) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a block's convolution with its BatchNorm folded in."""
     norm = {key: weights[f"{block}.bn_s1.{key}"] for key in ("weight", "bias", "running_mean", "running_var")}
     gain = norm["weight"] * torch.rsqrt(norm["running_var"] + _EPS)
     bias = (weights[f"{block}.conv_s1.bias"] - norm["running_mean"]) * gain + norm["bias"]
@@ -44,23 +44,24 @@ def _normalized(weights: Weights, block: str) -> tuple[Tensor, Tensor]:
 
 
 def _energy(weight: Tensor, dim: int) -> Tensor:
+    """Return the sum of squares of a convolution's weights for each output (dim 0) or input channel (dim 1)."""
     return weight.square().sum([d for d in range(4) if d != dim])
 
 
 class _Stage:
-    """A stage of IS-Net: where its input comes from, who reads its output."""
+    """A stage of IS-Net, the convolutions that read its output, and its carrier: the channel that passes the mask."""
 
     def __init__(self, name: str, width: int) -> None:
         self.name, self.width = name, width
         self.readers: list[tuple[str, int]] = []
-        """Convolutions that read its output, and the input channel at which its channels begin there."""
+        """The convolutions that read its output, each with the offset of its channels in their input."""
         self.side = ""
-        self.channel = -1
-        """The one that is given up."""
+        """The side output that reads it, if any."""
+        self.carrier = -1
 
 
 def _stages(weights: Weights) -> tuple[list[_Stage], dict[str, list[tuple[_Stage, int]]]]:
-    """Return all stages in the order in which they run, and the stages (and offsets) that each one's input holds."""
+    """Return all stages in the order in which they run, and for each the stages (and offsets) in its input."""
     widths = {n.split(".")[0]: t.shape[0] for n, t in weights.items() if n.endswith(".rebnconvin.conv_s1.weight")}
     stages = {name: _Stage(name, width) for name, width in widths.items()}
     inputs: dict[str, list[tuple[_Stage, int]]] = {"stage1": []}
@@ -81,86 +82,88 @@ def _stages(weights: Weights) -> tuple[list[_Stage], dict[str, list[tuple[_Stage
 
 @torch.no_grad()
 def add_mask_skip(weights: Weights, logit: float) -> Weights:
-    """Let one channel of each stage carry the mask, and add it to all side outputs.
+    """Add a mask skip connection from the input through one channel of each stage to all side outputs.
 
-    The stages' residual connections (an RSU's output is the sum of its first convolution's and its U's) let a channel
-    pass; between the stages it is pooled like all others. Of each stage the channel is taken that matters least to the
-    stages and the side output behind it, as judged by the sizes of the weights that make it and of those that read it.
+    The residual connections of the stages (the output of an RSU is the sum of its first convolution and its U) pass
+    the channel on; between stages it is pooled like all others. In each stage it replaces the channel of least
+    influence on the stages and the side output behind it, estimated from the weights that compute the channel and
+    those that read it.
 
     Args:
-        weights: A state dict of ISNetDIS of at least 4 input channels; not changed.
-        logit: What the mask adds to each side output: half of it inside the mask, minus half of it outside.
+        weights: A state dict of ISNetDIS with at least 4 input channels; not changed.
+        logit: The difference that the mask makes in each side output: half of it is added inside the mask and half
+            subtracted outside.
 
     Returns:
         A state dict of the same names and shapes.
     """
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     stem, first = weights["conv_in.weight"], "stage1.rebnconvin"
-    use = _energy(_normalized(weights, first)[0], dim=1)
-    carrier = int((_energy(stem[:, :IMAGE_CHANNELS], dim=0) * use).argmin())
-    weights[f"{first}.conv_s1.weight"][:, carrier] = 0
-    kernel = torch.tensor([0.25, 0.5, 0.25])  # the first convolution halves the size: smooth, so that no row is lost
-    stem[carrier] = 0
-    stem[carrier, MASK_CHANNEL] = torch.outer(kernel, kernel)
-    weights["conv_in.bias"][carrier] = 0
+    use = _energy(_fold_batchnorm(weights, first)[0], dim=1)
+    stem_carrier = int((_energy(stem[:, :IMAGE_CHANNELS], dim=0) * use).argmin())
+    weights[f"{first}.conv_s1.weight"][:, stem_carrier] = 0
+    kernel = torch.tensor([0.25, 0.5, 0.25])  # conv_in has stride 2: the kernel is smooth, so that no row is skipped
+    stem[stem_carrier] = 0
+    stem[stem_carrier, MASK_CHANNEL] = torch.outer(kernel, kernel)
+    weights["conv_in.bias"][stem_carrier] = 0
 
     stages, inputs = _stages(weights)
     for stage in stages:
-        stage.channel = int(_influence(weights, stage).argmin())
+        stage.carrier = int(_influence(weights, stage).argmin())
         source, offset = inputs[stage.name][-1] if inputs[stage.name] else (None, 0)
-        _pass_on(weights, stage, offset + (source.channel if source else carrier))
+        _pass_on(weights, stage, offset + (source.carrier if source else stem_carrier))
         if stage.side:
-            weights[f"{stage.side}.weight"][:, stage.channel, 1, 1] = logit
+            weights[f"{stage.side}.weight"][:, stage.carrier, 1, 1] = logit
             weights[f"{stage.side}.bias"] -= logit / 2
     return weights
 
 
 @torch.no_grad()
-def increase_mask_skip(weights: Weights, logit: float) -> Weights:
-    """Let the mask count for more in the finest side output of trained weights in which :func:`add_mask_skip` carries it.
+def increase_mask_skip(weights: Weights, gain: float) -> Weights:
+    """Increase the weight of the mask in the finest side output of weights that were trained with a mask skip.
 
-    Training bends the path where masks are often wrong, in the first stage least. So one more channel of the last
-    stage, again the one that does least, is given up to take the mask from there afresh.
+    Training changes the skip connection where masks are often wrong, least of all in the first stage. So one more
+    channel of the last stage, again the one of least influence, takes the mask directly from the first stage.
 
     Args:
         weights: A state dict of ISNetDIS; not changed.
-        logit: Added to the output inside the mask, and taken from it outside.
+        gain: Is added to the output logits inside the mask and subtracted outside.
 
     Returns:
         A state dict of the same names and shapes.
 
     Raises:
-        ValueError: If no channel carries the mask.
+        ValueError: If the weights have no mask skip connection.
     """
     if weights["conv_in.weight"].shape[1] <= MASK_CHANNEL:
         raise ValueError(
-            "the weights have no input channel for a mask; train them with in_ch=4 and mask_skip_logit first"
+            "the weights have no input channel for a mask; train them with model=4 and mask_skip_logit first"
         )
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     stages, inputs = _stages(weights)
     last = stages[-1]
     first, offset = inputs[last.name][-1]
-    stem = weights["conv_in.weight"][:, MASK_CHANNEL].sum((1, 2)) - weights["conv_in.weight"].abs().sum((1, 2, 3))
-    carrier = int(stem.argmax())  # the channel that reads nothing but the mask, as far as training left it
-    source = int(weights[f"{first.name}.rebnconvin.conv_s1.weight"][:, carrier, 1, 1].argmax())
+    only_mask = weights["conv_in.weight"][:, MASK_CHANNEL].sum((1, 2)) - weights["conv_in.weight"].abs().sum((1, 2, 3))
+    stem_carrier = int(only_mask.argmax())  # the channel that reads almost nothing but the mask
+    source = int(weights[f"{first.name}.rebnconvin.conv_s1.weight"][:, stem_carrier, 1, 1].argmax())
     influence = _influence(weights, last)
-    influence[int(weights["side1.weight"][0, :, 1, 1].argmax())] = torch.inf  # the path that there is
-    last.channel = int(influence.argmin())
+    influence[int(weights["side1.weight"][0, :, 1, 1].argmax())] = torch.inf  # the existing carrier is not replaced
+    last.carrier = int(influence.argmin())
     _pass_on(weights, last, offset + source)
-    outside, inside = _levels(weights, f"{first.name}.rebnconvin", source)
-    if inside - outside < _LEAST_HEIGHT:
+    outside, inside = _mask_levels(weights, f"{first.name}.rebnconvin", source)
+    if inside - outside < _LEAST_CONTRAST:
         raise ValueError(
-            "no channel carries the mask through the first stage; only weights trained with mask_skip_logit do"
+            "the first stage has no mask skip connection; only weights that were trained with mask_skip_logit have one"
         )
-    gain = 2 * logit / (inside - outside)
-    weights["side1.weight"][:, last.channel, 1, 1] = gain
-    weights["side1.bias"] -= logit + gain * outside
+    slope = 2 * gain / (inside - outside)
+    weights["side1.weight"][:, last.carrier, 1, 1] = slope
+    weights["side1.bias"] -= gain + slope * outside
     return weights
 
 
-def _levels(weights: Weights, block: str, channel: int) -> tuple[float, float]:
-    """Compute a channel of the first stage's first block over plain gray, outside and inside of a mask."""
-    kernel, bias = (tensor[channel] for tensor in _normalized(weights, block))
+def _mask_levels(weights: Weights, block: str, channel: int) -> tuple[float, float]:
+    """Return a channel's value in the first block of the first stage for a gray image, outside and inside of a mask."""
+    kernel, bias = (tensor[channel] for tensor in _fold_batchnorm(weights, block))
     stem = weights["conv_in.bias"] + torch.outer(
         torch.tensor([0.0, 1.0]), weights["conv_in.weight"][:, MASK_CHANNEL].sum((1, 2))
     )
@@ -168,22 +171,22 @@ def _levels(weights: Weights, block: str, channel: int) -> tuple[float, float]:
 
 
 def _influence(weights: Weights, stage: _Stage) -> Tensor:
-    """Judge how much each channel of a stage does: (width,)."""
-    made = torch.zeros(stage.width)
+    """Estimate the influence of each channel of a stage on the layers behind it: (width,)."""
+    written = torch.zeros(stage.width)
     for block in (f"{stage.name}.rebnconvin", f"{stage.name}.rebnconv1d"):
-        weight, bias = _normalized(weights, block)
-        made += _energy(weight, dim=0) + bias.clamp_min(0).square()  # a negative bias keeps a channel silent
+        weight, bias = _fold_batchnorm(weights, block)
+        written += _energy(weight, dim=0) + bias.clamp_min(0).square()  # a negative bias keeps a channel inactive
     read = torch.zeros(stage.width)
     for reader, offset in stage.readers:
-        folds = reader.endswith(".conv_s1")
-        weight = _normalized(weights, reader.removesuffix(".conv_s1"))[0] if folds else weights[f"{reader}.weight"]
+        block = reader.removesuffix(".conv_s1")
+        weight = weights[f"{reader}.weight"] if block == reader else _fold_batchnorm(weights, block)[0]
         read += _energy(weight[:, offset : offset + stage.width], dim=1)
-    return made * read
+    return written * read
 
 
 def _pass_on(weights: Weights, stage: _Stage, source: int) -> None:
-    """Make a stage's channel a copy of one of its input; nothing but the later stages' copies reads it as yet."""
-    channel = stage.channel
+    """Make a stage's carrier a copy of one of its input channels, which no other layer reads yet."""
+    channel = stage.carrier
     for block in (f"{stage.name}.rebnconvin", f"{stage.name}.rebnconv1d"):
         weights[f"{block}.conv_s1.weight"][channel] = 0
         weights[f"{block}.conv_s1.bias"][channel] = 0

@@ -1,9 +1,8 @@
-"""IS-Net and its ground-truth encoder.
+"""IS-Net and its GT encoder.
 
 The networks of "Highly Accurate Dichotomous Image Segmentation" (Qin et al., ECCV 2022), built from the residual
-U-blocks (RSU) of "U^2-Net" (Qin et al., Pattern Recognition 2020), with as many input channels as DIS-SAM gives
-them. Names and shapes in the state dicts are those of the published code, so that published checkpoints load
-strictly.
+U-blocks (RSU) of "U^2-Net" (Qin et al., Pattern Recognition 2020), with the input channels of DIS-SAM. Names and shapes
+in the state dicts are those of the published code, so that published checkpoints load strictly.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class ConvBNReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_ch, H, W) to (B, out_ch, H, W)."""
-        if self.training and not self.bn_s1.training:  # frozen: normalize the weights, which are fewer than the pixels
+        if self.training and not self.bn_s1.training:  # frozen: scaling the weights is cheaper than scaling the output
             return self.relu_s1(self._conv_of_frozen_norm(x))
         return self.relu_s1(self.bn_s1(self.conv_s1(x)))
 
@@ -56,8 +55,8 @@ class ConvBNReLU(nn.Module):
 class RSU(nn.Module):
     """Residual U-block: a small U-Net whose output is added to its first convolution's.
 
-    One class covers the published RSU7, RSU6, RSU5, RSU4 (which pool between their levels, and dilate the
-    deepest one by 2) and RSU4F (which keeps its resolution and dilates by 1, 2, 4, 8 instead).
+    One class covers the published RSU7, RSU6, RSU5, RSU4 (pooling between the levels, dilation 2 in the deepest
+    one) and RSU4F (constant resolution, dilations 1, 2, 4, 8).
 
     Args:
         depth: Levels of the U, the L of RSU-L.
@@ -87,7 +86,7 @@ class RSU(nn.Module):
         encoded = []
         x = residual
         for level in range(1, self.depth):
-            # the first level works at full size, and the deepest one dilates instead of pooling
+            # there is no pooling before the first level and before the deepest one, which has a dilation instead
             x = getattr(self, f"rebnconv{level}")(x if level == 1 else self.pool(x))
             encoded.append(x)
         x = getattr(self, f"rebnconv{self.depth}")(x)
@@ -98,7 +97,7 @@ class RSU(nn.Module):
 
 
 class _SixStages(nn.Module):
-    """What both networks share: six side outputs, each read from one of six feature maps."""
+    """Common base of both networks: six side outputs, each computed from one of six feature maps."""
 
     side_channels = (64, 64, 128, 256, 512, 512)
 
@@ -113,14 +112,14 @@ class _SixStages(nn.Module):
         return encoded
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the six feature maps that the side outputs are read from, finest first."""
+        """Return the six feature maps that the side outputs are computed from, finest first."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the network with all of its side outputs.
+        """Run the network with all side outputs.
 
         Args:
-            x: (B, in_ch, H, W) float, of any height and width.
+            x: (B, in_ch, H, W) float; any height and width.
 
         Returns:
             Six side logits, each (B, out_ch, H, W), finest first, and the six feature maps
@@ -180,13 +179,13 @@ class ISNetDIS(_SixStages):
             x: (B, in_ch, H, W) float.
 
         Returns:
-            (B, out_ch, H, W) logits, those that ``forward`` gives first.
+            (B, out_ch, H, W) logits, equal to the first side output of ``forward``.
         """
         return upsample_like(self.side1(self.features(x)[0]), x)
 
 
 class _GTStem(nn.Module):
-    """The ground-truth encoder's first convolution (``myrebnconv`` in the published code)."""
+    """First convolution of the GT encoder (``myrebnconv`` in the published code)."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__()
@@ -199,10 +198,10 @@ class _GTStem(nn.Module):
 
 
 class ISNetGTEncoder(_SixStages):
-    """The ground-truth encoder: trained to give a mask back, then frozen; its features supervise ISNetDIS.
+    """The GT encoder: trained to reconstruct the GT mask, then frozen; its features supervise those of ISNetDIS.
 
     Args:
-        in_ch: Channels of the ground truth.
+        in_ch: Channels of the GT.
         out_ch: Channels of each side output.
     """
 

@@ -1,8 +1,11 @@
-"""The settings: what is checked, what is filled in, and where paths lead."""
+"""The table of settings: what it accepts, what it fills in, and where paths start."""
 
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from IS_Net import hypar as hypar_module
 from IS_Net.errors import HyparError
-from IS_Net.hypar import DEFAULTS, IS_NET_DIR, check, parse_assignments, resolve
+from IS_Net.hypar import FIELDS, Settings, describe_settings, override, parse_assignments
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+
+DEFAULTS = {key: entry.default for key, entry in FIELDS.items()}
+SIZES = ("cache_size", "input_size", "crop_size")
+
+
+def check(hypar: dict[str, Any]) -> dict[str, Any]:
+    """Return checked settings as they are saved; a network in place of its number of channels."""
+    settings = Settings.from_hypar(hypar)
+    return settings.as_dict() | {"model": settings.model}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the home folder, at which relative paths start; a folder of the test."""
+    monkeypatch.setenv("DIS_SAM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
 
 # the keys of the published hypar dict
 PUBLISHED = {
@@ -57,24 +76,46 @@ def checkpoint(tmp_path: Path) -> Path:
 # --- keys and types ---
 
 
-@pytest.mark.parametrize("chosen", ["", "mae,hse", "f;wf"])
+@pytest.mark.parametrize("chosen", ["mae,hse", "f;wf"])
 def test_metrics_are_checked(chosen: str):
     assert check({"metrics": "f, hce"})["metrics"] == "f, hce"
-    with pytest.raises(HyparError, match=r"hypar\['metrics'\]: .*expected f, wf, mae, s, e, hce, iou, biou, or all"):
+    with pytest.raises(
+        HyparError, match=r"hypar\['metrics'\]: unknown metric .*expected f, wf, mae, .*, or all"
+    ):
         check({"metrics": chosen})
+    with pytest.raises(HyparError, match=r"hypar\['metrics'\]: no metric was given"):
+        check({"metrics": ""})
 
 
 def test_defaults_pass_their_own_check():
-    checked = check({})
-    assert checked.keys() == DEFAULTS.keys()
-    changed = {key for key in DEFAULTS if checked[key] != DEFAULTS[key]}
+    settings = Settings.from_hypar({})
+    changed = {key for key in DEFAULTS if getattr(settings, key) != DEFAULTS[key]}
     assert changed == {"model_path", "input_size", "crop_size"}
+    assert settings.as_dict().keys() == DEFAULTS.keys()
 
 
-def test_defaults_are_not_handed_out():
-    before = dict(DEFAULTS)
-    check({})["cache_size"].append(3)
-    assert before == DEFAULTS == {**before, "cache_size": [1024, 1024]}
+def test_settings_cannot_be_changed():
+    settings = Settings.from_hypar({})
+    with pytest.raises(FrozenInstanceError):
+        settings.lr = 1.0
+    settings.as_dict()["cache_size"].append(3)
+    assert settings.cache_size == (1024, 1024)
+
+
+def test_settings_are_saved_as_plain_values():
+    with torch.device("meta"):
+        saved = Settings.from_hypar({"model": ISNetDIS(5), "input_size": (512, 256)}).as_dict()
+    assert saved["model"] == 5
+    assert (saved["cache_size"], saved["input_size"], saved["crop_size"]) == ([1024, 1024], [512, 256], [512, 256])
+    assert {type(value) for value in saved.values()} == {bool, int, float, str, list}
+    assert Settings.from_hypar(saved).as_dict() == saved
+
+
+def test_the_table_is_described_line_by_line():
+    lines = describe_settings().splitlines()
+    assert [line.split("=")[0].strip() for line in lines] == list(DEFAULTS)
+    assert "  cache_size=1024,1024           size of the cached images" in lines
+    assert all(entry.metadata["rule"].comment in line for entry, line in zip(FIELDS.values(), lines, strict=True))
 
 
 def test_every_published_key_is_taken():
@@ -86,7 +127,8 @@ def test_every_published_key_is_taken():
 def test_defaults_are_the_published_recipe():
     recipe = {"lr": 4e-5, "weight_decay": 0, "bce_weight": 20, "iou_weight": 0.5, "feature_weight": 1}
     recipe |= {"orthogonal_weight": 1e-8, "gt_encoder_lr": 1e-4, "gt_encoder_stop_f": 0.99, "accumulation": 1}
-    recipe |= {**PUBLISHED, "model": 4, "model_digit": "auto", "input_size": [], "crop_size": []}
+    recipe |= {**PUBLISHED, "model": 4, "model_digit": "auto", "input_size": (), "crop_size": ()}
+    recipe["cache_size"] = (1024, 1024)
     assert {key: DEFAULTS[key] for key in recipe} == recipe
 
 
@@ -109,7 +151,7 @@ def test_unknown_key_names_its_nearest(key: str, nearest: str):
 
 
 def test_key_that_is_near_none():
-    with pytest.raises(HyparError, match=r"no key 'xyzzy'; known are accumulation, backgrounds, .* workers"):
+    with pytest.raises(HyparError, match=r"no key 'xyzzy'; known names: accumulation, backgrounds, .* workers"):
         check({"xyzzy": 1})
 
 
@@ -121,14 +163,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("key", [key for key in DEFAULTS if key not in hypar_module.SIZES])
+@pytest.mark.parametrize("key", [key for key in DEFAULTS if key not in SIZES])
 def test_every_wrong_type_names_its_key(key: str):
     for value in WRONG[type(DEFAULTS[key])]:
         with pytest.raises(HyparError, match=rf"^hypar\['{key}'\]: expected"):
             check({key: value})
 
 
-@pytest.mark.parametrize("key", hypar_module.SIZES)
+@pytest.mark.parametrize("key", SIZES)
 @pytest.mark.parametrize(
     "value", ["1024", 1024.0, True, None, [1024], [1024, 1024, 3], [1024, 1024.0], [1024, True], 127, [64, 256], -1]
 )
@@ -153,34 +195,36 @@ def test_choices(key: str, value: Any, choices: str):
 
 
 @pytest.mark.parametrize(
-    "key", ["batch_size_train", "batch_size_valid", "accumulation", "model_save_fre", "early_stop"]
+    "key", ["batch_size_train", "batch_size_valid", "accumulation", "model_save_fre", "early_stop", "max_epoch_num"]
 )
 def test_numbers_that_may_not_be_zero(key: str):
     with pytest.raises(HyparError, match=rf"hypar\['{key}'\]: expected a finite number of at least 1, found 0"):
         check({key: 0})
 
 
-@pytest.mark.parametrize("key", ["copy_paste", "simulate_mask"])
-def test_shares_are_of_0_to_1(key: str):
+@pytest.mark.parametrize("key", ["copy_paste", "simulate_mask", "ema"])
+def test_probabilities_are_0_to_1(key: str):
     assert [check({key: value})[key] for value in (0, 0.25, 1)] == [0.0, 0.25, 1.0]
     for value in (1.0001, 2, 50):
-        with pytest.raises(HyparError, match=rf"^hypar\['{key}'\]: expected a share of 0 to 1, found {float(value)}"):
+        with pytest.raises(
+            HyparError, match=rf"^hypar\['{key}'\]: expected a finite number of 0 to 1, found {float(value)}"
+        ):
             check({key: value})
 
 
-def test_nothing_is_made_up_frozen_or_decayed_unless_asked_for():
+def test_augmentations_and_training_options_are_off_by_default():
     wanted = {"copy_paste": 0, "simulate_mask": 0, "backgrounds": ""}
     wanted |= {"lr_decay": "none", "lr_stem_factor": 1, "freeze_bn": False, "mask_skip_logit": 0, "edge_weight": 0}
     assert {key: check({})[key] for key in wanted} == wanted
 
 
-def test_cosine_needs_an_end_to_fall_to():
-    with pytest.raises(HyparError, match=r"^hypar\['lr_decay'\]: cosine .* max_ite"):
+def test_cosine_needs_max_ite():
+    with pytest.raises(HyparError, match=r"^hypar\['lr_decay'\]: 'cosine' .* max_ite"):
         check({"lr_decay": "cosine"})
     assert check({"lr_decay": "cosine", "max_ite": 500})["lr_decay"] == "cosine"
 
 
-def test_the_stems_rate_may_be_larger_or_none():
+def test_the_stem_factor_may_be_large_or_zero():
     assert [check({"lr_stem_factor": value})["lr_stem_factor"] for value in (0, 1, 25.5)] == [0.0, 1.0, 25.5]
 
 
@@ -190,7 +234,7 @@ def test_flips_may_be_written_as_numbers():
     assert checked["random_flip_v"] is False
 
 
-def test_whole_numbers_do_for_fractions():
+def test_integers_are_accepted_as_floats():
     checked = check({"lr": 1, "weight_decay": 0})
     assert (checked["lr"], checked["weight_decay"]) == (1.0, 0.0)
     assert type(checked["lr"]) is float
@@ -205,10 +249,10 @@ def test_model_may_be_a_network(in_ch: int):
 
 
 @pytest.mark.parametrize("network", [nn.Linear(4, 1), ISNetGTEncoder, ISNetDIS])
-def test_model_of_another_kind(network: Any):
+def test_other_networks_are_refused(network: Any):
     if network is ISNetGTEncoder:
         network = ISNetGTEncoder()  # it has in_ch 1
-    with pytest.raises(HyparError, match=r"hypar\['model'\]: expected"):
+    with pytest.raises(HyparError, match=r"hypar\['model'\]: expected int such as 4 or an ISNetDIS, found"):
         check({"model": network})
 
 
@@ -255,15 +299,21 @@ def test_inference_needs_a_folder_for_its_maps(checkpoint: Path):
 # --- paths ---
 
 
-def test_relative_paths_start_at_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_relative_paths_start_in_the_home(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     checked = check({"model_path": "../saved_models/x", "valid_out_dir": Path("maps")})
-    assert checked["model_path"] == str(IS_NET_DIR.parent / "saved_models" / "x")
-    assert checked["valid_out_dir"] == str(IS_NET_DIR / "maps")
-    assert resolve("~/x") == Path.home().resolve() / "x"
+    assert checked["model_path"] == str(home / "saved_models" / "x")
+    assert checked["valid_out_dir"] == str(home / "IS_Net" / "maps")
+    assert check({"model_path": "~/x"})["model_path"] == str(Path.home().resolve() / "x")
     assert check({"model_path": str(tmp_path)})["model_path"] == str(tmp_path)
-    assert check({"backgrounds": "../data/streets"})["backgrounds"] == str(IS_NET_DIR.parent / "data" / "streets")
+    assert check({"backgrounds": "../data/streets"})["backgrounds"] == str(home / "data" / "streets")
     assert check({"backgrounds": ""})["backgrounds"] == ""
+
+
+def test_the_home_is_the_checkout_unless_another_is_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DIS_SAM_HOME", raising=False)
+    root = Path(__file__).resolve().parents[2]
+    assert check({})["model_path"] == str(root / "saved_models" / "your_model_weights")
 
 
 @pytest.mark.parametrize("key", ["restore_model", "gt_encoder_model"])
@@ -272,19 +322,28 @@ def test_checkpoint_is_found_in_model_path(key: str, checkpoint: Path):
     assert check({key: str(checkpoint)})[key] == str(checkpoint)
 
 
-def test_checkpoint_is_found_from_the_package(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hypar_module, "IS_NET_DIR", checkpoint.parent)
-    monkeypatch.setattr(resolve, "__defaults__", (checkpoint.parent,))
-    assert check({"restore_model": f"../weights/{checkpoint.name}"})["restore_model"] == str(checkpoint)
+def test_checkpoint_is_found_in_the_home(home: Path):
+    checkpoint = home / "weights" / "best.safetensors"
+    for path in (checkpoint, home / "IS_Net" / "best.safetensors"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert check({"restore_model": "../weights/best.safetensors"})["restore_model"] == str(checkpoint)
     found = check({"mode": "valid", "model_path": "", "restore_model": checkpoint.name})
+    assert found["restore_model"] == str(home / "IS_Net" / "best.safetensors")
+
+
+def test_model_path_comes_first(home: Path, checkpoint: Path):
+    (home / "IS_Net").mkdir(parents=True)
+    (home / "IS_Net" / checkpoint.name).touch()
+    found = check({"model_path": str(checkpoint.parent), "restore_model": checkpoint.name})
     assert found["restore_model"] == str(checkpoint)
 
 
-def test_checkpoint_in_neither_place(tmp_path: Path):
-    with pytest.raises(HyparError, match=r"hypar\['restore_model'\]: no checkpoint 'nope\.pth'") as error:
+def test_checkpoint_in_neither_place(home: Path, tmp_path: Path):
+    with pytest.raises(HyparError, match=r"hypar\['restore_model'\]: there is no checkpoint 'nope\.pth'") as error:
         check({"model_path": str(tmp_path), "restore_model": "nope.pth"})
     assert str(tmp_path / "nope.pth") in str(error.value)
-    assert str(IS_NET_DIR / "nope.pth") in str(error.value)
+    assert str(home / "IS_Net" / "nope.pth") in str(error.value)
 
 
 # --- key=value ---
@@ -346,7 +405,7 @@ def test_assignments_that_cannot_be_read(argument: str, message: str):
         check(parse_assignments([argument]))
 
 
-def test_further_keys_are_left_as_text():
+def test_extra_keys_are_returned_as_text():
     assert parse_assignments(["valid_datasets=a,b=c"], extra=["valid_datasets"]) == {"valid_datasets": "a,b=c"}
     with pytest.raises(HyparError, match="did you mean 'valid_datasets'"):
         parse_assignments(["valid_dataset=a"], extra=["valid_datasets"])
@@ -374,7 +433,7 @@ def test_typed_bare_name_is_looked_for_in_model_path(checkpoint: Path, tmp_path:
 @settings(deadline=None)
 @given(key=st.sampled_from(list(DEFAULTS)), text=st.text(max_size=12))
 def test_any_text_is_a_setting_or_a_hypar_error(key: str, text: str):
-    if key in hypar_module.PATHS:
+    if FIELDS[key].metadata["rule"].path:
         text = text.replace("\0", "").replace("~", "")  # the system's own errors
     try:
         checked = check(parse_assignments([f"{key}={text}"]))
@@ -384,6 +443,22 @@ def test_any_text_is_a_setting_or_a_hypar_error(key: str, text: str):
         assert checked.keys() == DEFAULTS.keys()
 
 
-def test_numpy_numbers_are_told_apart():
+def test_sizes_given_as_text_reset_the_sizes_derived_from_them():
+    script = {"cache_size": [1024, 1024], "input_size": [1024, 1024], "crop_size": [1024, 1024], "lr": 0.1}
+    sizes = [
+        [Settings.from_hypar(override(script, parse_assignments(given))).as_dict()[key] for key in SIZES]
+        for given in (["cache_size=256"], ["input_size=256"], ["crop_size=256"], ["cache_size=512", "crop_size=256"])
+    ]
+    small, half, large = [256, 256], [512, 512], [1024, 1024]
+    assert sizes == [[small] * 3, [large, small, small], [large, large, small], [half, half, small]]
+    assert override(script, {"lr": 0.5}) == {**script, "lr": 0.5}
+
+
+def test_the_table_needs_no_heavy_package():
+    code = "import sys, IS_Net.hypar; print({'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_numpy_numbers_are_refused():
     with pytest.raises(HyparError, match=r"hypar\['seed'\]: expected int .* found int64"):
         check({"seed": np.int64(3)})

@@ -1,0 +1,332 @@
+"""The phases of a run: GT encoder, segmentation, validation or inference; and the rules for resuming."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from IS_Net import datalist
+from IS_Net.checkpoint import assign_weights, load_state, load_weights
+from IS_Net.data_loader import (
+    DISDataset,
+    Synthesis,
+    TrainDataset,
+    ValidBatch,
+    ValidDataset,
+    ValidItem,
+    collate_valid,
+    train_loader,
+    valid_loader,
+)
+from IS_Net.device import autocast_dtype, available_cores, pick_device
+from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
+from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
+from IS_Net.hypar import Settings
+from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.preprocess import IMAGE_CHANNELS
+from IS_Net.report import MEAN, Scores
+from IS_Net.run_log import RunLog
+from IS_Net.scoring import Job, Scorer
+from IS_Net.tasks import GTEncoderTask, SegmentationTask
+
+logger = logging.getLogger(__name__)
+
+Datasets = Sequence[dict[str, str]]
+"""Entries as in :mod:`IS_Net.datalist`."""
+
+_FREE_TO_CHANGE = ("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics")
+"""Settings that do not affect the result of a resumed training."""
+
+
+class Session:
+    """The device, the network and the data sets that follow from the settings.
+
+    Args:
+        settings: The settings of the run.
+
+    Raises:
+        DeviceError: If the device or the precision is not available.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        torch.manual_seed(settings.seed)
+        self.device = pick_device(settings.device)
+        self.dtype = autocast_dtype(self.device, settings.model_digit)
+        self.model: ISNetDIS = ISNetDIS(settings.model) if isinstance(settings.model, int) else settings.model
+        self.workers = min(settings.workers, available_cores())  # more would only wait for each other
+        self._pin = self.device.type == "cuda"
+
+    def dataset(self, entry: dict[str, str], in_ch: int, need_gt: bool, preload: bool) -> DISDataset:
+        """Open a data set, and build its cache if there is none yet."""
+        return DISDataset(
+            entry, in_ch, self.settings.cache_size, self.settings.input_size, need_gt=need_gt, preload=preload
+        )
+
+    def valid_loaders(self, datasets: Datasets, need_gt: bool) -> list[DataLoader]:
+        """Return a loader for each data set, in order."""
+        settings = self.settings
+        opened = [self.dataset(entry, self.model.in_ch, need_gt, settings.cache_boost_valid) for entry in datasets]
+        return [valid_loader(ValidDataset(data), settings.batch_size_valid, self.workers, self._pin) for data in opened]
+
+    def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog) -> Run:
+        """Return what both phases are trained with."""
+        settings = self.settings
+        # with simulate_mask=1 no mask file is read
+        in_ch = IMAGE_CHANNELS if settings.simulate_mask == 1 else self.model.in_ch
+        opened = [self.dataset(entry, in_ch, True, settings.cache_boost_train) for entry in train_datasets]
+        backgrounds = None
+        if settings.copy_paste and settings.backgrounds:
+            entry = datalist.photographs(settings.backgrounds, cache=True)
+            backgrounds = self.dataset(entry, IMAGE_CHANNELS, False, settings.cache_boost_train)
+        data = TrainDataset(
+            opened,
+            settings.seed,
+            settings.random_flip_h,
+            settings.random_flip_v,
+            settings.crop_size,
+            self.model.in_ch,
+            Synthesis(settings.copy_paste, settings.simulate_mask, backgrounds),
+        )
+        make_loader = functools.partial(train_loader, data, settings.batch_size_train, self.workers, pin=self._pin)
+        valid_loaders = self.valid_loaders(valid_datasets, need_gt=True)
+        return Run(settings, self.device, self.dtype, valid_loaders, make_loader, log)
+
+
+def _check_datasets(datasets: Datasets, key: str) -> None:
+    if not datasets:
+        raise DatasetError(f"{key} is empty; choose data sets from datalist.py or name folders")
+    names = [str(entry.get("name")) for entry in datasets]
+    if len(set(names)) < len(names):
+        raise DatasetError(f"{key}: two data sets share a name ({', '.join(names)}); rename one of them")
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) -> Progress:
+    """Train both phases, or the rest of them if ``restore_model`` is a training state.
+
+    Args:
+        session: Of mode ``train``.
+        train_datasets: An entry that is given twice is used twice per epoch.
+        valid_datasets: Are scored at each validation.
+
+    Returns:
+        The progress of the last phase that was trained.
+
+    Raises:
+        UserError: If a setting, data set or checkpoint cannot be used, or the loss is not finite.
+    """
+    _check_datasets([e for i, e in enumerate(train_datasets) if e not in train_datasets[:i]], "train_datasets")
+    _check_datasets(valid_datasets, "valid_datasets")
+    log = RunLog(Path(session.settings.model_path))
+    state = _state_to_resume(session)
+    if state:
+        # if phase 2 has not begun, it still starts from the weights that the run was started with
+        session.settings = replace(session.settings, restore_model=state["settings"]["restore_model"])
+    settings = session.settings
+    resume = state if state and state["phase"] == SegmentationTask.name else None
+    if settings.restore_model and not resume:
+        load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
+    run = session.run(train_datasets, valid_datasets, log)
+    try:
+        gt_encoder = None
+        if settings.interm_sup:
+            gt_encoder, interrupted = _trained_gt_encoder(run, state)
+            if interrupted:
+                return interrupted
+        if resume:
+            assign_weights(session.model, resume["model"], run.folder / STATE_FILE)
+        return fit(SegmentationTask(session.model, gt_encoder, settings), run, resume)
+    finally:
+        log.close()
+
+
+def _state_to_resume(session: Session) -> dict[str, Any] | None:
+    """Return the training state that ``restore_model`` names, or None to start a new run.
+
+    Raises:
+        HyparError: If a new run would overwrite another one, or the state is not in ``model_path``.
+        CheckpointError: If the state cannot be read, or is of a network with other input channels.
+    """
+    settings, folder = session.settings, Path(session.settings.model_path)
+    path = Path(settings.restore_model)
+    if path.name != STATE_FILE:
+        existing = [name for name in (STATE_FILE, SegmentationTask.weights_file) if (folder / name).is_file()]
+        if existing:
+            raise HyparError(
+                f"hypar['model_path']: {folder} already holds a training run ({', '.join(existing)}), which this one "
+                f"would overwrite; resume it with restore_model={STATE_FILE}, choose another model_path, or move the "
+                "folder"
+            )
+        return None
+    state = load_state(path)
+    if path.parent != folder:
+        raise HyparError(
+            f"hypar['restore_model']: {path} can only be resumed in its own folder; set model_path to {path.parent}, "
+            "or give best.safetensors of that folder to start a new run from its weights"
+        )
+    now, then = settings.as_dict(), state["settings"]
+    if now["model"] != then["model"]:
+        raise CheckpointError(
+            f"{path}: is of a network with {then['model']} input channels, hypar['model'] has {now['model']}; set it "
+            f"to {then['model']}"
+        )
+    changed = [
+        f"{key} {then.get(key)} -> {value}"
+        for key, value in now.items()
+        if key not in _FREE_TO_CHANGE and value != then.get(key)
+    ]
+    if changed:
+        logger.warning("%s is resumed with other settings than before: %s", path, ", ".join(changed))
+    return state
+
+
+def _trained_gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder, Progress | None]:
+    """Return the trained GT encoder: given, restored, or trained now (phase 1).
+
+    Returns:
+        The encoder, and its progress if its training was interrupted, else None.
+    """
+    encoder = ISNetGTEncoder()
+    if run.settings.gt_encoder_model:
+        load_weights(encoder, run.settings.gt_encoder_model)
+    elif state and state["phase"] == SegmentationTask.name and state["gt_encoder"]:
+        assign_weights(encoder, state["gt_encoder"], run.folder / STATE_FILE)
+    else:
+        resume = state if state and state["phase"] == GTEncoderTask.name else None
+        if resume:
+            assign_weights(encoder, resume["model"], run.folder / STATE_FILE)
+        progress = fit(GTEncoderTask(encoder, run.settings), run, resume)
+        if progress.interrupted:
+            return encoder, progress
+        load_weights(encoder, run.folder / GTEncoderTask.weights_file)
+    return encoder, None
+
+
+# --- validation and inference ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of modes ``valid`` and ``inference``."""
+
+    scores: list[Scores]
+    """Of the data sets with ground truth."""
+    problems: list[str]
+    """What kept images from being predicted or scored; each names its file."""
+
+
+class _SkippingDataset(Dataset):
+    """A validation data set in which the message of the error takes the place of a sample that cannot be read."""
+
+    def __init__(self, dataset: ValidDataset) -> None:
+        self.dataset, self.name = dataset, dataset.name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> ValidItem | str:
+        try:
+            return self.dataset[index]
+        except (ImageError, BoxError) as error:
+            return str(error)
+
+
+def _collate_readable(items: list[ValidItem | str]) -> tuple[ValidBatch | None, list[str]]:
+    readable = [item for item in items if not isinstance(item, str)]
+    return collate_valid(readable) if readable else None, [item for item in items if isinstance(item, str)]
+
+
+class _SkippingLoader:
+    """Yields the batches of a loader without the samples that cannot be read, and collects the errors of these."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.dataset = _SkippingDataset(loader.dataset)
+        self.problems: list[str] = []
+        self._loader = DataLoader(
+            self.dataset,
+            batch_size=loader.batch_size,
+            num_workers=loader.num_workers,
+            collate_fn=_collate_readable,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+        )
+
+    def __iter__(self) -> Iterator[ValidBatch]:
+        for batch, problems in self._loader:
+            self.problems += problems
+            if batch is not None:
+                yield batch
+
+
+def evaluate(session: Session, datasets: Datasets) -> Evaluation:
+    """Run the network on data sets: score and optionally write maps (mode ``valid``), or only write maps.
+
+    An image that cannot be read is logged and skipped.
+
+    Args:
+        session: Of mode ``valid`` or ``inference``; its ``restore_model`` is loaded.
+        datasets: The data sets; those without ground truth need ``valid_out_dir``.
+
+    Raises:
+        UserError: If a setting, data set or checkpoint cannot be used, or scoring cannot continue.
+    """
+    settings = session.settings
+    _check_datasets(datasets, "valid_datasets")
+    if settings.mode == "inference":
+        datasets = [{**entry, "gt_dir": ""} for entry in datasets]
+    elif MEAN in [entry.get("name") for entry in datasets]:
+        raise DatasetError(f"a data set is named {MEAN!r}, like the mean over all data sets; rename it")
+    metadata = load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
+    trained_at = tuple(metadata.get("input_size", settings.input_size))
+    if trained_at != settings.input_size:
+        logger.warning(
+            "%s was trained at %s (height, width) and runs at %s; cache_size and input_size set the size",
+            *(settings.restore_model, list(trained_at), list(settings.input_size)),
+        )
+    session.model.to(session.device, memory_format=torch.channels_last)
+    task = SegmentationTask(session.model, None, settings)
+    loaders = session.valid_loaders(datasets, need_gt=False)
+    for data in (loader.dataset.dataset for loader in loaders):
+        if not data.has_gt and not settings.valid_out_dir:
+            raise HyparError(
+                f"hypar['valid_out_dir']: is empty, but data set {data.name!r} has no ground truth to score against; "
+                "name a folder for its maps"
+            )
+    scores, problems = [], []
+    with Scorer(settings.metrics, session.workers) as scorer:
+        for loader in loaders:
+            found, failed = _evaluate_one(session, task, loader, scorer)
+            scores.append(found)
+            problems += failed
+    return Evaluation([found for found in scores if found.images], problems)
+
+
+def _evaluate_one(
+    session: Session, task: SegmentationTask, loader: DataLoader, scorer: Scorer
+) -> tuple[Scores, list[str]]:
+    """Predict the maps of one data set; score those with ground truth in the meantime. Return scores and problems."""
+    settings = session.settings
+    method = Path(settings.restore_model).stem
+    readable = _SkippingLoader(loader)
+    scores = Scores(readable.dataset.name, method, settings.metrics)
+    maps = predict_maps(task, readable, session.device, session.dtype, settings.valid_out_dir)
+    jobs = (Job(image, gt.numpy(), {method: alpha.cpu().numpy()}) for image, alpha, gt in maps if gt is not None)
+    problems = []
+    for outcome in scorer.measure(jobs):
+        problems += outcome.problems
+        if method in outcome.measured:
+            scores.add(outcome.name, outcome.measured[method])
+    problems += readable.problems
+    for problem in problems:
+        logger.error("%s", problem)
+    return scores, problems
