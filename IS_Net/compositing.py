@@ -1,4 +1,4 @@
-"""Paste objects onto other pictures by their alpha mattes, and estimate their colors without the old background."""
+"""Paste objects onto other images by their alpha mattes; estimate the colors of an object without its background."""
 
 from __future__ import annotations
 

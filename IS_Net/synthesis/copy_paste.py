@@ -4,7 +4,7 @@ A network that was trained on photographs with one salient object each erases ta
 the coarse mask shows them, and adds salient objects beside the target. The scenes of this module therefore contain
 targets (objects that the ground truth shows) and distractors (other objects): several objects of which only some are
 targets, similar objects that touch, groups of many small objects, objects with little contrast to the background, and
-regions of photographs that are no objects at all.
+regions of photographs that are not objects.
 
 Samples are planes, (C, H, W) uint8 of one size, as the cache stores them.
 """

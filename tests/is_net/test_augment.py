@@ -1,4 +1,4 @@
-"""Joint augmentation: all channels move together, and chance is what the recipe says."""
+"""Joint augmentation: all channels are transformed alike, with the probabilities of the recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ many = settings(deadline=None, max_examples=80)
 
 
 def numbered(channels: int, height: int, width: int) -> np.ndarray:
-    """Return a stack in which all channels of a pixel tell its place, each in its own way."""
+    """Return planes in which each channel encodes the position of a pixel in a different way."""
     place = np.arange(height * width, dtype=np.int64).reshape(1, height, width)
     return ((place * 7 + np.arange(channels)[:, None, None]) % 256).astype(np.uint8)
 
@@ -111,5 +111,5 @@ def test_augmentation_follows_from_the_generator_alone(seed: int, crop: tuple[in
     assert first.shape == (CHANNELS, *(crop or (8, 10)))
     assert first.dtype == np.uint8
     assert first.flags.c_contiguous
-    # what was aligned still is: the channels differ by the same steps everywhere
+    # the channels are still aligned: they differ by the same steps everywhere
     assert ((first - first[:1]) == np.arange(CHANNELS)[:, None, None]).all()

@@ -25,24 +25,24 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # set back afterwards
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored afterwards
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
 
 
 @pytest.mark.usefixtures("no_accelerator")
 @pytest.mark.parametrize("name", ["auto", "cpu", CPU])
-def test_cpu_is_picked_and_said(name: str | torch.device, caplog: pytest.LogCaptureFixture):
+def test_cpu_is_selected_and_logged(name: str | torch.device, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         assert pick_device(name) == CPU
     assert caplog.messages == [f"device: cpu ({torch.get_num_threads()} threads)"]
 
 
 @pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize(("name", "said"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")])
-def test_gpu_is_picked_and_said(name: str, said: str, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize(("name", "logged"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")])
+def test_gpu_is_selected_and_logged(name: str, logged: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        assert pick_device(name) == torch.device(said)
-    assert caplog.messages == [f"device: {said} (Test GPU)"]
+        assert pick_device(name) == torch.device(logged)
+    assert caplog.messages == [f"device: {logged} (Test GPU)"]
 
 
 def test_auto_takes_mps_before_the_cpu(no_accelerator: None, monkeypatch: pytest.MonkeyPatch):
@@ -53,7 +53,7 @@ def test_auto_takes_mps_before_the_cpu(no_accelerator: None, monkeypatch: pytest
 
 @pytest.mark.usefixtures("no_accelerator")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3", torch.device("cuda", 1)])
-def test_gpu_that_is_not_there(name: str | torch.device):
+def test_gpu_that_is_not_available(name: str | torch.device):
     with pytest.raises(DeviceError, match=f"device '{name}' was requested, but .* finds 0 CUDA devices"):
         pick_device(name)
 
@@ -65,7 +65,7 @@ def test_gpu_beyond_the_last():
 
 
 @pytest.mark.usefixtures("no_accelerator")
-def test_mps_that_is_not_there():
+def test_mps_that_is_not_available():
     with pytest.raises(DeviceError, match="'mps' was requested"):
         pick_device("mps")
 
@@ -77,7 +77,7 @@ def test_unknown_device(name: str):
 
 
 @pytest.mark.parametrize("name", ["meta", "xpu"])
-def test_devices_that_pytorch_knows_and_we_do_not(name: str):
+def test_devices_that_are_not_supported(name: str):
     with pytest.raises(DeviceError, match="is not supported"):
         pick_device(name)
 
@@ -96,7 +96,7 @@ def test_fast_type_of_a_cpu(monkeypatch: pytest.MonkeyPatch, supported: bool, dt
     assert fast_dtype(CPU) == dtype
 
 
-def test_cpu_that_an_older_pytorch_cannot_tell_of(monkeypatch: pytest.MonkeyPatch):
+def test_cpu_with_a_pytorch_that_cannot_detect_amx(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
     assert fast_dtype(CPU) is None
 

@@ -42,7 +42,7 @@ RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
 GRAY = RNG.integers(0, 256, (7, 5), dtype=np.uint8)
 OBJECTS = np.array([[0, 0, 7, 7], [0, 1, 1, 0], [2, 0, 0, 0]], dtype=np.uint8)
 
-# what brings a stored array upright, by EXIF orientation
+# how to rotate a stored array upright, by EXIF orientation
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -79,12 +79,12 @@ def save_palette(path: Path, indices: np.ndarray, palette: list[int]) -> Path:
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
-def test_exif_orientation_is_applied(tmp_path: Path, ending: str, orientation: int):
+@pytest.mark.parametrize("extension", ["png", "tif", "webp"])
+def test_exif_orientation_is_applied(tmp_path: Path, extension: str, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if ending == "webp" else {}
-    image, mask = tmp_path / f"image.{ending}", tmp_path / f"mask.{ending}"
+    options = {"lossless": True} if extension == "webp" else {}
+    image, mask = tmp_path / f"image.{extension}", tmp_path / f"mask.{extension}"
     Image.fromarray(RGB).save(image, exif=exif, **options)
     Image.fromarray(GRAY).save(mask, exif=exif, **options)
     np.testing.assert_array_equal(read_image(image), UPRIGHT[orientation](RGB))
@@ -94,7 +94,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, ending: str, orientation: i
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_of_jpeg(tmp_path: Path, orientation: int):
-    """JPEG changes the values a little, so the picture is a bright corner."""
+    """JPEG changes the values slightly, so the test image is a bright corner."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.zeros((64, 96), dtype=np.uint8)
@@ -115,7 +115,7 @@ RAW_PROFILE = f"\nexif\n{len(EXIF) + 6:8}\n{(b'Exif' + bytes(2) + EXIF).hex()}\n
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize("after_pixels", [False, True], ids=["before the pixels", "after the pixels"])
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
@@ -126,10 +126,10 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6
     ],
     ids=["exif", "profile", "plain profile", "xmp"],
 )
-def test_png_may_be_turned_in_several_ways(tmp_path: Path, kind: bytes, data: bytes, behind: bool):
+def test_png_may_store_its_orientation_in_several_ways(tmp_path: Path, kind: bytes, data: bytes, after_pixels: bool):
     """All are in use, ImageMagick's and Adobe's among them; the size must be the one that the pixels will have."""
     content = cv2.imencode(".png", RGB[..., ::-1])[1].tobytes()
-    place = content.index(b"IEND" if behind else b"IDAT") - 4
+    place = content.index(b"IEND" if after_pixels else b"IDAT") - 4
     path = tmp_path / "turned.png"
     path.write_bytes(content[:place] + png_chunk(kind, data) + content[place:])
     assert image_size(path) == read_image(path).shape[:2]
@@ -209,7 +209,7 @@ def test_cmyk_jpeg(tmp_path: Path):
     np.testing.assert_allclose(read_image(tmp_path / "cmyk.jpg"), pixels, atol=6)
 
 
-@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("extension", ["png", "tif"])
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [
@@ -219,17 +219,17 @@ def test_cmyk_jpeg(tmp_path: Path):
         ([0, 0, 0, 0], [0, 0, 0, 0]),
     ],
 )
-def test_16_bit_gray(tmp_path: Path, ending: str, stored: list[int], wanted: list[int]):
-    path = tmp_path / f"gray.{ending}"
+def test_16_bit_gray(tmp_path: Path, extension: str, stored: list[int], wanted: list[int]):
+    path = tmp_path / f"gray.{extension}"
     Image.fromarray(np.array([stored], dtype=np.uint16)).save(path)
     np.testing.assert_array_equal(read_mask(path), [wanted])
     np.testing.assert_array_equal(read_image(path), np.repeat(np.array([wanted])[..., None], 3, axis=2))
 
 
-@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("extension", ["png", "tif"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_16_bit_color(tmp_path: Path, ending: str, channels: int):
-    path, levels = tmp_path / f"color.{ending}", np.array([10, 200, 90, 255][:channels], dtype=np.uint16) * 257
+def test_16_bit_color(tmp_path: Path, extension: str, channels: int):
+    path, levels = tmp_path / f"color.{extension}", np.array([10, 200, 90, 255][:channels], dtype=np.uint16) * 257
     cv2.imwrite(str(path), np.broadcast_to(levels, (3, 4, channels)).copy())
     np.testing.assert_array_equal(read_image(path), np.broadcast_to(np.uint8([90, 200, 10]), (3, 4, 3)))
 
@@ -266,10 +266,10 @@ def test_maps_keep_their_levels(tmp_path: Path, levels: np.ndarray):
     np.testing.assert_array_equal(read_map(tmp_path / "map.png"), levels)
 
 
-@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("extension", ["png", "tif"])
 @pytest.mark.parametrize("top", [255, 1000, 65535])
-def test_16_bit_maps_are_scaled_alike_whatever_their_peak(tmp_path: Path, ending: str, top: int):
-    path, stored = tmp_path / f"map.{ending}", np.array([[0, 1, 130, 200, top]], np.uint16)
+def test_16_bit_maps_are_scaled_alike_whatever_their_peak(tmp_path: Path, extension: str, top: int):
+    path, stored = tmp_path / f"map.{extension}", np.array([[0, 1, 130, 200, top]], np.uint16)
     Image.fromarray(stored).save(path)
     np.testing.assert_array_equal(read_map(path), np.rint(stored / 257))
     np.testing.assert_array_equal(read_mask(path), stored if top == 255 else np.rint(stored / 257))
@@ -394,28 +394,28 @@ def test_names_beyond_ascii(tmp_path: Path, name: str):
 # --- damaged files ---
 
 
-def encoded(ending: str) -> bytes:
-    return cv2.imencode(ending, RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8))[1].tobytes()
+def encoded(extension: str) -> bytes:
+    return cv2.imencode(extension, RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8))[1].tobytes()
 
 
-# some damage is worth a warning to Pillow, and to its user nothing but the error (pytest resets the filters)
+# Pillow warns of some damage; images.py filters these warnings, but pytest resets the filters
 damage = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @damage
 @pytest.mark.parametrize("reader", [read_image, read_mask])
-@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif", ".bmp"])
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp", ".tif", ".bmp"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_file_cut_short(tmp_path: Path, reader: Callable, ending: str, share: float):
-    whole, path = encoded(ending), tmp_path / f"cut{ending}"
+def test_truncated_file(tmp_path: Path, reader: Callable, extension: str, share: float):
+    whole, path = encoded(extension), tmp_path / f"truncated{extension}"
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(ImageError, match=f"cut{ending}: cannot be read"):
+    with pytest.raises(ImageError, match=f"truncated{extension}: cannot be read"):
         reader(path)
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("content", [b"", b"name,object,x0,y0,x1,y1\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_file_that_is_no_image(tmp_path: Path, reader: Callable, content: bytes):
+def test_file_that_is_not_an_image(tmp_path: Path, reader: Callable, content: bytes):
     path = tmp_path / "notes.png"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=rf"notes\.png: cannot be read as an image \({len(content)} bytes"):
@@ -431,7 +431,7 @@ def test_missing_file_and_folder(tmp_path: Path, reader: Callable):
         reader(tmp_path / "folder.png")
 
 
-def test_image_too_large_to_be_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_image_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_image(tmp_path / "huge.png", RGB)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ImageError, match=r"huge\.png: the image is too large"):
@@ -440,12 +440,12 @@ def test_image_too_large_to_be_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @damage
 @many
-@given(data=st.data(), ending=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"]))
-def test_any_damage_is_an_image_error(tmp_path: Path, data: st.DataObject, ending: str):
-    content = bytearray(DAMAGED[ending])
+@given(data=st.data(), extension=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"]))
+def test_any_damage_is_an_image_error(tmp_path: Path, data: st.DataObject, extension: str):
+    content = bytearray(DAMAGED[extension])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path / f"damaged{ending}"
+    path = tmp_path / f"damaged{extension}"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     for reader in READERS:
         try:
@@ -454,7 +454,7 @@ def test_any_damage_is_an_image_error(tmp_path: Path, data: st.DataObject, endin
             assert path.name in str(error)  # some damage goes unnoticed
 
 
-DAMAGED = {ending: encoded(ending) for ending in (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif")}
+DAMAGED = {extension: encoded(extension) for extension in (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif")}
 
 
 def test_reading_leaves_the_warning_filters_alone(tmp_path: Path):
@@ -491,9 +491,9 @@ def test_bool_mask_is_written_as_0_and_255(tmp_path: Path, mask: np.ndarray):
 @many
 @given(image=arrays.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
 def test_image_round_trip(tmp_path: Path, image: np.ndarray):
-    for ending in (".png", ".bmp", ".tif"):
-        write_image(tmp_path / f"image{ending}", image)
-        np.testing.assert_array_equal(read_image(tmp_path / f"image{ending}"), image)
+    for extension in (".png", ".bmp", ".tif"):
+        write_image(tmp_path / f"image{extension}", image)
+        np.testing.assert_array_equal(read_image(tmp_path / f"image{extension}"), image)
 
 
 def test_rgba_and_views_are_written(tmp_path: Path):
@@ -513,9 +513,9 @@ def test_jpeg_is_of_high_quality(tmp_path: Path):
 
 
 def test_encoded_images_are_what_is_written(tmp_path: Path):
-    for ending in (".png", ".jpg"):
-        write_image(tmp_path / f"photo{ending.upper()}", RGB)
-        assert (tmp_path / f"photo{ending.upper()}").read_bytes() == encode_image(RGB, ending)
+    for extension in (".png", ".jpg"):
+        write_image(tmp_path / f"photo{extension.upper()}", RGB)
+        assert (tmp_path / f"photo{extension.upper()}").read_bytes() == encode_image(RGB, extension)
     assert len(encode_image(RGB, ".jpg", quality=30)) < len(encode_image(RGB, ".jpg"))
     with pytest.raises(ValueError, match=r"^expected uint8 of shape"):
         encode_image(RGB / 255, ".png")
@@ -526,14 +526,14 @@ def test_encoded_images_are_what_is_written(tmp_path: Path):
     [np.zeros((4, 5, 2), np.uint8), np.zeros((4, 5, 3), np.float32), np.zeros(4, np.uint8), np.zeros((0, 5), np.uint8)],
     ids=str,
 )
-def test_arrays_that_are_no_image(tmp_path: Path, array: np.ndarray):
+def test_arrays_that_are_not_images(tmp_path: Path, array: np.ndarray):
     with pytest.raises(ValueError, match=r"out\.png: expected uint8 of shape"):
         write_image(tmp_path / "out.png", array)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 5, 1), np.uint8), np.zeros((1, 4, 5), bool), np.zeros((4, 5), int)])
-def test_arrays_that_are_no_mask(tmp_path: Path, array: np.ndarray):
+def test_arrays_that_are_not_masks(tmp_path: Path, array: np.ndarray):
     with pytest.raises(ValueError, match=r"out\.png: expected"):
         write_mask(tmp_path / "out.png", array)
     assert not list(tmp_path.iterdir())
@@ -547,7 +547,7 @@ def test_masks_are_png(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["image.xyz", "image"])
-def test_endings_that_opencv_does_not_know(tmp_path: Path, name: str):
+def test_extensions_that_opencv_does_not_know(tmp_path: Path, name: str):
     with pytest.raises(ValueError, match=f"{name}: OpenCV cannot write"):
         write_image(tmp_path / name, RGB)
     assert not list(tmp_path.iterdir())
@@ -562,7 +562,7 @@ def test_interrupted_file_leaves_nothing(tmp_path: Path, interruption: BaseExcep
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_interrupted_file_leaves_the_former_one(tmp_path: Path):
+def test_interrupted_file_leaves_the_previous_one(tmp_path: Path):
     path = tmp_path / "file.txt"
     with atomic_file(path, "w") as file:
         file.write("été")

@@ -1,4 +1,4 @@
-"""From pixels to the network's input and back."""
+"""Boxes, resizing, the network's input, and the alpha matte."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_box_of_a_mask(rows: slice, columns: slice, box: tuple | None, dtype: ty
     assert box_from_mask(mask) == box
 
 
-def test_box_counts_what_is_above_128():
+def test_box_includes_values_above_128():
     assert box_from_mask(np.full((5, 5), 128, np.uint8)) is None
     assert box_from_mask(np.full((5, 5), 129, np.uint8)) == (0, 0, 4, 4)
 
@@ -92,7 +92,7 @@ def test_box_of_any_mask(mask: np.ndarray):
         ([5, 6, 5, 6], "single point"),
     ],
 )
-def test_boxes_that_are_none(box: Any, message: str):
+def test_invalid_boxes_are_errors(box: Any, message: str):
     with pytest.raises(BoxError, match=f"^the box of spoon: .*{message}"):
         check_box(box, 37, 53, where="the box of spoon")
 
@@ -128,7 +128,7 @@ def test_filled_box_at_another_scale(data: st.DataObject, height: int, width: in
     plane = fill_box(box, (height, width), (new_height, new_width))
 
     def overlaps(first: int, last: int, old: int, new: int) -> np.ndarray:
-        pixel = np.arange(new)  # times old: whole numbers, so that nothing is rounded
+        pixel = np.arange(new)  # positions times old are integers, so there is no rounding error
         return (pixel * old < (last + 1) * new) & ((pixel + 1) * old > first * new)
 
     wanted = np.outer(overlaps(y0, y1, height, new_height), overlaps(x0, x1, width, new_width))
@@ -136,7 +136,7 @@ def test_filled_box_at_another_scale(data: st.DataObject, height: int, width: in
     assert plane.any()
 
 
-def test_filled_box_is_clipped_and_may_be_missing():
+def test_filled_box_is_clipped_and_may_be_none():
     assert (fill_box([-5, -5, 99, 99], (37, 53), (20, 30)) == 255).all()
     assert not fill_box(None, (37, 53), (20, 30)).any()
     with pytest.raises(BoxError, match="outside its image"):
@@ -222,7 +222,7 @@ def test_planes_are_copies():
     np.testing.assert_array_equal(IMAGE, before)
 
 
-def test_only_three_channels_do_without_a_mask():
+def test_only_three_channels_need_no_mask():
     assert make_planes(IMAGE, None, None, 3, (64, 64)).shape == (3, 64, 64)
     for in_ch in (4, 5):
         with pytest.raises(ValueError, match=f"{in_ch} input channels needs a coarse mask"):
@@ -241,7 +241,7 @@ def test_only_three_channels_do_without_a_mask():
         (IMAGE, MASK / 255, r"expected a mask of uint8 0\.\.255, found float64"),
     ],
 )
-def test_arrays_that_do_not_fit(image: np.ndarray, mask: np.ndarray, message: str):
+def test_invalid_arrays_are_errors(image: np.ndarray, mask: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         make_planes(image, mask, None, 4, (64, 64))
 
