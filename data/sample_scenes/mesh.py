@@ -165,11 +165,13 @@ class Model:
         uv = np.stack(np.broadcast_arrays(t, a), -1) * np.mean(radii)
         self.grid(np.asarray(center) + way * depth * radii, normals, uv, material)
 
-    def leaf(self, base: Array, way: Array, length: float, material: Material, width: float = 0.5) -> None:
-        """Add a small blade that grows along `way`, folded along its midrib and drooping at its tip."""
+    def leaf(
+        self, base: Array, way: Array, length: float, material: Material, width: float = 0.5, detail: int = 9
+    ) -> None:
+        """Add a blade that grows along `way`, folded along its midrib and drooping at its tip."""
         side = unit(np.cross(way, self.rng.normal(0, 0.5, 3) + (0, 1, 0.3)))
         face = np.cross(side, way)
-        u, v = np.meshgrid(np.linspace(0, 1, 9), np.linspace(-1, 1, 5), indexing="ij")
+        u, v = np.meshgrid(np.linspace(0, 1, detail), np.linspace(-1, 1, 5), indexing="ij")
         half = 0.5 * width * length * np.sin(np.pi * u**0.75) ** 0.9
         rise = length * (0.12 * np.abs(v) * np.sin(np.pi * u) - 0.3 * u**2)
         points = base + (u * length)[..., None] * way + (v * half)[..., None] * side + rise[..., None] * face

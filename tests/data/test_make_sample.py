@@ -1,3 +1,7 @@
+"""data/make_sample.py and data/sample_scenes: the files, their ground truth, and the renderer."""
+
+from __future__ import annotations
+
 import json
 import os
 import socket
@@ -11,11 +15,17 @@ import pytest
 
 from IS_Net.images import read_image, read_mask
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 sys.path.insert(0, str(DATA))
 
 import make_sample as ms  # noqa: E402
-import objects  # noqa: E402
+from sample_scenes import compose, make_pair  # noqa: E402
+from sample_scenes.kinds import build  # noqa: E402
+from sample_scenes.materials import Material  # noqa: E402
+from sample_scenes.mesh import Model  # noqa: E402
+from sample_scenes.motorcycle import motorcycle  # noqa: E402
+from sample_scenes.render import Camera, Cutout, Light, rasterize, render  # noqa: E402
+from sample_scenes.surroundings import REGIONS  # noqa: E402
 
 SMALL = ms.Settings(train=2, valid=1, test=2, seed=3, size=128)
 
@@ -70,18 +80,18 @@ def test_ground_truth_is_antialiased_and_holds_both_classes(sample):
 def test_no_picture_and_no_name_is_in_two_splits(sample):
     images = [p.read_bytes() for p in sample.glob("DIS-*/im/*.jpg")]
     assert len(set(images)) == len(images)
-    assert len({json.dumps(region) for region in ms.REGIONS.values()}) == 3
+    assert len({json.dumps(region) for region in REGIONS.values()}) == 3
 
 
 def test_backgrounds_of_splits_come_from_parts_that_do_not_overlap():
-    boxes = list(ms.REGIONS.values())
+    boxes = list(REGIONS.values())
     for k, (x0, y0, x1, y1) in enumerate(boxes):
         for u0, v0, u1, v1 in boxes[k + 1 :]:
             assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
 
 
 def test_another_seed_gives_another_sample():
-    first, again, second = (ms.make_pair("leaf", "DIS-TR", np.random.default_rng(seed), 64) for seed in (0, 0, 1))
+    first, again, second = (make_pair("fern", "DIS-TR", np.random.default_rng(seed), 64) for seed in (0, 0, 1))
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert first[0].shape != second[0].shape or not np.array_equal(first[0], second[0])
 
@@ -99,7 +109,7 @@ def test_a_second_run_reuses_the_sample(sample, capsys):
     before = {p: p.stat().st_mtime_ns for p in sample.rglob("*")}
     arguments = ["--out", str(sample), "--train", "2", "--valid", "1", "--test", "2", "--seed", "3", "--size", "128"]
     assert ms.main([*arguments, "--workers", "1"]) == 0
-    assert "complete already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in sample.rglob("*")}
 
 
@@ -144,7 +154,7 @@ def test_wrong_arguments_exit_with_two(arguments, capsys):
 
 def test_a_missing_photograph_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ms, "PHOTOS", {"nothing": ("nothing.png", "thing", (0, 0, 1, 1))})
-    assert ms.main(["--out", str(tmp_path / "new"), "--workers", "1"]) == 1
+    assert ms.main(["--out", str(tmp_path / "new"), "--workers", "1"]) == 2
     assert "nothing.png" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -154,15 +164,29 @@ def test_a_missing_photograph_is_named_before_anything_is_written(tmp_path, monk
 )
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
     tmp_path.chmod(0o500)
-    assert ms.main(["--out", str(tmp_path / "new"), "--train", "1", "--workers", "1", "--size", "64"]) == 1
+    assert ms.main(["--out", str(tmp_path / "new"), "--train", "1", "--workers", "1", "--size", "64"]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def light() -> Light:
+    way = np.array([0.6, 0.7, 0.4])
+    return Light(way / np.linalg.norm(way), np.ones(3), 0.3, np.full((4, 4, 3), 0.4, np.float32))
+
+
+def draw_alone(kind: str, seed: int, size: int) -> Cutout:
+    """Draw an object in the middle of a frame of (size, size), which it does not fill."""
+    rng = np.random.default_rng(seed)
+    model = build(kind, rng)
+    low, high = model.bounds()
+    camera = Camera(3.2 * size, 0.75 * float(high[1]), (size / 2, size / 2))
+    middle = np.array([0, camera.height, -4 * float((high - low).max())]) - (low + high) / 2
+    return render(model, camera, light(), middle, (size, size), rng, None)
 
 
 @pytest.mark.parametrize("kind", ms.KINDS)
 def test_each_kind_is_thin_or_perforated_and_shaded(kind):
-    cutout = ms.make_object(kind, np.random.default_rng(2), 256)
-    assert cutout.dtype == np.uint8 and cutout.shape[2] == 4 and max(cutout.shape[:2]) == 256
-    alpha = cutout[..., 3]
+    cutout = draw_alone(kind, 2, 256)
+    alpha = np.round(cutout.rgba[..., 3] * 255).astype(np.uint8)
     solid = np.pad((alpha > 128).astype(np.uint8), 1)
     assert ((alpha > 20) & (alpha < 235)).any()
     contours, hierarchy = cv2.findContours(solid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -171,18 +195,63 @@ def test_each_kind_is_thin_or_perforated_and_shaded(kind):
     # a disc of the same area has a ratio of one
     ratio = outline / np.sqrt(4 * np.pi * solid.sum())
     assert ratio > 2 or holes >= 3
-    assert cutout[..., :3][alpha > 200].std(0).max() > 8
+    shown = np.clip(cutout.rgba[..., :3], 0, 1) ** (1 / 2.2) * 255
+    assert shown[alpha > 200].std(0).max() > 8
 
 
 def test_equal_generators_draw_equal_objects_and_others_differ():
-    first, again, other = (ms.make_object("chair", np.random.default_rng(seed), 64) for seed in (0, 0, 1))
+    first, again, other = (draw_alone("chair", seed, 64).rgba for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert first.shape != other.shape or not np.array_equal(first, other)
 
 
 def test_an_unknown_kind_is_refused_by_name():
     with pytest.raises(ValueError, match=r"sofa.*bicycle"):
-        ms.make_object("sofa", np.random.default_rng(0))
+        build("sofa", np.random.default_rng(0))
+
+
+def ball(target: int = 0, x: float = 0.0, z: float = 0.0, model: Model | None = None) -> Model:
+    model = model or Model(np.random.default_rng(0))
+    model.target = target
+    model.ball((x, 0, z), 0.3, Material((0.5, 0.5, 0.5)), detail=41)
+    return model
+
+
+def draw_ball(model: Model, at: tuple[float, float] = (0.0, 0.0), frame: tuple[int, int] = (100, 100)) -> Cutout | None:
+    """Draw balls from so far away that 100 pixels span a meter."""
+    camera = Camera(1e4, 5.0, (frame[1] / 2, frame[0] / 2))
+    return render(model, camera, light(), np.array([at[0], 5 + at[1], -100.0]), frame, np.random.default_rng(0), None)
+
+
+def test_ground_truth_is_the_share_of_the_pixel_that_is_covered():
+    _, gts = compose(np.zeros((100, 100, 3)), [draw_ball(ball())], np.random.default_rng(0))
+    assert gts.shape == (1, 100, 100) and gts.dtype == np.uint8
+    assert gts.sum() / 255 == pytest.approx(np.pi * 30**2, rel=0.005)
+
+
+def test_nearer_parts_cover_further_ones_and_belong_to_their_own_target():
+    model = ball(0, -0.2)
+    ball(1, 0.2, model=model)
+    ball(-1, 0.0, 0.5, model=model)  # of no target, before both
+    _, (a, b) = compose(np.zeros((100, 100, 3)), [draw_ball(model)], np.random.default_rng(0))
+    assert a[50, 10] == 255 and b[50, 90] == 255 and b[50, 10] == 0
+    assert a[50, 40] == b[50, 40] == a[50, 50] == b[50, 60] == 0
+    assert (a.astype(int) + b).max() <= 256
+
+
+def test_a_nearer_cutout_covers_the_targets_behind_it():
+    _, gts = compose(
+        np.zeros((100, 100, 3)), [draw_ball(ball()), draw_ball(ball(-1), (0.2, 0))], np.random.default_rng(0)
+    )
+    assert gts.shape[0] == 1 and gts[0][50, 25] == 255 and gts[0][50, 70] == 0
+
+
+@pytest.mark.parametrize("at", [(-0.5, 0.3), (0.49, -0.4), (0.6, 0.0)])
+def test_objects_may_reach_out_of_the_frame(at):
+    cutout = draw_ball(ball(), at, (90, 100))
+    (x, y), (h, w) = cutout.corner, cutout.shadow.shape
+    assert x >= 0 and y >= 0 and x + w <= 100 and y + h <= 90
+    assert cutout.targets.max() == pytest.approx(1)
 
 
 def test_shadows_darken_the_image_but_are_not_ground_truth():
@@ -191,39 +260,36 @@ def test_shadows_darken_the_image_but_are_not_ground_truth():
     rgba[:, :20] = (0.1, 0.2, 0.1, 1)
     shadow = np.zeros((20, 40), np.float32)
     shadow[:, 20:] = 0.7
-    cutout = objects.Cutout(rgba, shadow, (10, 30))
-    image, gt = ms.compose(background, [cutout], np.random.default_rng(0))
+    cutout = Cutout(rgba, shadow, rgba[..., 3:].copy(), (10, 30))
+    image, (gt,) = compose(background, [cutout], np.random.default_rng(0))
     assert image[40, 42].mean() < image[10, 42].mean() - 30
     assert gt[40, 42] == 0 and gt[40, 20] == 255
     assert (gt > 128).sum() == 20 * 20
 
 
-def test_rendered_shadow_reaches_beyond_the_object():
+def draw_at(kind: str, offset: tuple[float, float, float]) -> Cutout | None:
     rng = np.random.default_rng(0)
-    direction = np.array([0.6, 0.7, 0.4]) / np.linalg.norm([0.6, 0.7, 0.4])
-    light = objects.Light(direction, np.ones(3), 0.3, np.full((4, 4, 3), 0.4, np.float32))
-    camera = objects.Camera(300, 1.0, (80, 30))
-    cutout = objects.render(objects.build("chair", rng), camera, light, np.array([0, 0, -2.5]), (160, 160), rng)
+    return render(build(kind, rng), Camera(300, 1.0, (80, 30)), light(), np.array(offset), (160, 160), rng)
+
+
+def test_rendered_shadow_reaches_beyond_the_object():
+    cutout = draw_at("chair", (0, 0, -2.5))
     beyond = cutout.rgba[..., 3] == 0
     assert cutout.shadow[beyond].max() > 0.3
-    assert cutout.rgba.shape[:2] == cutout.shadow.shape
+    assert cutout.rgba.shape[:2] == cutout.shadow.shape == cutout.targets.shape[:2]
     assert np.isfinite(cutout.rgba).all() and cutout.shadow.min() >= 0 and cutout.shadow.max() <= 1
 
 
 def test_nothing_is_drawn_outside_the_frame():
-    rng = np.random.default_rng(0)
-    light = objects.Light(np.array([0, 1.0, 0]), np.ones(3), 0.3, np.full((4, 4, 3), 0.4, np.float32))
-    camera = objects.Camera(300, 1.0, (80, 30))
-    away = np.array([50.0, 0, -2.5])
-    assert objects.render(objects.build("stool", rng), camera, light, away, (160, 160), rng) is None
+    assert draw_at("chair", (50.0, 0, -2.5)) is None
 
 
 def test_rasterize_finds_the_nearest_triangle():
     far = [(0, 0, 2.0), (10.2, 0, 2.0), (0, 10.2, 2.0)]
     near = [(0, 0, 1.0), (5.2, 0, 1.0), (0, 5.2, 1.0)]
-    face = objects.rasterize(np.array([far, near], float), (10, 10))
+    face = rasterize(np.array([far, near], float), (10, 10))
     assert face[1, 1] == 1 and face[1, 6] == 0 and face[9, 9] == -1
-    swapped = objects.rasterize(np.array([near, far[::-1]], float), (10, 10))
+    swapped = rasterize(np.array([near, far[::-1]], float), (10, 10))
     assert np.array_equal(swapped >= 0, face >= 0) and swapped[1, 1] == 0
 
 
@@ -233,12 +299,12 @@ def test_rasterize_covers_each_pixel_of_a_tiling_once():
     grid[1:-1, 1:-1] += rng.uniform(-2, 2, (5, 5, 2))
     a, b, c, d = grid[:-1, :-1], grid[1:, :-1], grid[:-1, 1:], grid[1:, 1:]
     flat = np.concatenate([np.stack([a, b, c], 2).reshape(-1, 3, 2), np.stack([d, c, b], 2).reshape(-1, 3, 2)])
-    face = objects.rasterize(np.concatenate([flat, np.ones((len(flat), 3, 1))], -1), (40, 40))
+    face = rasterize(np.concatenate([flat, np.ones((len(flat), 3, 1))], -1), (40, 40))
     assert (face >= 0).mean() > 0.999  # pixel centers on an edge may round away
 
 
 def test_motorcycle_mask_is_the_motorcycle():
-    image, mask = ms.motorcycle()
+    image, mask = motorcycle()
     assert image.shape == (500, 741, 3) and mask.shape == (500, 741) and mask.dtype == bool
     assert 0.2 < mask.mean() < 0.32
     y, x = np.nonzero(mask)
@@ -268,16 +334,17 @@ def test_prompts_are_tight_boxes_inside_their_photographs(sample):
             assert thing["object"]
 
 
-def test_contact_sheet_shows_all_pairs(sample, tmp_path):
-    sheet = ms.contact_sheet(sample, height=60, columns=3)
-    assert sheet.shape == (120, 486, 3) and sheet.dtype == np.uint8  # five pairs
+def test_overview_shows_all_pairs(sample, tmp_path):
+    sheet = ms.overview(sample, height=60, columns=3)
+    assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
+    assert 2 * 60 < sheet.shape[0] < 3 * 60  # five pairs in two rows, with captions
     with pytest.raises(FileNotFoundError, match="no sample data"):
-        ms.contact_sheet(tmp_path)
+        ms.overview(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ms.KINDS)
 def test_full_size_pairs_are_large_and_detailed(kind):
-    image, gt = ms.make_pair(kind, "DIS-TR", np.random.default_rng(5))
+    image, gt = make_pair(kind, "DIS-TR", np.random.default_rng(5))
     assert max(image.shape) >= 1024
     assert (gt == 255).any() and ((gt > 20) & (gt < 235)).any()
