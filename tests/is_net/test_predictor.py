@@ -1,4 +1,4 @@
-"""From image and mask, or prompt, to an alpha matte."""
+"""Refining coarse masks: the forms of input, channels and boxes, bad input, and the network inside."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dis_sam.pipeline import DISSAM
+from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import BoxError, CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
-from IS_Net.predictor import DISPredictor, fold_batchnorm
+from IS_Net.predictor import DISPredictor, check_mask, fold_batchnorm
 
 SIZE = (64, 96)
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ MASK[20:60, 30:81] = True
 
 @pytest.fixture(scope="module")
 def trained() -> ISNetDIS:
-    """Return a 5-channel network, in train mode, whose BatchNorms have seen a few batches."""
+    """Return a 5-channel network in train mode whose BatchNorms have seen a few batches."""
     torch.manual_seed(0)
     model = ISNetDIS(5)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def predictor(trained: ISNetDIS) -> DISPredictor:
 
 
 class Constant(ISNetDIS):
-    """A network that says the same everywhere."""
+    """A network that returns the same logit everywhere."""
 
     def __init__(self, logit: float, in_ch: int = 4) -> None:
         nn.Module.__init__(self)
@@ -57,7 +57,7 @@ class Constant(ISNetDIS):
 
 
 class Copying(Constant):
-    """A network that gives one of its input channels back, as logits."""
+    """A network that returns one of its input channels as logits."""
 
     def __init__(self, channel: int, in_ch: int) -> None:
         super().__init__(0, in_ch)
@@ -71,7 +71,7 @@ def sigmoid(x: Any) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(x, dtype=np.float64)))
 
 
-# --- what comes out ---
+# --- the alpha matte ---
 
 
 @pytest.mark.parametrize("size", [(75, 101), (64, 96), (33, 200), (1, 7)])
@@ -83,14 +83,14 @@ def test_alpha_has_the_images_size(predictor: DISPredictor, size: tuple[int, int
     assert 0 <= alpha.min() < alpha.max() <= 1
 
 
-def test_alpha_is_the_plain_recipe(trained: ISNetDIS, predictor: DISPredictor):
-    """All of it again, by hand: resize, round, normalize, the network as it is, sigmoid, resize."""
+def test_alpha_follows_the_published_recipe(trained: ISNetDIS, predictor: DISPredictor):
+    """The steps one by one: resize, round, normalize, the network without folding, sigmoid, resize."""
 
     def resize(pixels: np.ndarray) -> torch.Tensor:
         planes = torch.tensor(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)[None].float()
         return F.interpolate(planes, SIZE, mode="bilinear").round() / 255
 
-    # what the mask's bounds touch: rows 20 * 64 / 75 = 17.07 to 60 * 64 / 75 = 51.2, columns 28.5 to 76.99
+    # the pixels that the mask's bounds touch: rows 20 * 64 / 75 = 17.07 to 60 * 64 / 75 = 51.2, columns 28.5 to 76.99
     filled = torch.zeros(1, 1, *SIZE)
     filled[..., 17:52, 28:77] = 1
     x = torch.cat([resize(IMAGE) - 0.5, resize(MASK * np.uint8(255)), filled], dim=1)
@@ -113,7 +113,7 @@ def test_alpha_is_the_plain_recipe(trained: ISNetDIS, predictor: DISPredictor):
     ],
     ids=["0/1", "0..255", "float", "half", "(1, H, W)", "(H, W, 1)", "fortran"],
 )
-def test_masks_of_all_forms_give_the_same(predictor: DISPredictor, form: np.ndarray):
+def test_all_forms_of_a_mask_give_the_same_alpha(predictor: DISPredictor, form: np.ndarray):
     np.testing.assert_array_equal(predictor.predict(IMAGE, form), predictor.predict(IMAGE, MASK))
 
 
@@ -122,20 +122,20 @@ def test_soft_masks_reach_the_network():
     np.testing.assert_allclose(alpha, sigmoid(MASK * 0.6), atol=1e-6)
 
 
-def test_views_are_taken(predictor: DISPredictor):
+def test_views_are_accepted(predictor: DISPredictor):
     flipped = predictor.predict(IMAGE[:, ::-1, ::-1], MASK[:, ::-1])
     np.testing.assert_array_equal(flipped, predictor.predict(IMAGE[:, ::-1, ::-1].copy(), MASK[:, ::-1].copy()))
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
-def test_empty_mask_gives_nothing(predictor: DISPredictor, dtype: type):
+def test_empty_mask_gives_zero_alpha(predictor: DISPredictor, dtype: type):
     alpha = predictor.predict(IMAGE, np.zeros(IMAGE.shape[:2], dtype))
     assert alpha.dtype == np.float32
     np.testing.assert_array_equal(alpha, np.zeros(IMAGE.shape[:2]))
 
 
 @pytest.mark.parametrize("logit", [-9.0, -1.0, 0.0, 4.0])
-def test_nothing_is_stretched(logit: float):
+def test_alpha_is_not_stretched(logit: float):
     alpha = DISPredictor(Constant(logit), "cpu", "full", SIZE).predict(IMAGE, MASK)
     np.testing.assert_allclose(alpha, np.full(MASK.shape, sigmoid(logit)), rtol=1e-5)
 
@@ -150,7 +150,7 @@ def test_channels(in_ch: int):
     assert predictor.predict(IMAGE, MASK).shape == MASK.shape
     if in_ch == 3:
         assert predictor.predict(IMAGE).any()
-        assert predictor.predict(IMAGE, np.zeros_like(MASK)).any()  # it does not look at the mask
+        assert predictor.predict(IMAGE, np.zeros_like(MASK)).any()  # it does not use the mask
     else:
         with pytest.raises(ValueError, match=f"{in_ch} input channels needs a coarse mask"):
             predictor.predict(IMAGE)
@@ -165,16 +165,68 @@ def test_box_channel_is_the_given_box_or_the_masks_bounds():
         np.testing.assert_allclose(predictor.predict(IMAGE, disc, box), sigmoid(inside), atol=1e-6)
 
 
-def test_box_changes_the_answer(predictor: DISPredictor):
+def test_box_changes_the_alpha(predictor: DISPredictor):
     bounds = predictor.predict(IMAGE, MASK, box=(30, 20, 80, 59))
     np.testing.assert_array_equal(predictor.predict(IMAGE, MASK), bounds)
     assert np.abs(predictor.predict(IMAGE, MASK, box=(0, 0, 100, 74)) - bounds).max() > 1e-4
 
 
-def test_object_of_one_pixel(predictor: DISPredictor):
+def test_mask_of_one_pixel(predictor: DISPredictor):
     mask = np.zeros_like(MASK)
     mask[3, 4] = True
     assert predictor.predict(IMAGE, mask).shape == MASK.shape
+
+
+# --- prepared images ---
+
+
+def count_image_resizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return a list that the shape of every image that is resized is appended to."""
+    resized = []
+    make_image_planes = predictor_module.make_image_planes
+
+    def counted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        resized.append(image.shape)
+        return make_image_planes(image, size)
+
+    monkeypatch.setattr(predictor_module, "make_image_planes", counted)
+    return resized
+
+
+def test_prepared_image_is_resized_once(predictor: DISPredictor, monkeypatch: pytest.MonkeyPatch):
+    masks = [MASK, ~MASK, np.roll(MASK, 9, 1) * 0.8]
+    boxes = [None, (5, 6, 70, 74), None]
+    expected = [predictor.predict(IMAGE, mask, box) for mask, box in zip(masks, boxes, strict=True)]
+    resized = count_image_resizes(monkeypatch)
+    prepared = predictor.prepare(IMAGE)
+    assert prepared.size == (75, 101) and prepared.planes.shape == (3, *SIZE)
+    for mask, box, alpha in zip(masks, boxes, expected, strict=True):
+        np.testing.assert_array_equal(predictor.predict(prepared, mask, box), alpha)
+    assert resized == [IMAGE.shape]
+
+
+def test_prepared_image_does_not_change_with_the_callers_array():
+    predictor = DISPredictor(Copying(0, in_ch=4), "cpu", "full", IMAGE.shape[:2])  # no resize, which would copy
+    image = IMAGE.transpose(2, 0, 1).copy().transpose(1, 2, 0)  # planes in memory, as the network takes them
+    prepared = predictor.prepare(image)
+    expected = predictor.predict(prepared, MASK)
+    image[:] = 0
+    np.testing.assert_array_equal(predictor.predict(prepared, MASK), expected)
+
+
+def test_input_is_checked_for_prepared_images_too(predictor: DISPredictor):
+    prepared = predictor.prepare(IMAGE)
+    with pytest.raises(ValueError, match="the mask is 101 x 74 pixels, but its image is 101 x 75 pixels"):
+        predictor.predict(prepared, MASK[1:])
+    with pytest.raises(BoxError, match="outside its image of 101 x 75"):
+        predictor.predict(prepared, MASK, (200, 5, 220, 9))
+    with pytest.raises(ValueError, match="needs a coarse mask"):
+        predictor.predict(prepared)
+
+
+def test_size_mismatch_names_mask_and_image():
+    with pytest.raises(ValueError, match=r"mask\.png is 101 x 75 pixels, but photo\.jpg is 99 x 98 pixels"):
+        check_mask(MASK, (98, 99), "mask.png", "photo.jpg")
 
 
 # --- bad input ---
@@ -185,7 +237,7 @@ def test_object_of_one_pixel(predictor: DISPredictor):
     [
         (IMAGE[..., 0], MASK, "expected an image of shape"),
         (IMAGE / 255, MASK, "expected an image of shape"),
-        (IMAGE, MASK[1:], "the mask is 101 x 74 pixels, its image 101 x 75"),
+        (IMAGE, MASK[1:], "the mask is 101 x 74 pixels, but its image is 101 x 75 pixels"),
         (IMAGE, np.stack([MASK] * 3), "expected a mask of shape"),
         (IMAGE, MASK[0], "expected a mask of shape"),
         (IMAGE, MASK.astype(int), "expected a mask of bool, uint8 or float, found int64"),
@@ -194,13 +246,13 @@ def test_object_of_one_pixel(predictor: DISPredictor):
         (IMAGE, np.where(MASK, np.nan, 0), r"expected a float mask within 0\.\.1"),
     ],
 )
-def test_arrays_that_do_not_fit(predictor: DISPredictor, image: np.ndarray, mask: np.ndarray, message: str):
+def test_invalid_arrays(predictor: DISPredictor, image: np.ndarray, mask: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         predictor.predict(image, mask)
 
 
-@pytest.mark.parametrize("box", [(200, 5, 220, 9), (5, 9, 2, 4), (1, 2, 3), "box"])
-def test_boxes_that_do_not_fit(predictor: DISPredictor, box: Any):
+@pytest.mark.parametrize("box", [(200, 5, 220, 9), (5, 9, 2, 4), (7, 7, 7, 7), (1, 2, 3), "box"])
+def test_invalid_boxes(predictor: DISPredictor, box: Any):
     with pytest.raises(BoxError, match=r"^box: "):
         predictor.predict(IMAGE, MASK, box)
 
@@ -212,18 +264,18 @@ def test_boxes_that_do_not_fit(predictor: DISPredictor, box: Any):
 def test_folding_keeps_the_function(trained: ISNetDIS):
     x = torch.rand(1, 5, 96, 65)
     folded = fold_batchnorm(trained)
-    plain = copy.deepcopy(trained).eval()
+    unfolded = copy.deepcopy(trained).eval()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    torch.testing.assert_close(folded.predict_logits(x), plain.predict_logits(x), rtol=1e-4, atol=1e-4)
-    # and the statistics are such that leaving them out would have shown
-    identity = copy.deepcopy(plain)
+    torch.testing.assert_close(folded.predict_logits(x), unfolded.predict_logits(x), rtol=1e-4, atol=1e-4)
+    # the test would notice if the statistics were ignored
+    identity = copy.deepcopy(unfolded)
     for module in identity.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-    assert (identity.predict_logits(x) - plain.predict_logits(x)).abs().max() > 1e-2
+    assert (identity.predict_logits(x) - unfolded.predict_logits(x)).abs().max() > 1e-2
 
 
-def test_the_callers_network_is_left_alone(trained: ISNetDIS):
+def test_callers_network_is_not_modified(trained: ISNetDIS):
     before = copy.deepcopy(trained.state_dict())
     DISPredictor(trained, "cpu", "full", SIZE).predict(IMAGE, MASK)
     assert trained.training
@@ -241,9 +293,9 @@ def test_half_precision_is_close(trained: ISNetDIS, predictor: DISPredictor):
     np.testing.assert_allclose(alpha, predictor.predict(IMAGE, MASK), atol=0.05)
 
 
-def test_device_and_precision_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
+def test_unavailable_device_and_unknown_precision(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="'cuda' was asked for"):
+    with pytest.raises(DeviceError, match="'cuda'"):
         DISPredictor(Constant(0), device="cuda")
     with pytest.raises(DeviceError, match="precision 'best' is unknown"):
         DISPredictor(Constant(0), device="cpu", precision="best")
@@ -260,74 +312,14 @@ def test_input_size_comes_from_the_checkpoint(weights, isnet: ISNetDIS):
     assert DISPredictor.from_checkpoint(weights, "cpu", input_size=SIZE).input_size == SIZE
 
 
-def test_checkpoint_without_facts_works_at_the_published_size(tmp_path, isnet: ISNetDIS):
+def test_checkpoint_without_metadata_uses_the_published_size(tmp_path, isnet: ISNetDIS):
     torch.save(isnet.state_dict(), tmp_path / "isnet.pth")
     assert DISPredictor.from_checkpoint(tmp_path / "isnet.pth", "cpu").input_size == (1024, 1024)
 
 
-def test_checkpoint_that_is_missing_or_another(tmp_path):
-    with pytest.raises(CheckpointError, match=r"nope\.safetensors: there is no such checkpoint"):
+def test_checkpoint_that_is_missing_or_of_another_network(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nope\.safetensors: the checkpoint does not exist"):
         DISPredictor.from_checkpoint(tmp_path / "nope.safetensors", "cpu")
     save_weights(tmp_path / "linear.safetensors", nn.Linear(2, 2), {})
     with pytest.raises(CheckpointError, match="another network"):
         DISPredictor.from_checkpoint(tmp_path / "linear.safetensors", "cpu")
-
-
-# --- both stages ---
-
-
-class FakeSam:
-    """A SamPredictor with three proposals of which the second is the best; it notes what it is asked."""
-
-    def __init__(self) -> None:
-        self.images: list[np.ndarray] = []
-        self.prompts: list[dict[str, Any]] = []
-
-    def set_image(self, image: np.ndarray) -> None:
-        self.images.append(image)
-
-    def predict(self, **prompt: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        self.prompts.append(prompt)
-        masks = np.stack([np.ones_like(MASK), MASK, ~MASK])
-        return masks, np.array([0.3, 0.9, 0.5], dtype=np.float32), np.zeros((3, 256, 256), np.float32)
-
-
-def test_dissam_refines_the_best_proposal(predictor: DISPredictor):
-    sam = FakeSam()
-    both = DISSAM(sam, predictor)
-    both.set_image(IMAGE)
-    for box in ((30, 20, 80, 59), [10, 10, 90, 70]):
-        alpha, coarse, score = both.predict(box=box)
-        np.testing.assert_array_equal(coarse, MASK)
-        assert coarse.dtype == bool
-        assert score == pytest.approx(0.9)
-        np.testing.assert_array_equal(alpha, predictor.predict(IMAGE, MASK, box))
-    assert len(sam.images) == 1  # encoded once for both prompts
-    np.testing.assert_array_equal(sam.prompts[1]["box"], [10, 10, 90, 70])
-    assert all(prompt["multimask_output"] for prompt in sam.prompts)
-
-
-def test_dissam_passes_points_and_masks_on(predictor: DISPredictor):
-    sam = FakeSam()
-    both = DISSAM(sam, predictor)
-    both.set_image(IMAGE)
-    low = np.zeros((1, 256, 256), np.float32)
-    alpha, _, _ = both.predict(point_coords=[[50, 40]], point_labels=[1], mask_input=low)
-    np.testing.assert_array_equal(alpha, predictor.predict(IMAGE, MASK))  # the box being the mask's bounds
-    (prompt,) = sam.prompts
-    assert isinstance(prompt["point_coords"], np.ndarray)
-    np.testing.assert_array_equal(prompt["point_coords"], [[50, 40]])
-    np.testing.assert_array_equal(prompt["point_labels"], [1])
-    assert prompt["box"] is None
-    assert prompt["mask_input"] is low
-
-
-def test_dissam_wants_an_image_and_a_prompt(predictor: DISPredictor):
-    both = DISSAM(FakeSam(), predictor)
-    with pytest.raises(RuntimeError, match=r"no image is set; call set_image"):
-        both.predict(box=(30, 20, 80, 59))
-    both.set_image(IMAGE)
-    with pytest.raises(ValueError, match="no prompt"):
-        both.predict()
-    with pytest.raises(ValueError, match="points and labels go together"):
-        both.predict(point_coords=np.array([[30, 40]]))
