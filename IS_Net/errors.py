@@ -10,6 +10,9 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+_MAX_LISTED = 60
+"""Names in a message."""
+
 
 class UserError(Exception):
     """Base class of all errors that a user can correct."""
@@ -89,7 +92,10 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 
 def did_you_mean(found: object, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the end of a message about an unknown name: ``; did you mean 'x'?``, or the list of known names."""
+    """Return the end of a message about an unknown name: ``; did you mean 'x'?``, or a list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(str(found), names, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else f"; known names: {', '.join(names)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"; known names: {', '.join(names[:_MAX_LISTED])}{more}"

@@ -56,7 +56,7 @@ LIGHT = {
     "IS_Net.command_line",
     "IS_Net.errors",
 }
-LIGHT |= {"dis_sam", "dis_sam.cli", "dis_sam.check", "sam.generate_masks", "sam.backends"}
+LIGHT |= {"dis_sam", "dis_sam.cli", "dis_sam.check", "sam.generate_masks", "sam.backends", "sam.backends.base"}
 LIGHT |= {"IS_Net.train_valid_inference_main", "IS_Net.evaluate", "IS_Net.import_weights"}
 """Modules that ``dis-sam VERB --help`` imports; they load nothing heavy before they are asked to work."""
 HEAVY = {"torch", "numpy", "cv2", "PIL", "skimage", "tensorboard", "segment_anything"}

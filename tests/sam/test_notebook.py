@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 
@@ -11,20 +9,12 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
-from PIL import Image
-from test_sam_generate import files, make_split
+from notebook_tools import pictures
+from test_generate_masks import files, make_split
 
 import sam
 
 NOTEBOOK = Path(sam.__file__).parent / "notebooks" / "automatic_mask_generator_example.ipynb"
-
-
-def pictures(notebook: nbformat.NotebookNode) -> list[Image.Image]:
-    """Return the pictures that the cells of a notebook show."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert not [output for output in outputs if output.output_type == "error"]
-    coded = [output.data["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {})]
-    return [Image.open(io.BytesIO(base64.b64decode(code))) for code in coded]
 
 
 def test_notebook_is_committed_with_pictures() -> None:
