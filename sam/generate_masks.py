@@ -13,11 +13,10 @@ from typing import get_args
 
 from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
 from sam.backends import BACKENDS
+from sam.backends.base import Select
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sam.backends.base import Select
-
     parser = argparse.ArgumentParser(
         prog="dis-sam masks",
         description="Write the coarse masks that stage 2 refines. After an interruption, the same command resumes.",
