@@ -1,4 +1,4 @@
-"""Show scores: as a table of text, as CSV, JSON, and as an HTML page that stands alone."""
+"""Show scores: as text tables, CSV, JSON, a self-contained HTML page, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -13,31 +14,46 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from IS_Net.images import encode_image
+from IS_Net.images import contact_sheet, encode_image
 from IS_Net.metrics.suite import FIGURES, Suite, mean_figures
 
 MEAN = "mean"
+"""Name of the row of means over the data sets."""
+
+NOT_WORSE = 0.005
+"""A refined mask counts as not worse than its coarse mask if the IoU fell by no more than this."""
+
+MAX_COLUMNS, MAX_WIDTH = 7, 100
+"""Largest number of columns, and of characters in a line, of a text table."""
+
+SCREEN = ("max_f_mean_pr", "mae", "s_measure", "iou", "boundary_iou", "weighted_f")
+"""The figures of the text table by default, the most important first: as many as there are columns."""
+
+_NUMBERS_WIDTH = 60  # characters of a line for figures; the rest is for names
 _COLORS = ("#0b62c4", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa6", "#4d5a66", "#1b9aaa", "#8c5a2b")
-_THUMBNAIL = 240  # pixels, of the longer side
+_THUMBNAIL = 240  # longer side in pixels
 
 
 class Scores:
-    """What a method reached on a data set, image by image and over all of them.
+    """The results of a method on a data set, for each image and over all images.
 
     Args:
-        data_set: Its name.
-        method: Its name.
-        metrics: As :func:`IS_Net.metrics.suite.choose` takes them.
+        data_set: Name of the data set.
+        method: Name of the method.
+        metrics: Names of metrics; the format is that of :func:`IS_Net.metric_names.choose`.
+        baseline: The scores of the coarse masks that the method refines, if it does.
     """
 
-    def __init__(self, data_set: str, method: str, metrics: str) -> None:
-        self.data_set, self.method = data_set, method
+    def __init__(self, data_set: str, method: str, metrics: str, baseline: Scores | None = None) -> None:
+        self.data_set, self.method, self.baseline = data_set, method, baseline
         self.suite = Suite(metrics)
         self.images: dict[str, dict[str, float]] = {}
-        """By name: the figures of a data set of this image alone."""
+        """By name: the figures of a data set that consists of this image."""
+        self.seconds: dict[str, float] = {}
+        """By name: the time of the prediction, if it was made in this run."""
 
     def add(self, name: str, measured: Mapping[str, Any]) -> None:
-        """Add an image by what :meth:`IS_Net.metrics.suite.Suite.measure` gave of it."""
+        """Add an image by the result of :meth:`IS_Net.metrics.suite.Suite.measure`."""
         self.suite.add(measured)
         alone = Suite(self.suite.metrics)
         alone.add(measured)
@@ -48,11 +64,54 @@ class Scores:
         return self.suite.compute()
 
     def worst(self, number: int) -> tuple[str, list[str]]:
-        """Return a figure's key, IoU if it is there, and the names of the images that are worst by it, worst first."""
+        """Return the key of a figure, IoU if it was measured, and the names of the worst images, the worst first."""
         keys = list(self.figures())
         key = "iou" if "iou" in keys else keys[0]
         sign = 1 if FIGURES[key].higher_is_better else -1
         return key, sorted(self.images, key=lambda name: sign * self.images[name][key])[:number]
+
+    def iou_changes(self) -> dict[str, float]:
+        """Return the difference of IoU to the baseline by image; empty without a baseline or without IoU."""
+        if self.baseline is None or "iou" not in self.suite.metrics:
+            return {}
+        before = self.baseline.images
+        return {name: figures["iou"] - before[name]["iou"] for name, figures in self.images.items()}
+
+
+class Refinement(NamedTuple):
+    """What predictions changed, over some pairs of image and coarse mask."""
+
+    pairs: int
+    seconds: float
+    """Median time of a prediction."""
+    iou_change: float | None
+    """Mean difference of IoU to the coarse masks; None if there are none, or IoU was not measured."""
+    not_worse: float | None
+    """Share of the pairs whose IoU fell by no more than ``NOT_WORSE``."""
+
+    @classmethod
+    def of(cls, results: Sequence[Scores]) -> Refinement:
+        """Summarize one or more results of a method."""
+        seconds = [value for scores in results for value in scores.seconds.values()]
+        changes = [value for scores in results for value in scores.iou_changes().values()]
+        if not changes:
+            return cls(len(seconds), statistics.median(seconds), None, None)
+        share = statistics.fmean(change >= -NOT_WORSE for change in changes)
+        return cls(len(seconds), statistics.median(seconds), statistics.fmean(changes), share)
+
+    def cells(self) -> list[str]:
+        """Return the values as the cells of a table."""
+        change = "-" if self.iou_change is None else f"{self.iou_change:+.4f}"
+        share = "-" if self.not_worse is None else f"{self.not_worse:.1%}"
+        return [str(self.pairs), change, share, f"{self.seconds:.2f}"]
+
+
+_REFINEMENT_HEAD = ("pairs", "IoU change", "not worse", "s/image")
+REFINEMENT_NOTE = (
+    "IoU change: mean difference to the coarse masks; not worse: share of pairs whose IoU fell by\nno more than "
+    f"{NOT_WORSE}; s/image: median seconds of a prediction"
+)
+"""Explains the columns of the table of refinements."""
 
 
 class _Row(NamedTuple):
@@ -63,7 +122,7 @@ class _Row(NamedTuple):
 
 
 def _rows(results: Sequence[Scores]) -> list[_Row]:
-    """Return a row for each method on each data set, and its mean where there are several of these."""
+    """Return a row for each method on each data set, and its mean if there are several data sets."""
     rows = [_Row(scores.data_set, scores.method, len(scores.images), scores.figures()) for scores in results]
     if len({row.data_set for row in rows}) > 1:
         for method in dict.fromkeys(row.method for row in rows):
@@ -73,7 +132,17 @@ def _rows(results: Sequence[Scores]) -> list[_Row]:
     return rows
 
 
-def _told(key: str, value: float) -> str:
+def _refinements(results: Sequence[Scores]) -> list[tuple[str, str, Refinement]]:
+    """Return data set, method and summary of each predicted method, and of all pairs if there are several data sets."""
+    predicted = [scores for scores in results if scores.seconds]
+    rows = [(scores.data_set, scores.method, Refinement.of([scores])) for scores in predicted]
+    if len({scores.data_set for scores in predicted}) > 1:
+        for method in dict.fromkeys(scores.method for scores in predicted):
+            rows.append(("all", method, Refinement.of([scores for scores in predicted if scores.method == method])))
+    return rows
+
+
+def _format(key: str, value: float) -> str:
     return f"{value:.{FIGURES[key].digits}f}"
 
 
@@ -86,63 +155,119 @@ def _heading_of_one(key: str) -> str:
 
 
 def text_table(results: Sequence[Scores], every: bool = False) -> str:
-    """Return the figures of the published tables, or every one, for each method on each data set, and their means."""
+    """Return the figures of each method on each data set, and their means, as a table for the screen.
+
+    A table has at most ``MAX_COLUMNS`` columns and ``MAX_WIDTH`` characters in a line; names that are too long are
+    shortened.
+
+    Args:
+        results: The scores of one or more methods on one or more data sets.
+        every: Show all figures, in several tables if needed, instead of those of ``SCREEN``.
+    """
     rows = _rows(results)
-    keys = [key for key in rows[0].figures if every or FIGURES[key].published]
-    several = len({row.method for row in rows}) > 1
-    table = [["data set", *(["method"] if several else []), *(FIGURES[key].heading for key in keys)]]
-    for row in rows:
-        names = [row.data_set, *([row.method] if several else [])]
-        table.append([*names, *(_told(key, row.figures[key]) for key in keys)])
+    names = ["data set", "method"] if len({row.method for row in rows}) > 1 else ["data set"]
+    keys = list(rows[0].figures)
+    if not every:
+        chosen = [key for key in SCREEN if key in keys][: MAX_COLUMNS - len(names)]
+        keys = [key for key in keys if key in chosen] or keys
+    tables = []
+    for group in _groups(keys, rows, MAX_COLUMNS - len(names)):
+        cells = [[row.data_set, row.method][: len(names)] + [_format(k, row.figures[k]) for k in group] for row in rows]
+        tables.append(_aligned([[*names, *(FIGURES[key].heading for key in group)], *cells], len(names)))
+    return "\n\n".join(tables)
+
+
+def _groups(keys: Sequence[str], rows: Sequence[_Row], columns: int) -> list[list[str]]:
+    """Distribute figures over tables of a limited number of columns and a limited width."""
+    groups: list[list[str]] = []
+    width = 0
+    for key in keys:
+        own = 2 + max(len(FIGURES[key].heading), *(len(_format(key, row.figures[key])) for row in rows))
+        if not groups or len(groups[-1]) == columns or width + own > _NUMBERS_WIDTH:
+            groups.append([])
+            width = 0
+        groups[-1].append(key)
+        width += own
+    return groups
+
+
+def _aligned(table: Sequence[Sequence[str]], names: int) -> str:
+    """Align the columns of a table: the first ``names`` to the left, shortened to fit the line; others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = len(table[0]) - len(keys)
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    )
+    room = MAX_WIDTH - sum(width + 2 for width in widths[names:]) - 2 * (names - 1)
+    for left, place in enumerate(sorted(range(names), key=lambda place: widths[place])):
+        widths[place] = min(widths[place], room // (names - left))  # narrow columns leave room to the others
+        room -= widths[place]
+    lines = []
+    for row in table:
+        cells = [_shortened(cell, width).ljust(width) for cell, width in zip(row[:names], widths[:names], strict=True)]
+        cells += [cell.rjust(width) for cell, width in zip(row[names:], widths[names:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _shortened(name: str, width: int) -> str:
+    """Return a name of at most ``width`` characters; a longer one loses its middle."""
+    if len(name) <= width:
+        return name
+    return name[: (width - 2) // 2] + "..." + name[len(name) - (width - 3 - (width - 2) // 2) :]
+
+
+def refinement_table(results: Sequence[Scores]) -> str:
+    """Return what the predictions changed, as a table for the screen; empty if no method was predicted in this run."""
+    rows = _refinements(results)
+    if not rows:
+        return ""
+    table = [["data set", "method", *_REFINEMENT_HEAD], *([*names, *summary.cells()] for *names, summary in rows)]
+    return _aligned(table, 2)
 
 
 def csv_text(results: Sequence[Scores]) -> str:
-    """Return the figures of every image, in full precision."""
+    """Return the figures of every image with full precision; if methods were predicted, also IoU change and seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "data_set", "name", *results[0].figures()])
+    predicted = any(scores.seconds for scores in results)
+    writer.writerow(["method", "data_set", "name", *results[0].figures(), *(["iou_change", "seconds"] * predicted)])
     for scores in results:
+        changes = scores.iou_changes()
         for name, figures in scores.images.items():
-            writer.writerow([scores.method, scores.data_set, name, *figures.values()])
+            more = [changes.get(name, ""), scores.seconds.get(name, "")] * predicted
+            writer.writerow([scores.method, scores.data_set, name, *figures.values(), *more])
     return text.getvalue()
 
 
 def json_text(results: Sequence[Scores]) -> str:
-    """Return everything, in full precision: ``{"results": [...], "mean": {method: figures}}``.
+    """Return everything with full precision: ``{"results": [...], "mean": {method: figures}}``.
 
-    A result has ``data_set``, ``method``, ``figures``, ``curves`` (means over the images at the thresholds 0..255)
-    and ``images`` (each one's figures by its name). There is no ``mean`` of a single data set.
+    A result has ``data_set``, ``method``, ``figures``, ``curves`` (means over the images at the thresholds 0..255) and
+    ``images`` (the figures of each image by its name). Results of predictions also have ``refinement``: ``baseline``
+    (the method that was refined, or null), ``pairs``, ``seconds`` (median), ``iou_change`` and ``not_worse`` (null
+    without a baseline). ``mean`` is missing for a single data set.
     """
-    content: dict[str, Any] = {
-        "results": [
-            {
-                "data_set": scores.data_set,
-                "method": scores.method,
-                "figures": scores.figures(),
-                "curves": {name: curve.tolist() for name, curve in scores.suite.curves().items()},
-                "images": scores.images,
-            }
-            for scores in results
-        ]
-    }
+    content: dict[str, Any] = {"results": [_as_dict(scores) for scores in results]}
     if means := {row.method: row.figures for row in _rows(results)[len(results) :]}:
         content["mean"] = means
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
+def _as_dict(scores: Scores) -> dict[str, Any]:
+    content = {
+        "data_set": scores.data_set,
+        "method": scores.method,
+        "figures": scores.figures(),
+        "curves": {name: curve.tolist() for name, curve in scores.suite.curves().items()},
+        "images": scores.images,
+    }
+    if scores.seconds:
+        baseline = scores.baseline.method if scores.baseline else None
+        content["refinement"] = {"baseline": baseline, **Refinement.of([scores])._asdict()}
+    return content
+
+
 # --- HTML -----------------------------------------------------------------------------------------------------------
 
 Picture = tuple[str, np.ndarray]
-"""A caption, and (H, W, 3) RGB or (H, W) gray, uint8."""
+"""A caption, and an array (H, W, 3) RGB or (H, W) gray, uint8."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d232a; background: #fff; margin: 2rem auto; max-width: 1200px;
@@ -172,9 +297,9 @@ def html_page(results: Sequence[Scores], pictures: Callable[[Scores, str], Itera
     """Return a page that needs no other file: tables, curves, and the worst images of each method.
 
     Args:
-        results: Of one or more methods on one or more data sets.
-        pictures: Gives the pictures of one of the results' images, by its name.
-        worst: How many images are shown for each method and data set.
+        results: The scores of one or more methods on one or more data sets.
+        pictures: Returns the pictures of an image of the given scores by its name.
+        worst: Number of images that are shown for each method and data set.
     """
     rows = _rows(results)
     data_sets = list(dict.fromkeys(scores.data_set for scores in results))
@@ -183,12 +308,13 @@ def html_page(results: Sequence[Scores], pictures: Callable[[Scores, str], Itera
     further = [key for key in rows[0].figures if not FIGURES[key].published]
     body = [f"<h1>{escape(title)}</h1>"]
     body.append(
-        '<p class="note">Maps are taken as they are, without stretching; ground truths are binarized at &gt; 128. '
-        "Every image counts the same, and so does every data set in a mean. The best of several methods is bold.</p>"
+        '<p class="note">Maps are not stretched; ground truths are binarized at &gt; 128. All images have the same '
+        "weight, and in means all data sets. The best of several methods is bold.</p>"
     )
     body += [_table(rows, published), _legend(published)]
     if further:
         body += ["<details><summary>Further figures</summary>", _table(rows, further), _legend(further), "</details>"]
+    body += _refinement(results)
     for data_set in data_sets:
         own = [scores for scores in results if scores.data_set == data_set]
         body += [f"<h2>{escape(data_set)}</h2>", _charts(own)]
@@ -208,17 +334,34 @@ def _table(rows: Sequence[_Row], keys: Sequence[str]) -> str:
         f'<tr><th class="name">data set</th><th class="name">method</th><th>images</th>{heads}</tr>',
     ]
     for row in rows:
-        rivals = [other.figures for other in rows if other.data_set == row.data_set]
+        competing = [other.figures for other in rows if other.data_set == row.data_set]
         cells = []
         for key in keys:
-            told = _told(key, row.figures[key])
-            best = (max if FIGURES[key].higher_is_better else min)(rival[key] for rival in rivals)
-            mark = ' class="best"' if len(rivals) > 1 and told == _told(key, best) else ""
-            cells.append(f"<td{mark}>{told}</td>")
+            text = _format(key, row.figures[key])
+            best = (max if FIGURES[key].higher_is_better else min)(other[key] for other in competing)
+            mark = ' class="best"' if len(competing) > 1 and text == _format(key, best) else ""
+            cells.append(f"<td{mark}>{text}</td>")
         names = "".join(f'<td class="name">{escape(name)}</td>' for name in (row.data_set, row.method))
         kind = ' class="mean"' if row.data_set == MEAN else ""
         lines.append(f"<tr{kind}>{names}<td>{row.images}</td>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</table></div>"])
+
+
+def _refinement(results: Sequence[Scores]) -> list[str]:
+    rows = _refinements(results)
+    if not rows:
+        return []
+    heads = "".join(f"<th>{head}</th>" for head in _REFINEMENT_HEAD)
+    lines = [f'<tr><th class="name">data set</th><th class="name">method</th>{heads}</tr>']
+    for data_set, method, summary in rows:
+        names = "".join(f'<td class="name">{escape(name)}</td>' for name in (data_set, method))
+        lines.append(f"<tr>{names}{''.join(f'<td>{cell}</td>' for cell in summary.cells())}</tr>")
+    table = "\n".join(lines)
+    return [
+        "<h2>Refinement of the coarse masks</h2>",
+        f'<div class="wide"><table>{table}</table></div>',
+        f'<p class="note">{escape(REFINEMENT_NOTE)}</p>',
+    ]
 
 
 def _legend(keys: Sequence[str]) -> str:
@@ -253,7 +396,7 @@ def _color(place: int) -> str:
 
 
 def _chart(title: str, x_end: float, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Draw curves of x in 0..x_end and y in 0..1."""
+    """Draw curves with x in 0..x_end and y in 0..1."""
     left, top, size = 30, 22, 300
     parts = [
         f'<svg width="{left + size + 15}" height="{top + size + 22}" role="img" aria-label="{escape(title)}">',
@@ -263,8 +406,8 @@ def _chart(title: str, x_end: float, lines: Sequence[tuple[np.ndarray, np.ndarra
         along, y, x_value = tick * size / 5, top + size - tick * size / 5, tick * x_end / 5
         parts.append(f'<path d="M{left} {y:g}h{size}M{left + along:g} {top}v{size}" stroke="#e2e6ea"/>')
         parts.append(f'<text x="{left - 5}" y="{y + 4:g}" text-anchor="end">{tick / 5:.1f}</text>')
-        x_told = f"{x_value:.1f}" if x_end <= 1 else f"{x_value:.0f}"
-        parts.append(f'<text x="{left + along:g}" y="{top + size + 15}" text-anchor="middle">{x_told}</text>')
+        x_text = f"{x_value:.1f}" if x_end <= 1 else f"{x_value:.0f}"
+        parts.append(f'<text x="{left + along:g}" y="{top + size + 15}" text-anchor="middle">{x_text}</text>')
     for place, (xs, ys) in enumerate(lines):
         points = zip(left + xs / x_end * size, top + (1 - ys) * size, strict=True)
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -276,10 +419,10 @@ def _worst(scores: Scores, pictures: Callable[[Scores, str], Iterable[Picture]],
     key, names = scores.worst(number)
     which = "lowest" if FIGURES[key].higher_is_better else "highest"
     heading = escape(_heading_of_one(key))
-    parts = [f"<h3>{escape(scores.method)}: the {len(names)} images of the {which} {heading}</h3>"]
+    parts = [f"<h3>{escape(scores.method)}: the {len(names)} images with the {which} {heading}</h3>"]
     for name in names:
-        told = " &middot; ".join(
-            f"{escape(_heading_of_one(key))} {_told(key, value)}"
+        figures = " &middot; ".join(
+            f"{escape(_heading_of_one(key))} {_format(key, value)}"
             for key, value in scores.images[name].items()
             if FIGURES[key].published and _heading_of_one(key)
         )
@@ -289,7 +432,7 @@ def _worst(scores: Scores, pictures: Callable[[Scores, str], Iterable[Picture]],
             for caption, picture in pictures(scores, name)
         )
         parts.append(
-            f'<div class="case"><p><b>{escape(name)}</b></p><p class="note">{told}</p>'
+            f'<div class="case"><p><b>{escape(name)}</b></p><p class="note">{figures}</p>'
             f'<div class="pictures">{shown}</div></div>'
         )
     return parts
@@ -298,7 +441,59 @@ def _worst(scores: Scores, pictures: Callable[[Scores, str], Iterable[Picture]],
 def _data_uri(picture: np.ndarray) -> str:
     height, width = picture.shape[:2]
     scale = min(1, _THUMBNAIL / max(height, width))
-    if scale < 1:  # to look at, not to measure: averaged, so that thin structures stay visible
+    if scale < 1:  # averaged, so that thin structures stay visible
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     return f"data:image/jpeg;base64,{base64.b64encode(encode_image(picture, '.jpg', quality=80)).decode()}"
+
+
+# --- contact sheet --------------------------------------------------------------------------------------------------
+
+_SHEET_HEIGHT, _SHEET_ROWS = 280, 100  # pixels of a picture; rows below each other, as a JPEG has at most 65,535 pixels
+
+
+def worst_results(results: Sequence[Scores], number: int) -> list[tuple[Scores, str]]:
+    """Return the worst results of all methods on all data sets, the worst first, as scores and names of images.
+
+    If coarse masks were refined, these are the images whose IoU fell most. Otherwise, they are those with the worst
+    figure of :meth:`Scores.worst`.
+    """
+    ranked: list[tuple[float, Scores, str]] = []
+    for scores in results:
+        ranked += [(change, scores, name) for name, change in scores.iou_changes().items()]
+    if not ranked:
+        for scores in results:
+            key, names = scores.worst(number)
+            sign = 1 if FIGURES[key].higher_is_better else -1
+            ranked += [(sign * scores.images[name][key], scores, name) for name in names]
+    return [(scores, name) for _, scores, name in sorted(ranked, key=lambda item: item[0])[:number]]
+
+
+def worst_sheet(
+    results: Sequence[Scores], pictures: Callable[[Scores, str], Iterable[Picture]], number: int
+) -> np.ndarray:
+    """Return a contact sheet of :func:`worst_results`: a row with a caption and the pictures for each.
+
+    Args:
+        results: The scores of one or more methods on one or more data sets.
+        pictures: Returns the pictures of an image of the given scores by its name.
+        number: Number of results that are shown, at least 1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    worst = worst_results(results, number)
+    rows = ([picture for _, picture in pictures(scores, name)] for scores, name in worst)
+    captions = [_sheet_caption(scores, name).encode("ascii", "replace").decode() for scores, name in worst]
+    return contact_sheet(rows, _SHEET_HEIGHT, columns=-(-len(worst) // _SHEET_ROWS), captions=captions)
+
+
+def _sheet_caption(scores: Scores, name: str) -> str:
+    parts = [f"{scores.data_set} / {name}", scores.method]
+    before = scores.baseline.images[name] if scores.baseline else {}
+    keys = [key for key in ("iou", "boundary_iou") if key in scores.images[name]] or [scores.worst(1)[0]]
+    for key in keys:
+        figure = f"{_heading_of_one(key)} "
+        figure += f"{_format(key, before[key])} -> " if key in before else ""
+        parts.append(figure + _format(key, scores.images[name][key]))
+    return "    ".join(parts)

@@ -1,7 +1,7 @@
-"""Measure maps against ground truths, in worker processes where there are cores to spare.
+"""Measure maps against ground truths, in this process or in worker processes.
 
-The measures do not depend on the number of workers, and come back in the order of the jobs. What depends on a ground
-truth alone is computed once for all maps of it, and kept on disk.
+The results do not depend on the number of workers and keep the order of the jobs. What depends only on a ground truth
+is computed once for all its maps and cached on disk.
 """
 
 from __future__ import annotations
@@ -14,68 +14,69 @@ import signal
 import sys
 import threading
 import zipfile
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 
 from IS_Net import paths
-from IS_Net.errors import ScoringError
-from IS_Net.images import ImageError, atomic_file, binarize, read_map, read_mask
+from IS_Net.bounded import map_bounded
+from IS_Net.errors import ImageError, ScoringError
+from IS_Net.images import atomic_file, binarize, read_map, read_mask
+from IS_Net.metric_names import ALL
 from IS_Net.metrics import GroundTruth, Pair
 from IS_Net.metrics.pair import PARTS
-from IS_Net.metrics.suite import ALL, Suite
+from IS_Net.metrics.suite import Suite
 
 logger = logging.getLogger(__name__)
 
 
+R = TypeVar("R")
+
+CACHE_VERSION = 2  # increase it with every change of GroundTruth.arrays()
+
+
 def gt_cache_folder() -> Path:
-    """Return the folder of what was computed from ground truths alone."""
+    """Return the default folder of the cache of ground truths."""
     return paths.cache() / "gt"
-
-
-"""Where ground truths' arrays are kept, unless another folder is named."""
-
-CACHE_VERSION = 2  # to be raised with every change of what GroundTruth.arrays() gives
 
 
 @dataclass(frozen=True)
 class Job:
-    """A ground truth, and the maps of it."""
+    """A ground truth and the maps that are measured against it."""
 
     name: str
     gt: Path | np.ndarray
-    """A file; or (H, W) uint8, the object above 128, or bool."""
+    """A file, or an array (H, W): uint8 with the object above 128, or bool."""
     maps: Mapping[str, Path | np.ndarray]
-    """By method: files; or (H, W) uint8."""
+    """By method: a file, or an array (H, W) uint8."""
 
 
 class Outcome(NamedTuple):
-    """What came of a job."""
+    """The result of a job."""
 
     name: str
     measured: dict[str, dict[str, Any]]
-    """By method: what :meth:`IS_Net.metrics.suite.Suite.measure` gave, to be added to a ``Suite``."""
+    """By method: the result of :meth:`IS_Net.metrics.suite.Suite.measure`, for ``Suite.add``."""
     problems: list[str]
-    """What kept the other maps from being measured; each names its file."""
+    """Why the other maps could not be measured; each message names its file."""
 
 
 class GTCache:
-    """What :meth:`IS_Net.metrics.GroundTruth.arrays` gives, in a file for each part, found by the mask's pixels.
+    """A cache on disk of :meth:`IS_Net.metrics.GroundTruth.arrays`: a file for each part, named by a hash of the mask.
 
-    A file that is damaged, or cannot be written, costs time and nothing else.
+    Damaged files are computed again, and a folder that cannot be written only costs time.
 
     Args:
-        folder: Is made where it is missing.
-        parts: Which of ``IS_Net.metrics.pair.PARTS`` are read, or computed and kept.
+        folder: The folder; it is created if it does not exist.
+        parts: Names from ``IS_Net.metrics.pair.PARTS``: the parts that are read, or computed and written.
     """
 
     def __init__(self, folder: str | Path, parts: Iterable[str] = tuple(PARTS)) -> None:
@@ -90,7 +91,7 @@ class GTCache:
         return {part: self.folder / f"{content.hexdigest()[:32]}_{part}.npz" for part in self.parts}
 
     def ground_truth(self, mask: np.ndarray) -> GroundTruth:
-        """Return a ground truth, (H, W) bool, that knows the parts' arrays: read, or else computed and kept."""
+        """Return a ground truth, (H, W) bool, with the parts read from the cache, or computed and written to it."""
         known: dict[str, np.ndarray] = {}
         missing: dict[str, Path] = {}
         for part, path in self.paths(mask).items():
@@ -98,10 +99,10 @@ class GTCache:
                 known |= self._read(path, part, mask.shape)
             except FileNotFoundError:
                 missing[part] = path
-            except Exception as error:  # zlib, zipfile and NumPy have a dozen ways to say that bytes are damaged
+            except Exception as error:  # zlib, zipfile and NumPy raise many types of errors for damaged bytes
                 missing[part] = path
                 if path.is_file():
-                    logger.warning("%s: is damaged (%s); computed anew", path, error)
+                    logger.warning("%s: is damaged (%s); it is computed again", path, error)
         gt = GroundTruth(mask, known)
         for part, path in missing.items():
             arrays = gt.arrays([part])
@@ -110,7 +111,7 @@ class GTCache:
                     self._write(path, arrays)
                 except OSError as error:
                     self._writable = False
-                    logger.warning("%s: cannot be written (%s); nothing more is kept there", self.folder, error)
+                    logger.warning("%s: cannot be written (%s); continuing without writing there", self.folder, error)
         return gt
 
     @staticmethod
@@ -122,12 +123,12 @@ class GTCache:
         else:
             fits = arrays["squared_distance"].shape == shape and arrays["band"].shape == arrays["nearest"].shape
         if not fits:
-            raise ValueError("it is of another size")
+            raise ValueError("its size is wrong")
         return arrays
 
     @staticmethod
     def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        # numpy.savez_compressed takes as long to compress as the arrays take to compute; level 1 takes a third of it
+        # numpy.savez_compressed takes as long as computing the arrays; compression level 1 takes a third of that
         with (
             atomic_file(path) as file,
             zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -137,8 +138,8 @@ class GTCache:
                     np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-class _Judge:
-    """Does jobs, one at a time."""
+class _Worker:
+    """Measures one job at a time."""
 
     def __init__(self, metrics: str, cache_dir: str) -> None:
         self.suite = Suite(metrics)
@@ -165,32 +166,32 @@ class _Judge:
         return outcome
 
 
-_judge: _Judge | None = None  # a worker process's own
+_worker: _Worker | None = None  # that of a worker process
 
 
 def _start_worker(metrics: str, cache_dir: str) -> None:
-    global _judge
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    cv2.setNumThreads(0)  # the workers are the parallelism
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    cv2.setNumThreads(0)  # the processes run in parallel already
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _judge = _Judge(metrics, cache_dir)
+    _worker = _Worker(metrics, cache_dir)
 
 
 def _end_with_parent() -> None:
-    """End this process when the main one does, even if that was killed: else it would wait for jobs forever."""
+    """End this process when the main process ends, even if it was killed; otherwise it would wait for jobs forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def _do(job: Job) -> Outcome:
-    return _named(_judge, job)
+def _measure_in_worker(job: Job) -> Outcome:
+    return _measure(_worker, job)
 
 
-def _named(judge: _Judge, job: Job) -> Outcome:
-    """Do a job; an error that nobody expects, such as too little memory, names its file."""
+def _measure(worker: _Worker, job: Job) -> Outcome:
+    """Measure a job; the message of an unexpected error, such as too little memory, names the file."""
     try:
-        return judge(job)
+        return worker(job)
     except Exception as error:
         file = job.gt if isinstance(job.gt, Path) else job.name
         raise ScoringError(f"{file}: cannot be scored ({type(error).__name__}: {error})") from error
@@ -198,9 +199,9 @@ def _named(judge: _Judge, job: Job) -> Outcome:
 
 @contextmanager
 def _main_hidden() -> Iterator[None]:
-    """Keep the processes that are started meanwhile from running the main script's file: they need nothing of it.
+    """Keep processes that are started in this context from running the file of the main script.
 
-    A script without ``if __name__ == "__main__"`` would score anew in each of them, and one from stdin has no file.
+    A script without ``if __name__ == "__main__"`` would run again in each of them, and a script from stdin has no file.
     """
     main = vars(sys.modules["__main__"])
     kept = {key: main[key] for key in ("__spec__", "__file__") if key in main}
@@ -214,14 +215,14 @@ def _main_hidden() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C wait for a moment; it never reaches the processes that are started meanwhile."""
+    """Delay Ctrl-C until the end of this context, and keep it from processes that are started in it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None  # what is started inherits it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None  # inherited by new processes
     try:
         yield
     finally:
@@ -232,13 +233,21 @@ def _interrupts_wait() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+class _QuietPool(ProcessPoolExecutor):
+    """A process pool whose processes start without the main script and without Ctrl-C."""
+
+    def submit(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        with _interrupts_wait(), _main_hidden():  # a process that is half started cannot be ended
+            return super().submit(function, *args, **kwargs)
+
+
 class Scorer:
-    """Measures maps, a few at a time; a context manager, which ends its workers.
+    """Measures maps; a context manager that ends its worker processes.
 
     Args:
-        metrics: As :func:`IS_Net.metrics.suite.choose` takes them.
-        workers: Processes; 0 measures in this one.
-        cache_dir: Of :class:`GTCache`; "" keeps nothing, None takes :func:`gt_cache_folder`.
+        metrics: Names of metrics; the format is that of :func:`IS_Net.metric_names.choose`.
+        workers: Number of worker processes; 0 measures in this process.
+        cache_dir: Folder of :class:`GTCache`; "" disables the cache, None means :func:`gt_cache_folder`.
 
     Raises:
         ValueError: If a metric is unknown.
@@ -247,8 +256,8 @@ class Scorer:
     def __init__(self, metrics: str = ALL, workers: int = 0, cache_dir: str | Path | None = None) -> None:
         self.workers = workers
         self._settings = metrics, str(gt_cache_folder() if cache_dir is None else cache_dir)
-        self._judge = _Judge(*self._settings)
-        self._pool: ProcessPoolExecutor | None = None
+        self._worker = _Worker(*self._settings)
+        self._pool: _QuietPool | None = None
 
     def __enter__(self) -> Scorer:
         return self
@@ -259,34 +268,28 @@ class Scorer:
             self._pool = None
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Yield the outcomes of jobs in their order; of the jobs, two for each worker are drawn ahead and no more.
+        """Measure jobs and yield their outcomes in order; at most two jobs for each worker are drawn ahead.
 
         Raises:
-            ScoringError: If a worker process died, or a job failed in a way that is no file's fault.
+            ScoringError: If a worker process died, or a job failed for a reason other than its files.
         """
         if not self.workers:
-            yield from (_named(self._judge, job) for job in jobs)
+            yield from (_measure(self._worker, job) for job in jobs)
             return
-        waiting: deque[Future[Outcome]] = deque()
+        self._pool = self._pool or self._start()
         try:
-            for job in jobs:
-                if len(waiting) == 2 * self.workers:
-                    yield waiting.popleft().result()
-                self._pool = self._pool or self._start()
-                with _interrupts_wait(), _main_hidden():  # what is half started cannot be ended
-                    waiting.append(self._pool.submit(_do, job))
-            while waiting:
-                yield waiting.popleft().result()
+            for future in map_bounded(self._pool, _measure_in_worker, jobs, 2 * self.workers):
+                yield future.result()
         except BrokenProcessPool as error:
             raise ScoringError(
-                "a process that scores died, as they do where memory is short; try again with fewer workers, or 0"
+                "a worker process died, perhaps because memory is short; try again with fewer workers, or 0"
             ) from error
 
-    def _start(self) -> ProcessPoolExecutor:
-        # Forking this process would copy threads and a CUDA context in whatever state they are in. A server that has
-        # imported this module and done nothing else can be forked safely, and at once.
+    def _start(self) -> _QuietPool:
+        # Forking this process would copy its threads and its CUDA context in an arbitrary state. A fork server that has
+        # only imported this module can be forked safely and quickly.
         served = "forkserver" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if served else "spawn")
         if served:
             context.set_forkserver_preload([__name__])
-        return ProcessPoolExecutor(self.workers, context, _start_worker, self._settings)
+        return _QuietPool(self.workers, context, _start_worker, self._settings)

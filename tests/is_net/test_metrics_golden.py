@@ -269,7 +269,9 @@ def test_one_pixel(pred: int, gt: int):
 
 @pytest.mark.parametrize("metric", suite(), ids=lambda metric: type(metric).__name__)
 def test_another_size_is_an_error_that_names_both(metric: Metric):
-    with pytest.raises(ValueError, match=re.escape("the prediction is 5 x 4 pixels, but its ground truth is 4 x 5 pixels")):
+    with pytest.raises(
+        ValueError, match=re.escape("the prediction is 5 x 4 pixels, but its ground truth is 4 x 5 pixels")
+    ):
         metric.update(np.zeros((4, 5), np.uint8), np.zeros((5, 4), np.uint8))
     with pytest.raises(ValueError, match="5 x 4"):
         metric.update(torch.zeros(4, 5, dtype=torch.uint8), torch.zeros(5, 4, dtype=torch.uint8))

@@ -17,9 +17,10 @@ from conftest import draw_sample
 
 from IS_Net.errors import ScoringError
 from IS_Net.images import write_mask
+from IS_Net.metric_names import METRIC_NAMES, choose
 from IS_Net.metrics import MAE, FMeasure, GroundTruth
 from IS_Net.metrics.pair import PARTS
-from IS_Net.metrics.suite import FAMILIES, FIGURES, Suite, choose, mean_figures
+from IS_Net.metrics.suite import FAMILIES, FIGURES, Suite, mean_figures
 from IS_Net.scoring import GTCache, Job, Scorer
 
 SIZES = ((60, 80), (97, 64), (31, 45), (70, 70))
@@ -41,7 +42,7 @@ def jobs(tmp_path: Path) -> list[Job]:
 
 
 def totals(jobs: list[Job], **settings) -> dict[str, dict]:
-    """Return all that came of the jobs, by method: figures, curves and each image's measures."""
+    """Return the results of the jobs by method: figures, curves and the measures of each image."""
     suites: dict[str, Suite] = {}
     measures: dict[str, list] = {}
     with Scorer(**settings) as scorer:
@@ -49,7 +50,7 @@ def totals(jobs: list[Job], **settings) -> dict[str, dict]:
             assert outcome.name == job.name and not outcome.problems
             for method, measured in outcome.measured.items():
                 suites.setdefault(method, Suite()).add(measured)
-                # bytes, not values: nothing may differ by a rounding
+                # bytes, not values: not even roundings may differ
                 plain = {key: np.asarray(value, np.float64).tobytes() for key, value in measured.items()}
                 measures.setdefault(method, []).append(plain)
     return {
@@ -66,15 +67,15 @@ def totals(jobs: list[Job], **settings) -> dict[str, dict]:
 
 
 def test_a_choice_of_metrics():
-    assert choose("all") == tuple(FAMILIES)
+    assert choose("all") == tuple(FAMILIES) == METRIC_NAMES
     assert choose(" hce, f ,f") == ("f", "hce")
-    with pytest.raises(ValueError, match=r"no metric 'wff'; expected f, wf, .*did you mean 'wf'"):
+    with pytest.raises(ValueError, match=r"unknown metric 'wff'; expected f, wf, .*did you mean 'wf'"):
         choose("f,wff")
-    with pytest.raises(ValueError, match="no metric was named"):
+    with pytest.raises(ValueError, match="no metric was given"):
         choose(" , ")
 
 
-def test_the_suite_gives_the_figures_that_the_tables_name():
+def test_the_suite_computes_the_figures_of_the_tables():
     suite = Suite()
     assert all(math.isnan(value) for value in suite.compute().values())
     _, gt, mask = draw_sample(0, 60, 80)
@@ -82,7 +83,8 @@ def test_the_suite_gives_the_figures_that_the_tables_name():
     assert list(suite.compute()) == list(FIGURES)
     assert suite.images == 1
     published = ", ".join(figure.heading for figure in FIGURES.values() if figure.published)
-    assert published == "max F (mean curve), max F (mean P, R), wF, MAE, Sm, mean Em, HCE, mIoU, mBIoU"
+    f = "max F (mean curve), max F (mean P, R)"
+    assert published == f"{f}, wF, MAE, Sm, mean Em, HCE, mIoU, pooled IoU, mBIoU, mBA"
     assert {key: curve.shape for key, curve in suite.curves().items()} == dict.fromkeys(
         ("f", "precision", "recall", "e"), (256,)
     )
@@ -110,7 +112,7 @@ def test_the_mean_of_data_sets():
 def test_perfect_maps_are_perfect(jobs: list[Job]):
     figures = totals(jobs)["perfect"]["figures"]
     expected = {"mae": 0, "hce": 0, **dict.fromkeys(("weighted_f", "s_measure", "iou", "boundary_iou", "max_e"), 1)}
-    expected |= {"max_f_mean_curve": 1, "max_f_mean_pr": 1}
+    expected |= dict.fromkeys(("max_f_mean_curve", "max_f_mean_pr", "pooled_iou", "mba"), 1)
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-12)
     assert all(figures[key] <= 1 for key in figures if key != "hce")
 
@@ -135,7 +137,7 @@ def test_arrays_and_files_score_the_same(jobs: list[Job], tmp_path: Path):
     assert totals(as_bool) == totals(jobs)
 
 
-def test_a_map_of_zeros_and_ones_is_taken_as_it_is_and_a_ground_truth_is_not(tmp_path: Path):
+def test_a_ground_truth_of_zeros_and_ones_is_scaled_and_a_map_is_not(tmp_path: Path):
     plane = np.zeros((20, 30), np.uint8)
     plane[5:15, 5:15] = 1
     for name in ("map", "gt"):
@@ -145,7 +147,9 @@ def test_a_map_of_zeros_and_ones_is_taken_as_it_is_and_a_ground_truth_is_not(tmp
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(jobs: list[Job], tmp_path: Path, workers: int):
+def test_files_that_cannot_be_measured_are_named_and_the_others_are_measured(
+    jobs: list[Job], tmp_path: Path, workers: int
+):
     jobs[0].maps["rough"].write_bytes(b"no image")
     write_mask(jobs[1].maps["rough"], np.zeros((5, 6), np.uint8))
     content = jobs[2].gt.read_bytes()
@@ -156,10 +160,10 @@ def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(jobs: list[Jo
     assert [len(outcome.problems) for outcome in outcomes] == [1, 1, 1, 0]
     for outcome, path in zip(outcomes, (jobs[0].maps["rough"], jobs[1].maps["rough"], jobs[2].gt), strict=False):
         assert str(path) in outcome.problems[0]
-    assert "6 x 5 pixels, its ground truth 64 x 97" in outcomes[1].problems[0]
+    assert "6 x 5 pixels, but its ground truth is 64 x 97 pixels" in outcomes[1].problems[0]
 
 
-def test_jobs_are_drawn_a_few_ahead_and_no_more(jobs: list[Job]):
+def test_only_a_few_jobs_are_drawn_ahead(jobs: list[Job]):
     drawn = []
 
     def endless():
@@ -177,10 +181,10 @@ def test_jobs_are_drawn_a_few_ahead_and_no_more(jobs: list[Job]):
 def test_no_jobs_start_no_process():
     with Scorer("mae", 2) as scorer:
         assert not list(scorer.measure([]))
-        assert scorer._pool is None
+        assert not scorer._pool._processes
 
 
-def test_a_worker_that_dies_is_told(jobs: list[Job]):
+def test_a_worker_that_dies_is_reported(jobs: list[Job]):
     with Scorer("mae", 1) as scorer:
         outcomes = scorer.measure(job for job in jobs * 50)
         next(outcomes)
@@ -191,7 +195,7 @@ def test_a_worker_that_dies_is_told(jobs: list[Job]):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_that_nobody_expects_names_the_file(jobs: list[Job], workers: int):
+def test_an_unexpected_error_names_the_file(jobs: list[Job], workers: int):
     odd = Job("odd", jobs[0].gt, None)
     with Scorer("mae", workers) as scorer, pytest.raises(ScoringError, match=f"{jobs[0].gt}: cannot be scored \\(Attr"):
         list(scorer.measure([odd]))
@@ -251,14 +255,14 @@ def same(one: GroundTruth, other: GroundTruth) -> bool:
     return all((array == other.arrays()[key]).all() for key, array in one.arrays().items())
 
 
-def test_the_cache_goes_by_content(tmp_path: Path):
+def test_the_cache_depends_on_the_content(tmp_path: Path):
     cache = GTCache(tmp_path / "gt")
     mask = draw_sample(3, 40, 60)[1] > 128
     first = cache.ground_truth(mask)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "gt").iterdir()}
     assert before.keys() == set(cache.paths(mask).values()) and len(before) == 2
     again = cache.ground_truth(mask.copy())
-    assert "skeleton" in vars(again) and "band" in vars(again)  # nothing is left to compute
+    assert "skeleton" in vars(again) and "band" in vars(again)  # everything was read
     assert same(first, again) and same(first, GroundTruth(mask))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "gt").iterdir()} == before
     others = [~mask, mask.T, mask.reshape(60, 40)]
@@ -266,14 +270,14 @@ def test_the_cache_goes_by_content(tmp_path: Path):
 
 
 @pytest.mark.parametrize("gt", [np.zeros((7, 9), bool), np.ones((7, 9), bool), np.ones((1, 1), bool)])
-def test_empty_and_full_ground_truths_are_kept_too(tmp_path: Path, gt: np.ndarray):
+def test_empty_and_full_ground_truths_are_cached_too(tmp_path: Path, gt: np.ndarray):
     cache = GTCache(tmp_path)
     first, again = cache.ground_truth(gt), cache.ground_truth(gt)
     assert same(first, again) and list(tmp_path.glob("*.npz"))
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_damaged_entries_are_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str):
+def test_damaged_entries_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str):
     cache = GTCache(tmp_path)
     mask = draw_sample(3, 40, 60)[1] > 128
     truth = GroundTruth(mask)
@@ -286,22 +290,22 @@ def test_damaged_entries_are_computed_anew(tmp_path: Path, caplog: pytest.LogCap
         bits = np.frombuffer(whole, np.uint8).copy()
         bits[rng.integers(0, bits.size, 3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
         cases.append(bits.tobytes())
-    mended = 0
+    repaired = 0
     for content in cases:
         path.write_bytes(content)
         caplog.clear()
         assert same(cache.ground_truth(mask), truth)
-        mended += "is damaged" in caplog.text
+        repaired += "is damaged" in caplog.text
         assert same(cache.ground_truth(mask), truth)
-    assert mended > 30  # some bytes of an archive's heads nobody looks at
-    # another ground truth's file
+    assert repaired > 30  # some bytes of the archive headers have no effect
+    # the file of another ground truth
     cache.ground_truth(mask[:, :50])
     cache.paths(mask[:, :50])[part].replace(path)
     assert same(cache.ground_truth(mask), truth)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_cache_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "file").write_text("in the way")
     cache = GTCache(tmp_path / "file" / "gt")
     with caplog.at_level(logging.WARNING):
@@ -312,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyt
 
 
 def test_only_what_needs_it_is_cached(jobs: list[Job], tmp_path: Path):
-    list(Scorer("f,mae,s,e,iou,biou", 0, tmp_path / "cache").measure(jobs))
+    list(Scorer("f,mae,s,e,iou,biou,mba", 0, tmp_path / "cache").measure(jobs))
     assert not (tmp_path / "cache").exists()
     kept = set()
     for metrics, part in (("hce,mae", "skeleton"), ("wf", "distance"), ("all", None)):
@@ -321,7 +325,7 @@ def test_only_what_needs_it_is_cached(jobs: list[Job], tmp_path: Path):
         assert len(added) == (len(jobs) if part else 0) and all(path.stem.endswith(f"_{part}") for path in added)
         kept |= added
     known = GTCache(tmp_path, ["skeleton"]).ground_truth(draw_sample(3, 40, 60)[1] > 128)
-    assert "skeleton" in vars(known) and "squared_distance" not in vars(known)  # nor is the rest computed
+    assert "skeleton" in vars(known) and "squared_distance" not in vars(known)  # the rest is not computed
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
