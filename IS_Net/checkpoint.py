@@ -101,7 +101,7 @@ def _load_pickled(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, which could run code when loaded, or is damaged; "
-            f"save only its state_dict() and load that ({str(error).splitlines()[0]})"
+            "save only its state_dict() and load that"
         ) from error
     except Exception as error:  # damaged bytes, read as a pickle, raise errors of all types
         raise CheckpointError(f"{path}: cannot be read; it is damaged or not a checkpoint ({error})") from error

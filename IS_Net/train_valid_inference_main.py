@@ -96,7 +96,7 @@ def _run(
     if settings.valid_out_dir:
         print_text(f"maps are in {settings.valid_out_dir}")
     if evaluation.scores:
-        print_text(report.text_table(evaluation.scores))
+        print_text(report.text_table(evaluation.scores, every=settings.metrics != "all"))
     return evaluation
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, what does not fit is refused whole, and nothing is ever half written."""
+"""Checkpoints: round trips, old and published files, files that are refused, and interrupted writing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from IS_Net.checkpoint import (
     input_channels,
     load_isnet,
     load_state,
+    load_torch_file,
     load_weights,
     read_weights,
     save_state,
@@ -30,6 +31,7 @@ from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.models.input_channels import expand_input
 
 State = dict[str, Tensor]
+SMALL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
 def assert_same(found: State, wanted: State) -> None:
@@ -40,7 +42,7 @@ def assert_same(found: State, wanted: State) -> None:
 
 @pytest.fixture(scope="module")
 def encoder() -> ISNetGTEncoder:
-    """Return a ground-truth encoder, the smaller one of the networks; not to be changed."""
+    """Return a GT encoder, the smaller one of the networks; not to be changed."""
     torch.manual_seed(0)
     return ISNetGTEncoder().eval()
 
@@ -70,14 +72,14 @@ def fresh(encoder: ISNetGTEncoder) -> Callable[[], ISNetGTEncoder]:
 # --- there and back ---
 
 
-def test_weights_round_trip_with_their_facts(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
-    facts = {"in_ch": 1, "input_size": [128, 96], "max_f": 0.5, "name": "été"}
-    save_weights(tmp_path / "runs" / "a.safetensors", encoder, facts)
-    found, found_facts = read_weights(tmp_path / "runs" / "a.safetensors")
+def test_weights_round_trip_with_their_metadata(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
+    metadata = {"in_ch": 1, "input_size": [128, 96], "max_f": 0.5, "name": "été"}
+    save_weights(tmp_path / "runs" / "a.safetensors", encoder, metadata)
+    found, found_metadata = read_weights(tmp_path / "runs" / "a.safetensors")
     assert_same(found, encoder.state_dict())
-    assert found_facts == facts
+    assert found_metadata == metadata
     network = fresh()
-    assert load_weights(network, tmp_path / "runs" / "a.safetensors") == facts
+    assert load_weights(network, tmp_path / "runs" / "a.safetensors") == metadata
     assert_same(network.state_dict(), encoder.state_dict())
 
 
@@ -88,11 +90,11 @@ def test_channels_last_weights_round_trip(tmp_path: Path, encoder: ISNetGTEncode
     assert_same(read_weights(tmp_path / "a.safetensors")[0], encoder.state_dict())
 
 
-def test_loading_says_so(weights: Path, caplog: pytest.LogCaptureFixture):
+def test_loading_is_logged(weights: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        model, facts = load_isnet(weights)
+        model, metadata = load_isnet(weights)
     assert model.in_ch == 4
-    assert facts == {"in_ch": 4, "input_size": [128, 128]}
+    assert metadata == {"in_ch": 4, "input_size": [128, 128]}
     assert caplog.messages == [f"weights: {weights}"]
 
 
@@ -118,11 +120,64 @@ def test_training_state_round_trip(tmp_path: Path):
 
 def test_training_state_is_readable_as_weights(tmp_path: Path, encoder: ISNetGTEncoder, fresh):
     optimizer = torch.optim.AdamW(encoder.parameters())
-    state = {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "facts": {"input_size": [64, 64]}}
+    state = {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "metadata": {"input_size": [64, 64]}}
     save_state(tmp_path / "last.pt", state)
     network = fresh()
     assert load_weights(network, tmp_path / "last.pt") == {"input_size": [64, 64]}
     assert_same(network.state_dict(), encoder.state_dict())
+
+
+def test_a_training_state_gives_its_ema_if_it_has_one(tmp_path: Path):
+    weights, ema = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    for saved, expected in ((ema, ema), (None, weights)):
+        save_state(tmp_path / "last.pt", {"model": weights, "ema_model": saved, "metadata": {}})
+        assert_same(read_weights(tmp_path / "last.pt")[0], expected)
+
+
+def test_metadata_of_other_projects_is_not_taken(tmp_path: Path):
+    torch.save({"state_dict": {"w": torch.ones(2)}, "metadata": "trained in 2022"}, tmp_path / "isnet.pth")
+    assert read_weights(tmp_path / "isnet.pth")[1] == {}
+
+
+# --- files of earlier versions ---
+
+
+def test_a_training_state_of_version_1_is_converted(tmp_path: Path):
+    weights, ema = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    old = {
+        "version": 1,
+        "phase": "segmentation",
+        "progress": {"iteration": 7, "stale": 3},
+        "model": weights,
+        "average": ema,
+        "teacher": {"t": torch.ones(1)},
+        "facts": {"input_size": [64, 64]},
+        "settings": {"lr": 0.5, "composite": 0.7, "mask_path": 5.0, "lr_stem": 3.0, "restore_model": ""},
+    }
+    torch.save(old, tmp_path / "last.pt")
+    state = load_state(tmp_path / "last.pt")
+    assert state.keys() == {
+        *("version", "phase", "progress", "model", "ema_model", "gt_encoder", "metadata", "settings")
+    }
+    assert state["progress"] == {"iteration": 7, "patience_count": 3}
+    assert state["settings"] == {
+        **{"lr": 0.5, "copy_paste": 0.7, "mask_skip_logit": 5.0, "lr_stem_factor": 3.0, "restore_model": ""}
+    }
+    assert_same(state["gt_encoder"], old["teacher"])
+    found, metadata = read_weights(tmp_path / "last.pt")
+    assert_same(found, ema)
+    assert metadata == {"input_size": [64, 64]}
+    torch.save({**old, "average": None}, tmp_path / "last.pt")
+    assert_same(read_weights(tmp_path / "last.pt")[0], weights)
+
+
+def test_safetensors_of_earlier_versions_load(tmp_path: Path):
+    """The file's layout has not changed: the metadata is JSON under "dis-sam"."""
+    metadata = {"dis-sam": '{"network": "ISNetDIS", "in_ch": 4, "input_size": [64, 64], "metrics": {"mae": 0.1}}'}
+    (tmp_path / "best.safetensors").write_bytes(serialize(SMALL.state_dict(), metadata=metadata))
+    weights, found = read_weights(tmp_path / "best.safetensors")
+    assert_same(weights, SMALL.state_dict())
+    assert found == {"network": "ISNetDIS", "in_ch": 4, "input_size": [64, 64], "metrics": {"mae": 0.1}}
 
 
 # --- what does not fit ---
@@ -157,7 +212,7 @@ def test_many_differences_are_counted(tmp_path: Path, encoder: ISNetGTEncoder, f
 def test_gt_encoder_is_no_isnet(tmp_path: Path, encoder: ISNetGTEncoder, isnet: ISNetDIS, weights: Path, fresh):
     save_weights(tmp_path / "gt_encoder.safetensors", encoder, {})
     for load in (load_isnet, lambda path: load_weights(isnet, path)):
-        with pytest.raises(CheckpointError, match=r"gt_encoder\.safetensors: .* found those of a ground-truth encoder"):
+        with pytest.raises(CheckpointError, match=r"gt_encoder\.safetensors: .* found those of a GT encoder"):
             load(tmp_path / "gt_encoder.safetensors")
     with pytest.raises(CheckpointError, match="does not fit ISNetGTEncoder"):
         load_weights(fresh(), weights)
@@ -173,21 +228,21 @@ def test_weights_of_another_network(tmp_path: Path, isnet: ISNetDIS):
 
 
 @pytest.mark.parametrize("in_ch", [3, 4, 5])
-def test_input_channels_are_read_off_the_weights(in_ch: int):
+def test_input_channels_are_read_from_the_weights(in_ch: int):
     assert input_channels({"conv_in.weight": torch.zeros(64, in_ch, 3, 3)}, "file") == in_ch
 
 
 @pytest.mark.parametrize("in_ch", [1, 2, 6])
-def test_input_channels_that_mean_nothing(tmp_path: Path, isnet: ISNetDIS, in_ch: int):
+def test_other_numbers_of_input_channels_are_refused(tmp_path: Path, isnet: ISNetDIS, in_ch: int):
     torch.save({"conv_in.weight": torch.zeros(64, in_ch, 3, 3)}, tmp_path / "odd.pth")
     for load in (load_isnet, lambda path: load_weights(isnet, path)):
-        with pytest.raises(CheckpointError, match=rf"odd\.pth: has {in_ch} input channels; expected 3, 4 or 5"):
+        with pytest.raises(CheckpointError, match=rf"odd\.pth: expected 3, 4 or 5 input channels, found {in_ch}"):
             load(tmp_path / "odd.pth")
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_widened_networks_compute_the_same(tmp_path: Path, narrow: State, caplog: pytest.LogCaptureFixture):
+def test_expanded_networks_compute_the_same(tmp_path: Path, narrow: State, caplog: pytest.LogCaptureFixture):
     torch.save(narrow, tmp_path / "isnet.pth")
     x = torch.rand(1, 5, 64, 64)
     original, _ = load_isnet(tmp_path / "isnet.pth")
@@ -199,7 +254,7 @@ def test_widened_networks_compute_the_same(tmp_path: Path, narrow: State, caplog
         model = ISNetDIS(in_ch)
         load_weights(model, path)
         assert f"has {in_ch - 1} input channels" in caplog.messages[-1]
-        assert f"widened to {in_ch} with zero weights" in caplog.messages[-1]
+        assert f"expanded to {in_ch} with zero weights" in caplog.messages[-1]
         torch.testing.assert_close(model.eval().predict_logits(x[:, :in_ch]), wanted, rtol=1e-5, atol=1e-6)
         save_weights(tmp_path / "wider.safetensors", model, {})
     assert_same(expand_input(expand_input(narrow, 4), 5), expand_input(narrow, 5))
@@ -214,15 +269,15 @@ def test_weights_wider_than_the_network(weights: Path):
 
 # --- damaged, hostile and missing files ---
 
-SMALL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-
 
 def small_file(kind: str) -> bytes:
     if kind == ".safetensors":
         return serialize(SMALL.state_dict(), metadata={"dis-sam": "{}"})
     file = io.BytesIO()
     if kind == ".pt":
-        torch.save({"version": checkpoint.STATE_VERSION, "model": SMALL.state_dict(), "facts": {}, "n": [1, "a"]}, file)
+        torch.save(
+            {"version": checkpoint.STATE_VERSION, "model": SMALL.state_dict(), "metadata": {}, "n": [1, "a"]}, file
+        )
     else:
         torch.save(SMALL.state_dict(), file, _use_new_zipfile_serialization=kind == ".pth")
     return file.getvalue()
@@ -269,14 +324,14 @@ def test_file_that_is_no_checkpoint(tmp_path: Path, name: str, content: bytes):
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {}, torch.zeros(3), {"state_dict": {"a": "b"}}])
 def test_file_without_a_state_dict(tmp_path: Path, content: Any):
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=r"odd\.pth: holds no state dict"):
+    with pytest.raises(CheckpointError, match=r"odd\.pth: expected a state dict \(names to tensors\), found "):
         read_weights(tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=r"odd\.pth: is no training state of version 1 \(found None\)"):
+    with pytest.raises(CheckpointError, match=r"odd\.pth: expected a training state .*found version None"):
         load_state(tmp_path / "odd.pth")
 
 
 class Hostile:
-    """A pickle that would make a file when it is loaded."""
+    """A pickle that would create a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -297,20 +352,22 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, writer: Callable):
 
 def test_whole_network_is_refused(tmp_path: Path):
     torch.save(SMALL, tmp_path / "whole.pth")
-    with pytest.raises(CheckpointError, match=r"whole\.pth: .*save its state_dict\(\) alone"):
-        read_weights(tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"whole\.pth: .*save only its state_dict\(\)"):
+        load_torch_file(tmp_path / "whole.pth")
 
 
-@pytest.mark.parametrize("read", [read_weights, load_state, load_isnet])
+@pytest.mark.parametrize("read", [read_weights, load_state, load_isnet, load_torch_file])
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "nowhere.pth", "."])
 def test_missing_file(tmp_path: Path, read: Callable, name: str):
-    with pytest.raises(CheckpointError, match=r"there is no such checkpoint; see saved_models/README\.md"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint does not exist; saved_models/README\.md"):
         read(tmp_path / name)
 
 
 def test_training_state_of_another_version(tmp_path: Path):
     torch.save({"version": 99, "model": {}}, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match=r"last\.pt: is no training state of version 1 \(found 99\)"):
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt: expected a training state of version 1 or 2, found version 99"
+    ):
         load_state(tmp_path / "last.pt")
 
 

@@ -1,7 +1,8 @@
-"""Weights of other projects: ONNX exports in all their forms, and the command that imports them."""
+"""Weights of other projects: ONNX exports in all variants, and the command that imports them."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,13 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from IS_Net import checkpoint, import_weights, onnx_weights  # noqa: E402
 from IS_Net.checkpoint import load_isnet, read_weights, save_weights  # noqa: E402
-from IS_Net.errors import CheckpointError
+from IS_Net.errors import CheckpointError, MissingExtraError  # noqa: E402
 from IS_Net.models import RSU, ISNetDIS  # noqa: E402
 from IS_Net.predictor import fold_batchnorm  # noqa: E402
 
 
 class Thin(ISNetDIS):
-    """IS-Net with a few channels a stage: the same order and names, a thousandth of the weights."""
+    """IS-Net with few channels per stage: the same order and names, a thousandth of the weights."""
 
     def __init__(self, in_ch: int = 4, out_ch: int = 1) -> None:
         nn.Module.__init__(self)
@@ -42,14 +43,14 @@ class Thin(ISNetDIS):
 
 @pytest.fixture
 def thin(monkeypatch: pytest.MonkeyPatch) -> Thin:
-    """Return a small network with random statistics, in eval mode, and let the readers take it for IS-Net."""
+    """Return a small network with random statistics, in eval mode, and make the readers use its class for IS-Net."""
     for module in (onnx_weights, checkpoint):
         monkeypatch.setattr(module, "ISNetDIS", Thin)
-    return randomise(Thin(3))
+    return randomize(Thin(3))
 
 
-def randomise(model: ISNetDIS) -> ISNetDIS:
-    """Give BatchNorms values that a training might have left; returns the network in eval mode."""
+def randomize(model: ISNetDIS) -> ISNetDIS:
+    """Give BatchNorms values as after a training; return the network in eval mode."""
     torch.manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -84,7 +85,7 @@ def write_onnx(
     size: list | None = None,
     change: Callable[[list], None] = lambda nodes: None,
 ) -> Path:
-    """Write those nodes of an export that hold weights, chained; the shapes in between are not a network's."""
+    """Write the nodes of an export that hold weights, chained; the shapes in between are not those of a network."""
     source = fold_batchnorm(model) if fold else model
     nodes, initializers = [], []
 
@@ -135,7 +136,7 @@ def assert_computes_the_same(found: ISNetDIS, wanted: ISNetDIS, tolerance: float
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
-# --- the forms that exports come in ---
+# --- variants of exports ---
 
 
 FORMS = {"initializers": {}, "constants": {"constants": True}, "casts": {"casts": True}}
@@ -146,27 +147,27 @@ FORMS = {"initializers": {}, "constants": {"constants": True}, "casts": {"casts"
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_exports_load(tmp_path: Path, thin: Thin, fold: bool, half: bool, names: str, form: dict, caplog):
     path = write_onnx(tmp_path / "isnet.onnx", thin, fold=fold, half=half, names=names, **form)
-    model, facts = load_isnet(path)
-    assert facts == {"in_ch": 3}
+    model, metadata = load_isnet(path)
+    assert metadata == {"in_ch": 3}
     assert_computes_the_same(model, thin, 5e-3 if half else 1e-5)
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in model.state_dict().values())
     assert not caplog.messages
 
 
-def test_batchnorms_come_back_as_they_were(tmp_path: Path, thin: Thin):
+def test_batchnorms_are_restored(tmp_path: Path, thin: Thin):
     weights, _ = read_weights(write_onnx(tmp_path / "isnet.onnx", thin, fold=False))
     for name, tensor in thin.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_folded_batchnorms_leave_a_gain(tmp_path: Path, thin: Thin):
+def test_folded_batchnorms_become_gains(tmp_path: Path, thin: Thin):
     model, _ = load_isnet(write_onnx(tmp_path / "isnet.onnx", thin))
     norm, x = model.stage3d.rebnconv2d.bn_s1.eval(), torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(norm(x), x * norm.weight.view(-1, 1, 1), rtol=1e-6, atol=1e-7)
     assert not norm.running_mean.any() and not norm.bias.any()
 
 
-def test_unfolded_weights_are_as_large_as_where_training_starts(tmp_path: Path, thin: Thin):
+def test_unfolded_weights_have_the_magnitude_of_initialized_ones(tmp_path: Path, thin: Thin):
     for module in thin.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 1e-2, 1e2)  # folded, channels differ by up to a hundredfold
@@ -196,22 +197,24 @@ def test_another_epsilon(tmp_path: Path, thin: Thin):
 
 
 @pytest.mark.parametrize(("in_ch", "size"), [(3, [1024, 768]), (4, None), (5, [512, 512])])
-def test_channels_and_a_fixed_size_are_noted(tmp_path: Path, thin: Thin, in_ch: int, size: list | None):
-    model, facts = load_isnet(write_onnx(tmp_path / "isnet.onnx", Thin(in_ch).eval(), size=size))
+def test_channels_and_a_fixed_size_are_in_the_metadata(tmp_path: Path, thin: Thin, in_ch: int, size: list | None):
+    model, metadata = load_isnet(write_onnx(tmp_path / "isnet.onnx", Thin(in_ch).eval(), size=size))
     assert model.in_ch == in_ch
-    assert facts == {"in_ch": in_ch} | ({"input_size": size} if size else {})
+    assert metadata == {"in_ch": in_ch} | ({"input_size": size} if size else {})
 
 
 def test_finest_side_output_alone(tmp_path: Path, thin: Thin, caplog: pytest.LogCaptureFixture):
     model, _ = load_isnet(write_onnx(tmp_path / "isnet.onnx", thin, sides=1))
     assert_computes_the_same(model, thin, sides=1)
     assert not model.side2.weight.any() and not model.side6.bias.any()
-    assert "isnet.onnx has no side outputs side2, side3, side4, side5, side6: they are zero" in caplog.text
+    assert (
+        "isnet.onnx has no side outputs side2, side3, side4, side5, side6; their weights are set to zero" in caplog.text
+    )
 
 
 @pytest.mark.slow
 def test_the_real_network(tmp_path: Path):
-    model = randomise(ISNetDIS(3))
+    model = randomize(ISNetDIS(3))
     found, _ = load_isnet(write_onnx(tmp_path / "isnet.onnx", model, half=True))
     assert_computes_the_same(found, model, 5e-3)
 
@@ -248,7 +251,7 @@ def normalize_a_side(nodes: list) -> None:
     ("change", "message"),
     [
         (quantize_one, "is quantized; expected float16 or float32"),
-        (compute_a_weight, "computes the weights computed instead of holding them; export the network in eval mode"),
+        (compute_a_weight, "the weights computed are computed, not stored; export the network in eval mode"),
         (swap_two, r"/stage1.rebnconvin.conv_s1 is \(2, 5, 3, 3\), IS-Net's stage1.rebnconvin.conv_s1 \(5, 5, 3, 3\)"),
         (drop_convolutions, "another network: it has 0 convolutions"),
         (
@@ -271,7 +274,7 @@ def test_too_few_convolutions(tmp_path: Path, thin: Thin):
         read_weights(path)
 
 
-def test_names_that_were_kept_must_agree(tmp_path: Path, thin: Thin):
+def test_names_that_the_exporter_kept_must_agree(tmp_path: Path, thin: Thin):
     def swap_sides(nodes: list) -> None:  # of one shape: only their names tell
         one, two = (next(node for node in nodes if node.output[0] == name) for name in ("side1", "side2"))
         one.input[1], two.input[1] = two.input[1], one.input[1]
@@ -303,7 +306,9 @@ def test_damaged_files(tmp_path: Path, thin: Thin, share: float):
 def test_without_the_onnx_package(tmp_path: Path, thin: Thin, monkeypatch: pytest.MonkeyPatch):
     path = write_onnx(tmp_path / "isnet.onnx", thin)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(CheckpointError, match=r'isnet\.onnx: needs the package onnx .* pip install -e "\.\[import\]"'):
+    with pytest.raises(
+        MissingExtraError, match=r"the package 'onnx' is not installed.*pip install 'dis-sam\[import\]'"
+    ):
         read_weights(path)
 
 
@@ -314,23 +319,23 @@ def test_without_the_onnx_package(tmp_path: Path, thin: Thin, monkeypatch: pytes
 @pytest.mark.parametrize("int8", [False, True])
 def test_command(tmp_path: Path, thin: Thin, capsys: pytest.CaptureFixture, kind: str, int8: bool):
     source, out = tmp_path / f"isnet.{kind}", tmp_path / "new" / "isnet.safetensors"
-    facts = {"in_ch": 3}
+    metadata = {"in_ch": 3}
     if kind == "onnx":
         write_onnx(source, thin, size=[64, 96])
-        facts["input_size"] = [64, 96]
+        metadata["input_size"] = [64, 96]
     elif kind == "pth":
         torch.save(thin.state_dict(), source)
     else:
         save_weights(source, thin, {"note": "n"})
-        facts["note"] = "n"
+        metadata["note"] = "n"
     assert import_weights.main([str(source), str(out), *(["--int8"] if int8 else [])]) == 0
     model, found = load_isnet(out)
-    assert found == facts
+    assert found == metadata
     assert_computes_the_same(model, thin, 0.1 if int8 else 1e-5)
     said = capsys.readouterr().out
     count = sum(parameter.numel() for parameter in thin.parameters())
     size = f"{out.stat().st_size / 1e6:.1f} MB{', int8' if int8 else ''}"
-    assert said == f"{out}: IS-Net of 3 input channels, {count:,} parameters, {size}\n"
+    assert said == f"{out}: IS-Net with 3 input channels, {count:,} parameters, {size}\n"
 
 
 def test_the_size_to_predict_at_can_be_set(tmp_path: Path, thin: Thin, capsys: pytest.CaptureFixture):
@@ -347,10 +352,10 @@ def test_the_size_to_predict_at_can_be_set(tmp_path: Path, thin: Thin, capsys: p
 def test_command_with_a_bad_source(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
     for kind in ("onnx", "pth", "safetensors"):
         (tmp_path / f"text.{kind}").write_text("404: Not Found")
-    assert import_weights.main([str(tmp_path / name), str(tmp_path / "out.safetensors")]) == 1
+    assert import_weights.main([str(tmp_path / name), str(tmp_path / "out.safetensors")]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"import_weights: {tmp_path / name}: ")
+    assert said.err.startswith(f"error: {tmp_path / name}: ")
     assert len(said.err.splitlines()) == 1
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -362,25 +367,24 @@ def test_command_with_a_bad_target(tmp_path: Path, thin: Thin, capsys: pytest.Ca
     assert stop.value.code == 2
     assert "ends in .safetensors" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert import_weights.main([str(tmp_path / "a.safetensors"), str(tmp_path / "file" / "out.safetensors")]) == 1
+    assert import_weights.main([str(tmp_path / "a.safetensors"), str(tmp_path / "file" / "out.safetensors")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_mean_of_several(tmp_path: Path, capsys):
-    """Of a training state the moving average counts; figures of the first are not the mean's."""
-    torch.manual_seed(0)
-    one, two, raw = ISNetDIS(4), ISNetDIS(4), ISNetDIS(4)
-    checkpoint.save_weights(tmp_path / "one.safetensors", one, {"input_size": [128, 128], "metrics": {"mae": 0.1}})
-    checkpoint.save_state(tmp_path / "last.pt", {"model": raw.state_dict(), "average": two.state_dict(), "facts": {}})
-    out = tmp_path / "mean.safetensors"
-    assert import_weights.main([*map(str, (tmp_path / "one.safetensors", tmp_path / "last.pt", out))]) == 0
-    weights, facts = checkpoint.read_weights(out)
-    assert facts == {"input_size": [128, 128], "in_ch": 4}
-    for name, value in weights.items():
-        wanted = (one.state_dict()[name].double() + two.state_dict()[name].double()) / 2
-        torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-8)
+def test_the_ema_of_a_training_state_is_imported(tmp_path: Path, thin: Thin):
+    trained, ema = randomize(Thin(4)), Thin(4)
+    state = {"model": trained.state_dict(), "ema_model": ema.state_dict(), "metadata": {"input_size": [128, 128]}}
+    checkpoint.save_state(tmp_path / "last.pt", state)
+    assert import_weights.main([str(tmp_path / "last.pt"), str(tmp_path / "out.safetensors")]) == 0
+    weights, metadata = read_weights(tmp_path / "out.safetensors")
+    assert metadata == {"input_size": [128, 128], "in_ch": 4}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in ema.state_dict().items())
 
-    checkpoint.save_weights(tmp_path / "plain.safetensors", ISNetDIS(3), {})
-    out.unlink()
-    assert import_weights.main([*map(str, (tmp_path / "one.safetensors", tmp_path / "plain.safetensors", out))]) == 1
-    assert "plain.safetensors: has 3 input channels" in capsys.readouterr().err and not out.exists()
+
+def test_help_needs_no_heavy_package():
+    code = (
+        "import sys\nfrom IS_Net import import_weights\ntry: import_weights.main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("usage: dis-sam import-weights") and shown.endswith("\n[]\n")

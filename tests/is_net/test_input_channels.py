@@ -1,4 +1,4 @@
-"""Widening a network's input, and the path that carries the mask through it."""
+"""Additional input channels, and the mask skip connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from IS_Net import import_weights
 from IS_Net.checkpoint import load_weights, save_weights
 from IS_Net.errors import CheckpointError
 from IS_Net.models import ISNetDIS
@@ -17,7 +16,7 @@ LOGIT = 3.0
 
 @pytest.fixture(scope="module")
 def plain() -> ISNetDIS:
-    """Return a 3-channel IS-Net whose channels differ in size, with two in each stage that do nothing."""
+    """Return a 3-channel IS-Net whose channels differ in size, with two inactive ones in each stage."""
     torch.manual_seed(0)
     model = ISNetDIS(3).eval()
     with torch.no_grad():
@@ -50,27 +49,27 @@ def halves(size: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_an_even_mask_adds_half_its_logit_to_all_sides(plain: ISNetDIS, wide: ISNetDIS, value: float):
-    """What is given up did nothing here, so the rest of the network computes what it did before."""
+def test_a_uniform_mask_adds_half_its_logit_to_all_sides(plain: ISNetDIS, wide: ISNetDIS, value: float):
+    """The replaced channels were inactive, so the rest of the network computes the same as before."""
     image, mask = torch.rand(1, 3, 128, 128) - 0.5, torch.full((1, 1, 128, 128), value)
     before, after = plain(image)[0], wide(torch.cat((image, mask), dim=1))[0]
     for old, new in zip(before, after, strict=True):
-        added = (new - old)[..., 40:88, 40:88]  # away from the edges, where the first convolution sees zeros
+        added = (new - old)[..., 40:88, 40:88]  # without the borders, where the first convolution sees padding
         torch.testing.assert_close(added, torch.full_like(added, LOGIT * (value - 0.5)), rtol=0.02, atol=0.02)
 
 
 @torch.no_grad()
-def test_the_mask_arrives_where_it_lies(plain: ISNetDIS, wide: ISNetDIS):
+def test_the_mask_reaches_the_side_outputs_in_its_place(plain: ISNetDIS, wide: ISNetDIS):
     image, mask = torch.rand(1, 3, 256, 256) - 0.5, halves(256)
     for level, (new, old) in enumerate(zip(wide(torch.cat((image, mask), dim=1))[0], plain(image)[0], strict=True)):
-        added, reach = new - old, 8 if level < 4 else 96  # the coarse sides see it through pooled maps
+        added, reach = new - old, 8 if level < 4 else 96  # the coarse sides use pooled maps
         assert (added[..., 8:-8, 8 : 128 - reach] < -LOGIT / 2 + 0.05).all()
         assert (added[..., 8:-8, 128 + reach : -8] > LOGIT / 2 - 0.05).all()
 
 
 @torch.no_grad()
-def test_the_path_is_the_same_without_zeros_to_give_up():
-    """Whatever the network is, masks of all and of nothing differ by the logit."""
+def test_the_skip_connection_works_without_inactive_channels():
+    """For any network, a full and an empty mask differ by the logit."""
     torch.manual_seed(1)
     model, image = ISNetDIS(4).eval(), torch.rand(1, 3, 64, 64) - 0.5
     model.load_state_dict(add_mask_skip(expand_input(ISNetDIS(3).state_dict(), 4), LOGIT))
@@ -79,7 +78,7 @@ def test_the_path_is_the_same_without_zeros_to_give_up():
     torch.testing.assert_close(middle, torch.full_like(middle, LOGIT), rtol=1e-3, atol=1e-3)
 
 
-def test_every_convolution_beside_the_path_may_learn_from_the_mask(wide: ISNetDIS):
+def test_every_stage_can_learn_from_the_mask(wide: ISNetDIS):
     """A gradient reaches the weights with which each stage's first block reads the mask."""
     model = ISNetDIS(4).eval()
     model.load_state_dict(wide.state_dict())
@@ -88,42 +87,42 @@ def test_every_convolution_beside_the_path_may_learn_from_the_mask(wide: ISNetDI
     reading = set()
     for name, parameter in model.named_parameters():
         if name.endswith(("rebnconvin.conv_s1.weight", "rebnconv1.conv_s1.weight")):
-            silent = (parameter == 0).all(dim=0).flatten(1).all(dim=1)  # input channels that nothing reads as yet
+            silent = (parameter == 0).all(dim=0).flatten(1).all(dim=1)  # input channels that nothing reads yet
             others = [c for c in range(parameter.shape[1]) if silent[c] and parameter.grad[:, c].any()]
             if others:
                 reading.add(name.removesuffix(".conv_s1.weight"))
     stages = [f"stage{level}" for level in range(1, 7)] + [f"stage{level}d" for level in range(1, 6)]
-    # a rebnconvin reads it for the path itself; in the decoder also from the stage below
+    # a rebnconvin reads it for the skip connection; in the decoder also from the stage below
     assert reading >= {f"{stage}.rebnconv1" for stage in stages}
     assert reading >= {f"stage{level}d.rebnconvin" for level in range(1, 6)}
 
 
-def test_names_shapes_and_the_given_weights_stay(plain: ISNetDIS):
+def test_names_shapes_and_the_given_weights_do_not_change(plain: ISNetDIS):
     before = {name: value.clone() for name, value in plain.state_dict().items()}
-    carried = add_mask_skip(expand_input(plain.state_dict(), 5), LOGIT)
+    expanded = add_mask_skip(expand_input(plain.state_dict(), 5), LOGIT)
     wanted = ISNetDIS(5).state_dict()
-    assert {n: t.shape for n, t in carried.items()} == {n: t.shape for n, t in wanted.items()}
+    assert {n: t.shape for n, t in expanded.items()} == {n: t.shape for n, t in wanted.items()}
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
-    assert not carried["conv_in.weight"][:, 4].any()  # the box channel is not the mask's
+    assert not expanded["conv_in.weight"][:, 4].any()  # the box channel has zero weights
 
 
-def test_loading_carries_the_mask_where_asked_and_where_it_is_new(plain: ISNetDIS, tmp_path, caplog):
+def test_loading_adds_the_mask_skip_only_if_the_mask_channel_is_missing(plain: ISNetDIS, tmp_path, caplog):
     save_weights(tmp_path / "isnet.safetensors", plain, {})
     loaded = ISNetDIS(4)
     load_weights(loaded, tmp_path / "isnet.safetensors", LOGIT)
     wanted = add_mask_skip(expand_input(plain.state_dict(), 4), LOGIT)
     assert all(torch.equal(wanted[name], value) for name, value in loaded.state_dict().items())
-    assert "widened to 4 with the mask carried to the side outputs (logit 3)" in caplog.messages[-1]
+    assert "expanded to 4 with a mask skip connection (logit 3)" in caplog.messages[-1]
 
     save_weights(tmp_path / "wide.safetensors", loaded, {})
     wider = ISNetDIS(5)
     load_weights(wider, tmp_path / "wide.safetensors", LOGIT)  # from 4 channels to 5 the new one is the box
-    assert "widened to 5 with zero weights" in caplog.messages[-1]
+    assert "expanded to 5 with zero weights" in caplog.messages[-1]
     wanted = expand_input(wanted, 5)
     assert all(torch.equal(wanted[name], value) for name, value in wider.state_dict().items())
 
 
-def test_another_network_is_refused_before_anything_is_carried(plain: ISNetDIS, tmp_path):
+def test_another_network_is_refused_before_the_mask_skip_is_added(plain: ISNetDIS, tmp_path):
     weights = {name: value for name, value in plain.state_dict().items() if not name.startswith("stage3d")}
     torch.save(weights, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other.pth: does not fit ISNetDIS: missing stage3d"):
@@ -131,43 +130,37 @@ def test_another_network_is_refused_before_anything_is_carried(plain: ISNetDIS, 
 
 
 @torch.no_grad()
-def test_the_mask_can_be_made_to_count_for_more(wide: ISNetDIS):
-    raised = ISNetDIS(4).eval()
-    raised.load_state_dict(increase_mask_skip(wide.state_dict(), 2.0))
+def test_the_mask_skip_can_be_increased(wide: ISNetDIS):
+    increased = ISNetDIS(4).eval()
+    increased.load_state_dict(increase_mask_skip(wide.state_dict(), 2.0))
     x = torch.cat((torch.rand(1, 3, 128, 128) - 0.5, halves(128)), dim=1)
-    added = raised.predict_logits(x) - wide.predict_logits(x)
+    added = increased.predict_logits(x) - wide.predict_logits(x)
     torch.testing.assert_close(added[..., 8:-8, 8:56], torch.full((1, 1, 112, 48), -2.0), rtol=0, atol=0.05)
     torch.testing.assert_close(added[..., 8:-8, 72:-8], torch.full((1, 1, 112, 48), 2.0), rtol=0, atol=0.05)
 
 
-def test_a_mask_that_is_not_carried_cannot_be_raised(plain: ISNetDIS, tmp_path, capsys):
+def test_weights_without_a_mask_skip_cannot_be_increased(plain: ISNetDIS):
     with pytest.raises(ValueError, match="no input channel for a mask"):
         increase_mask_skip(plain.state_dict(), 1.0)
-    torch.manual_seed(1)
-    model = ISNetDIS(4)
-    model.load_state_dict(expand_input(plain.state_dict(), 4))
-    save_weights(tmp_path / "zeros.safetensors", model, {"in_ch": 4})
-    out = tmp_path / "out.safetensors"
-    assert import_weights.main([str(tmp_path / "zeros.safetensors"), str(out), "--mask-skip-gain", "1"]) == 1
-    assert "zeros.safetensors: --mask-skip-gain: no channel carries the mask" in capsys.readouterr().err
-    assert not out.exists()
+    with pytest.raises(ValueError, match="the first stage has no mask skip connection"):
+        increase_mask_skip(expand_input(plain.state_dict(), 4), 1.0)
 
 
 @torch.no_grad()
-def test_a_path_that_training_made_higher_is_raised_as_much(wide: ISNetDIS):
+def test_a_mask_skip_that_training_changed_is_increased_as_much(wide: ISNetDIS):
     weights = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
     carrier = int(weights["conv_in.weight"][:, 3].sum((1, 2)).argmax())
     weights["conv_in.weight"][carrier, 3] *= 1.5
-    before, raised = ISNetDIS(4).eval(), ISNetDIS(4).eval()
+    before, increased = ISNetDIS(4).eval(), ISNetDIS(4).eval()
     before.load_state_dict(weights)
-    raised.load_state_dict(increase_mask_skip(weights, 2.0))
+    increased.load_state_dict(increase_mask_skip(weights, 2.0))
     x = torch.cat((torch.rand(1, 3, 128, 128) - 0.5, halves(128)), dim=1)
-    added = raised.predict_logits(x) - before.predict_logits(x)
+    added = increased.predict_logits(x) - before.predict_logits(x)
     torch.testing.assert_close(added[..., 8:-8, 8:56], torch.full((1, 1, 112, 48), -2.0), rtol=0, atol=0.05)
     torch.testing.assert_close(added[..., 8:-8, 72:-8], torch.full((1, 1, 112, 48), 2.0), rtol=0, atol=0.05)
 
 
-def test_the_path_scales_with_its_logit():
+def test_the_skip_connection_scales_with_its_logit():
     weights = expand_input(ISNetDIS(3).state_dict(), 4)
     one, two = add_mask_skip(weights, 1.0), add_mask_skip(weights, 2.0)
     assert {name for name in one if not torch.equal(one[name], two[name])} == {

@@ -1,4 +1,4 @@
-"""Weights stored in 8 bits: how they are rounded, what comes back, and what is refused."""
+"""Weights stored in 8 bits: quantization, files, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from IS_Net.checkpoint import dequantize, load_isnet, load_weights, quantize, read_weights, save_weights
+from IS_Net.checkpoint import load_isnet, load_weights, read_weights, save_weights
 from IS_Net.errors import CheckpointError
+from IS_Net.int8 import dequantize, quantize
 from IS_Net.models import ISNetDIS
 from IS_Net.models.input_channels import add_mask_skip
 
@@ -32,7 +33,7 @@ def network() -> nn.Sequential:
 
 
 def content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what a file holds, as it stands there."""
+    """Return the stored tensors and metadata of a file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["dis-sam"])  # noqa: SIM118
 
@@ -43,7 +44,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
-# --- rounding ---
+# --- quantization ---
 
 
 def test_known_answers():
@@ -60,7 +61,7 @@ def test_known_answers():
     assert scale[2] > 0
 
 
-def test_clips_where_that_errs_less():
+def test_clips_if_that_reduces_the_error():
     weight = torch.tensor([[0.75] * 1_000_000 + [127.0] * 2])[:, :, None, None]
     values, scale, outliers = quantize(weight)
     assert not len(outliers)
@@ -70,13 +71,13 @@ def test_clips_where_that_errs_less():
 
 
 @pytest.mark.parametrize("tails", [2, 3, 30])
-def test_error_is_never_above_that_of_plain_rounding(tails: float):
+def test_error_is_at_most_that_of_rounding_without_clipping(tails: float):
     torch.manual_seed(0)
     weight = torch.distributions.StudentT(tails).sample((32, 16, 3, 3))
     step = weight.abs().amax((1, 2, 3), keepdim=True) / 127
     plain = (weight / step).round() * step
     error, worst = ((weight - other).square().sum((1, 2, 3)) for other in (restored(weight), plain))
-    assert (error <= worst * 1.001).all()  # scales lose some bits
+    assert (error <= worst * 1.001).all()  # scales have fewer significant bits
     assert ((weight - plain).abs() <= step / 2 * 1.001).all()
 
 
@@ -89,10 +90,10 @@ def test_small_weights_and_half_precision():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_rounding_again_changes_nothing(seed: int):
+def test_quantizing_again_changes_nothing(seed: int):
     torch.manual_seed(seed)
     weight = torch.distributions.StudentT(2 + seed / 2).sample((64, 8, 3, 3)) * 10 ** (seed / 3 - 5)
-    weight[::7, 0, 0, 0] *= 100  # some of these lie more than eight times above all others, some a little less
+    weight[::7, 0, 0, 0] *= 100  # some of these are more than eight times as large as all others, some a little less
     parts = quantize(weight)
     once = restored(weight)
     assert all(torch.equal(again, part) for again, part in zip(quantize(once), parts, strict=True))
@@ -100,7 +101,7 @@ def test_rounding_again_changes_nothing(seed: int):
     assert len(parts[2]) == (parts[0] == -128).sum() > 0
 
 
-def test_a_weight_far_above_all_others_of_its_channel_is_kept():
+def test_a_weight_much_larger_than_all_others_of_its_channel_is_an_outlier():
     weight = channels([0.01, -1, -0.02, 0.005], [8, 1, -1, 1], [8.1, 1, -1, 1], [0, 0, 3, 0], [0, 0, 0, 0])
     values, scale, outliers = quantize(weight)
     assert (values.flatten(1) == -128).nonzero().tolist() == [[0, 1], [2, 0], [3, 2]]
@@ -109,15 +110,15 @@ def test_a_weight_far_above_all_others_of_its_channel_is_kept():
     torch.testing.assert_close(scale[:3], torch.tensor([0.02, 8, 1]) / 127, rtol=1e-4, atol=0)
     torch.testing.assert_close(restored(weight), weight, rtol=0, atol=8 / 254 * 1.001)
     torch.testing.assert_close(restored(weight)[0], weight[0], rtol=0, atol=0.02 / 254 * 1.001)
-    assert not len(quantize(weight[:, :1])[2])  # of a single weight nothing lies above others
+    assert not len(quantize(weight[:, :1])[2])  # a single weight is never an outlier
 
 
 # --- files ---
 
 
-def test_what_the_file_holds(small: Path):
-    stored, facts = content(small)
-    assert facts == {"in_ch": 3, "storage": "int8"}
+def test_content_of_the_file(small: Path):
+    stored, metadata = content(small)
+    assert metadata == {"in_ch": 3, "storage": "int8"}
     wanted = network().state_dict()
     assert stored.keys() == wanted.keys() | {"0.weight.scale", "3.weight.scale"}
     assert [stored[name].dtype for name in ("0.weight", "0.weight.scale")] == [torch.int8, torch.float32]
@@ -125,17 +126,17 @@ def test_what_the_file_holds(small: Path):
         torch.testing.assert_close(stored[name], wanted[name], rtol=0, atol=0)
 
 
-def test_reading_gives_plain_weights(small: Path):
+def test_reading_restores_the_weights(small: Path):
     model = network()
     wanted = {**model.state_dict(), **{name: restored(model.state_dict()[name]) for name in ("0.weight", "3.weight")}}
-    weights, facts = read_weights(small)
-    assert facts == {"in_ch": 3}
+    weights, metadata = read_weights(small)
+    assert metadata == {"in_ch": 3}
     assert weights.keys() == wanted.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=0)
 
 
-def test_half_networks_become_full(tmp_path: Path):
+def test_half_precision_networks_become_float32(tmp_path: Path):
     save_weights(tmp_path / "half.safetensors", network().half(), {}, int8=True)
     weights, _ = read_weights(tmp_path / "half.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
@@ -143,11 +144,11 @@ def test_half_networks_become_full(tmp_path: Path):
 
 def test_saving_again_writes_the_same_file(small: Path):
     model = network()
-    weights, facts = read_weights(small)
+    weights, metadata = read_weights(small)
     model.load_state_dict(weights)
-    save_weights(small.with_name("again.safetensors"), model, facts, int8=True)
+    save_weights(small.with_name("again.safetensors"), model, metadata, int8=True)
     assert small.with_name("again.safetensors").read_bytes() == small.read_bytes()
-    save_weights(small.with_name("full.safetensors"), model, facts)
+    save_weights(small.with_name("full.safetensors"), model, metadata)
     assert content(small.with_name("full.safetensors"))[1] == {"in_ch": 3}
 
 
@@ -156,8 +157,8 @@ def test_saving_again_writes_the_same_file(small: Path):
 def test_a_whole_network(tmp_path: Path, isnet: ISNetDIS):
     save_weights(tmp_path / "isnet.safetensors", isnet, {"in_ch": 4}, int8=True)
     assert (tmp_path / "isnet.safetensors").stat().st_size < 46e6
-    model, facts = load_isnet(tmp_path / "isnet.safetensors")
-    assert facts == {"in_ch": 4}
+    model, metadata = load_isnet(tmp_path / "isnet.safetensors")
+    assert metadata == {"in_ch": 4}
     x = torch.rand(1, 4, 64, 64)
     alpha, wanted = (network.eval().predict_logits(x).sigmoid() for network in (model, isnet))
     torch.testing.assert_close(alpha, wanted, rtol=0, atol=0.01)
@@ -167,8 +168,8 @@ def test_a_whole_network(tmp_path: Path, isnet: ISNetDIS):
 
 
 @torch.no_grad()
-def test_the_mask_is_carried_as_before(tmp_path: Path, isnet: ISNetDIS):
-    """A weight of 1 carries it through a channel beside many of a hundredth, as training leaves them."""
+def test_the_mask_skip_connection_is_stored_exactly(tmp_path: Path, isnet: ISNetDIS):
+    """Its weight of 1 is among many that are a hundred times smaller, as after training."""
     weights = add_mask_skip(isnet.state_dict(), 5.0)
     block = weights["stage4d.rebnconvin.conv_s1.weight"]
     row = block[block.flatten(1).amax(1) == 1]
@@ -199,11 +200,11 @@ def test_the_mask_is_carried_as_before(tmp_path: Path, isnet: ISNetDIS):
     ],
 )
 def test_damaged_scales_and_outliers(small: Path, parts: dict[str, Tensor], message: str):
-    stored, facts = content(small)
+    stored, metadata = content(small)
     del stored["0.weight.scale"]
     stored |= {f"0.weight.{name}": part for name, part in parts.items()}
-    save_file(stored, small, metadata={"dis-sam": json.dumps(facts)})
-    with pytest.raises(CheckpointError, match=rf"small\.safetensors: 0\.weight is damaged \({message}.*copy the file"):
+    save_file(stored, small, metadata={"dis-sam": json.dumps(metadata)})
+    with pytest.raises(CheckpointError, match=rf"small\.safetensors: 0\.weight is damaged: {message}.*copy the file"):
         read_weights(small)
 
 
@@ -213,18 +214,18 @@ def test_another_storage(small: Path):
         read_weights(small)
 
 
-@pytest.mark.parametrize("facts", ["[1]", "5", '"text"', "null", "{"])
-def test_facts_that_are_none(small: Path, facts: str):
-    save_file(content(small)[0], small, metadata={"dis-sam": facts})
+@pytest.mark.parametrize("metadata", ["[1]", "5", '"text"', "null", "{"])
+def test_damaged_metadata(small: Path, metadata: str):
+    save_file(content(small)[0], small, metadata={"dis-sam": metadata})
     with pytest.raises(CheckpointError, match=r"small\.safetensors: cannot be read as safetensors"):
         read_weights(small)
 
 
-def test_bytes_are_never_taken_for_weights(tmp_path: Path, isnet: ISNetDIS):
+def test_int8_tensors_are_never_taken_for_weights(tmp_path: Path, isnet: ISNetDIS):
     state = isnet.state_dict()
     values, scale, _ = quantize(state["side1.weight"])
     stored = {**state, "side1.weight": values, "side1.weight.scale": scale}
-    save_file(stored, tmp_path / "lost.safetensors")  # a tool that dropped the facts
+    save_file(stored, tmp_path / "lost.safetensors")  # a tool that dropped the metadata
     with torch.device("meta"):
         model = ISNetDIS(4)
     with pytest.raises(CheckpointError, match=r"unexpected side1\.weight\.scale\. Nothing was loaded"):
@@ -235,13 +236,13 @@ def test_bytes_are_never_taken_for_weights(tmp_path: Path, isnet: ISNetDIS):
 def test_weights_that_are_not_finite(tmp_path: Path, value: float):
     model = network()
     model[3].weight.data[0, 0, 0, 0] = value
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: 3\.weight is not finite everywhere"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: 3\.weight has weights that are not finite"):
         save_weights(tmp_path / "a.safetensors", model, {}, int8=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_convolution_of_one_channel_is_kept_as_it_is(tmp_path: Path):
-    """A side output's, of which there are few."""
+def test_a_convolution_of_one_channel_stays_float32(tmp_path: Path):
+    """As those of the side outputs, which are small."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 3))
     with torch.no_grad():

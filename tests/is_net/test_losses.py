@@ -1,4 +1,4 @@
-"""The losses against values worked by hand and against plain formulas."""
+"""The losses against values computed by hand and against plain formulas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def logit(probability: float) -> float:
 
 
 def net() -> nn.Module:
-    """Return a small network with everything the real ones have: convolutions, BatchNorms, biases."""
+    """Return a small network with all kinds of parameters: convolutions, BatchNorms, biases."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, (1, 3)), nn.BatchNorm2d(2))
     nn.init.uniform_(model[1].weight)
@@ -27,7 +27,7 @@ def net() -> nn.Module:
 
 
 def plain_orthogonal(model: nn.Module) -> Tensor:
-    """Compute sum |W W^T - I| entry by entry, as the paper writes it."""
+    """Compute sum |W W^T - I| entry by entry."""
     total = torch.zeros((), dtype=torch.float64)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -50,7 +50,7 @@ def test_bce_by_hand():
 
 
 def test_edge_weights_by_hand():
-    """Around each pixel the mean of those in reach that lie inside the image."""
+    """The local mean is taken over the pixels of the window that are inside the image."""
     target = torch.zeros(1, 1, 7, 9)
     target[..., :4] = 1
     found = edge_weights(target, 5.0, reach=3)
@@ -59,7 +59,7 @@ def test_edge_weights_by_hand():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_an_even_target_has_even_weights(value: float):
+def test_a_uniform_target_has_uniform_weights(value: float):
     torch.testing.assert_close(edge_weights(torch.full((2, 1, 40, 30), value), 5.0), torch.ones(2, 1, 40, 30))
 
 
@@ -76,20 +76,20 @@ def test_edge_weights_against_a_plain_mean():
     torch.testing.assert_close(found[0, 0, y, x] / found[0, 0, 9, 5], ratio)
 
 
-def test_the_loss_minds_edges_more_where_asked():
+def test_edge_weight_increases_the_loss_near_edges():
     target = torch.zeros(1, 1, 64, 64)
     target[..., :32] = 1
     right = (target * 2 - 1) * 4
     at_edge, far = right.clone(), right.clone()
     at_edge[..., 32] *= -1
     far[..., 63] *= -1
-    plain = [side_output_loss([side], target, iou_weight=0.0) for side in (at_edge, far)]
+    plain = [side_output_loss([side], target, 20.0, 0.0) for side in (at_edge, far)]
     torch.testing.assert_close(plain[0], plain[1])
     assert side_output_loss([at_edge], target, 20.0, 0.0, 5.0) > 2 * side_output_loss([far], target, 20.0, 0.0, 5.0)
 
 
 def test_iou_is_taken_per_sample():
-    """Samples of very different areas: pooled pixels would give another value."""
+    """For samples of very different areas, pooled pixels would give another value."""
     logits = torch.tensor([[logit(0.9), logit(0.5)], [logit(0.1), logit(0.2)]]).view(2, 1, 1, 2)
     target = torch.tensor([[1.0, 1.0], [0.0, 1.0]]).view(2, 1, 1, 2)
     first = 1 - (0.9 + 0.5 + 1) / (2 + 1)  # intersection 1.4, union 1.4 + 2 - 1.4
@@ -102,7 +102,7 @@ def test_iou_is_taken_per_sample():
 def test_iou_of_nothing_and_of_everything():
     sure = torch.full((1, 1, 4, 4), 100.0)
     empty, full = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
-    assert iou_loss(-sure, empty).item() == pytest.approx(0, abs=1e-6)  # thanks to the smoothing
+    assert iou_loss(-sure, empty).item() == pytest.approx(0, abs=1e-6)  # because of the smoothing
     assert iou_loss(sure, full).item() == pytest.approx(0, abs=1e-6)
     assert iou_loss(sure, empty).item() == pytest.approx(1 - 1 / 17, rel=1e-6)
     assert iou_loss(sure, empty, smooth=4).item() == pytest.approx(1 - 4 / 20, rel=1e-6)
@@ -118,7 +118,7 @@ def test_side_outputs_are_summed_with_their_weights():
         bce = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
         overlap, both = (p * target).sum((1, 2, 3)), (p + target - p * target).sum((1, 2, 3))
         total += 20 * bce + 0.5 * (1 - (overlap + 1) / (both + 1)).mean()
-    assert side_output_loss(sides, target).item() == pytest.approx(total.item(), rel=1e-5)
+    assert side_output_loss(sides, target, 20.0, 0.5).item() == pytest.approx(total.item(), rel=1e-5)
     one = side_output_loss(sides[:1], target, bce_weight=0, iou_weight=1)
     assert one.item() == pytest.approx(iou_loss(sides[0], target).item())
 
@@ -128,7 +128,7 @@ def test_side_outputs_are_summed_with_their_weights():
 def test_losses_stay_finite(dtype: torch.dtype, scale: float):
     signs = torch.randn(2, 1, *SIDES, generator=torch.Generator().manual_seed(0)).sign()
     logits = (signs * scale).to(dtype).requires_grad_()
-    loss = side_output_loss([logits] * 6, (signs < 0).float())
+    loss = side_output_loss([logits] * 6, (signs < 0).float(), 20.0, 0.5)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
@@ -144,7 +144,7 @@ def test_feature_loss_by_hand():
     assert feature_loss(found, wanted).item() == pytest.approx((0 + 4) / 2 + (1 + 4) / 2)
 
 
-def test_feature_loss_wants_as_many_maps_of_both():
+def test_feature_loss_needs_equally_many_maps():
     maps = [torch.zeros(1, 2)] * 6
     with pytest.raises(ValueError, match="argument"):
         feature_loss(maps, maps[:5])
@@ -204,7 +204,7 @@ def test_orthogonal_gradient_against_finite_differences():
     assert torch.autograd.gradcheck(value, weights, eps=1e-7, atol=1e-5)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_excluded():
     model = net()
     whole = orthogonal_loss(model).item()
     model[0].weight.requires_grad_(False)

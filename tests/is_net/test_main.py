@@ -16,23 +16,32 @@ import numpy as np
 import pytest
 import torch
 
-from IS_Net import data_loader, datalist, evaluate
+from IS_Net import data_loader, evaluate, phases
 from IS_Net import train_valid_inference_main as script
 from IS_Net.checkpoint import load_isnet, load_state, read_weights, save_weights
-from IS_Net.data_loader import EndlessBatches, find_samples
-from IS_Net.datalist import from_folder
-from IS_Net.engine import Progress, SegmentationTask, Training
+from IS_Net.data_loader import EndlessBatches
+from IS_Net.datalist import find_datasets, from_folder
+from IS_Net.engine import Progress, Training
 from IS_Net.errors import DatasetError
 from IS_Net.images import read_mask
 from IS_Net.metrics.suite import FIGURES
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
-from IS_Net.train_valid_inference_main import _datasets, command_line, main
+from IS_Net.samples import find_samples
+from IS_Net.tasks import SegmentationTask
+from IS_Net.train_valid_inference_main import command_line, main
 
 SHORT = [
     *("cache_size=128", "batch_size_train=2", "batch_size_valid=2", "workers=0"),
     *("max_ite=2", "gt_encoder_max_ite=1", "model_save_fre=2"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep caches out of the project; return the home folder, which holds them instead."""
+    monkeypatch.setenv("DIS_SAM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -45,7 +54,7 @@ def maps_of(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: read_mask(path) for path in folder.iterdir()}
 
 
-# --- what goes wrong is told in one message, with the exit code 1 ---
+# --- errors: one message, exit code 2 ---
 
 
 @pytest.mark.parametrize(
@@ -55,40 +64,52 @@ def maps_of(folder: Path) -> dict[str, np.ndarray]:
         (["batch_size_tran=4"], "did you mean 'batch_size_train'"),
         (["mode"], "expected key=value, found 'mode'"),
         (["valid_datasets=dataset_te9"], "'dataset_te9' is neither a data set"),
-        (["valid_datasets="], "no data sets"),
-        (["device=cuda:7"], "cuda:7.*was asked for"),
+        (["valid_datasets="], "valid_datasets is empty"),
+        (["train_datasets="], "train_datasets is empty"),
+        (["device=cuda:7"], "cuda:7.*was requested"),
         (["mode=valid"], "'restore_model'.*is empty"),
         (["mode=valid", "restore_model=gone.pth"], "no checkpoint 'gone.pth'"),
         (["mode=inference", "restore_model=gone.pth"], "'valid_out_dir'.*is empty"),
         (["crop_size=2048"], "larger than input_size"),
     ],
 )
-def test_errors_are_told_without_a_traceback(arguments, message, capsys, tmp_path):
-    assert command_line([f"model_path={tmp_path / 'run'}", *arguments]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and "Traceback" not in told
-    assert re.search(message, told), told
+def test_errors_are_printed_without_a_traceback(arguments, message, capsys, tmp_path):
+    assert command_line([f"model_path={tmp_path / 'run'}", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and "Traceback" not in printed
+    assert re.search(message, printed), printed
 
 
-def test_missing_data_is_told(tmp_path, capsys, monkeypatch):
+def test_missing_data_is_an_error(tmp_path, capsys, monkeypatch):
     nowhere = {"name": "gone", "im_dir": str(tmp_path / "gone" / "im"), "gt_dir": "x", "mid_dir": "y", "im_ext": ".jpg"}
     monkeypatch.setattr(script, "train_datasets", [nowhere])
-    assert command_line([f"model_path={tmp_path / 'run'}"]) == 1
+    assert command_line([f"model_path={tmp_path / 'run'}"]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_a_folder_without_ground_truth_needs_a_place_for_its_maps(folder, weights, capsys):
+def test_a_folder_without_ground_truth_needs_a_folder_for_its_maps(folder, weights, capsys):
     shutil.rmtree(folder / "gt")
-    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128"]) == 1
+    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128"]) == 2
     assert "no ground truth to score against" in capsys.readouterr().err
 
 
-def test_help_says_how(capsys):
-    assert command_line(["--help"]) == 0
-    assert "mode=valid" in capsys.readouterr().out
+def test_help_lists_the_settings(capsys):
+    assert command_line(["mode=train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "mode=valid" in printed
+    assert "copy_paste=0.0                 probability of copy-paste augmentation" in printed
 
 
-def test_the_file_as_it_is_trains_on_dis_tr_and_validates_on_dis_vd():
+def test_help_needs_no_heavy_package():
+    code = (
+        "import sys\nfrom IS_Net.train_valid_inference_main import command_line\ncommand_line(['--help'])\n"
+        "print(sorted({'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules)))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.endswith("\n[]\n")
+
+
+def test_by_default_the_script_trains_on_dis_tr_and_validates_on_dis_vd():
     assert [entry["im_dir"] for entry in script.train_datasets] == ["../data/DIS5K/DIS-TR/im"]
     assert [entry["im_dir"] for entry in script.valid_datasets] == ["../data/DIS5K/DIS-VD/im"]
 
@@ -100,37 +121,37 @@ def test_valid_mode_scores_and_writes_maps(folder, weights, tmp_path, capsys, mo
     monkeypatch.chdir(tmp_path)
     arguments = [f"restore_model={weights}", "valid_datasets=tiny", "valid_out_dir=maps", "cache_size=128", "workers=0"]
     assert command_line(["mode=valid", "model_digit=full", *arguments]) == 0
-    told = capsys.readouterr().out
-    assert f"valid_out_dir: {tmp_path / 'maps'}" in told and "max F" in told and "tiny" in told
+    printed = capsys.readouterr().out
+    assert f"valid_out_dir: {tmp_path / 'maps'}" in printed and "max F" in printed and "tiny" in printed
     maps = maps_of(tmp_path / "maps" / "tiny")
     assert set(maps) == {"ring_0", "ring_1", "ring_2"}
     assert maps["ring_2"].shape == (131, 177)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_valid_mode_scores_what_evaluate_finds_in_its_maps(make_dataset, weights, tmp_path, capsys, workers):
+def test_valid_mode_gives_the_figures_of_evaluate(make_dataset, weights, tmp_path, capsys, workers):
     folders = [Path(make_dataset(name)["im_dir"]).parent for name in ("one", "two")]
     hypar = {"mode": "valid", "restore_model": str(weights), "valid_out_dir": tmp_path / "maps", "cache_size": 128}
     found = main([], [from_folder(folder) for folder in folders], {**hypar, "workers": workers, "batch_size_valid": 2})
     printed = capsys.readouterr().out
-    told = tmp_path / "told.json"
+    report = tmp_path / "report.json"
     pred = ["--pred", str(tmp_path / "maps"), "--workers", "0"]
-    assert evaluate.main(["--gt", *map(str, folders), *pred, "--json", str(told)]) == 0
-    assert found == {result["data_set"]: result["figures"] for result in json.loads(told.read_text())["results"]}
+    assert evaluate.main(["--gt", *map(str, folders), *pred, "--json", str(report)]) == 0
+    assert found == {result["data_set"]: result["figures"] for result in json.loads(report.read_text())["results"]}
     assert found.keys() == {"one", "two"} and found["one"].keys() == FIGURES.keys()
-    table = capsys.readouterr().out.removesuffix(f"wrote {told}\n")
+    table = capsys.readouterr().out.removesuffix(f"wrote {report}\n")
     assert len(table.splitlines()) == 4 and printed.endswith(table)  # a heading, two data sets, their mean
 
 
 def test_valid_mode_scores_all_data_sets_with_the_same_workers(make_dataset, weights, monkeypatch):
     made = []
 
-    class Counted(script.Scorer):
+    class Counted(phases.Scorer):
         def __init__(self, *settings):
             made.append(settings)
             super().__init__(*settings)
 
-    monkeypatch.setattr(script, "Scorer", Counted)
+    monkeypatch.setattr(phases, "Scorer", Counted)
     sets = [from_folder(Path(make_dataset(name)["im_dir"]).parent) for name in ("one", "two")]
     hypar = {"mode": "valid", "restore_model": str(weights), "cache_size": 128, "workers": 0, "metrics": "mae"}
     assert main([], sets, hypar).keys() == {"one", "two"}
@@ -139,20 +160,40 @@ def test_valid_mode_scores_all_data_sets_with_the_same_workers(make_dataset, wei
 
 def test_a_data_set_called_mean_is_refused(make_dataset, weights, capsys):
     folder = Path(make_dataset("mean")["im_dir"]).parent
-    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128"]) == 1
+    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128"]) == 2
     assert "a data set is named 'mean'" in capsys.readouterr().err
 
 
-def test_valid_mode_scores_what_it_is_asked_for(folder, weights, capsys):
+def test_valid_mode_computes_the_metrics_of_the_setting(folder, weights, capsys):
     arguments = ["mode=valid", f"restore_model={weights}", f"valid_datasets={folder}", "cache_size=128", "workers=0"]
     assert command_line([*arguments, "metrics=hce,mae"]) == 0
     head, _ = capsys.readouterr().out.splitlines()[-2:]
     assert head.split() == ["data", "set", "MAE", "HCE"]
-    assert command_line([*arguments, "metrics=hce,maw"]) == 1
-    assert "hypar['metrics']: there is no metric 'maw'" in capsys.readouterr().err
+    assert command_line([*arguments, "metrics=hce,maw"]) == 2
+    assert "hypar['metrics']: unknown metric 'maw'" in capsys.readouterr().err
 
 
-def test_inference_looks_at_no_ground_truth(folder, weights, tmp_path, capsys):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mode", ["valid", "inference"])
+def test_images_that_cannot_be_read_are_named_and_skipped(
+    make_dataset, weights, tmp_path, capsys, caplog, workers, mode
+):
+    folder = Path(make_dataset(sizes=[(150, 200)] * 4)["im_dir"]).parent
+    for name in ("ring_1", "ring_2"):
+        file = folder / "im" / f"{name}.png"
+        file.write_bytes(file.read_bytes()[:500])  # the header is intact, the pixels are not
+    arguments = [f"restore_model={weights}", f"valid_datasets={folder}", f"valid_out_dir={tmp_path / 'maps'}"]
+    arguments += ["cache_size=128", f"workers={workers}", "batch_size_valid=2", "metrics=mae"]
+    assert command_line([f"mode={mode}", *arguments]) == 1
+    assert set(maps_of(tmp_path / "maps" / "tiny")) == {"ring_0", "ring_3"}
+    problems = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [Path(problem.split(": ")[0]).name for problem in problems] == ["ring_1.png", "ring_2.png"]
+    printed = capsys.readouterr()
+    assert printed.err.endswith("error: 2 images failed (see above)\n")
+    assert ("MAE" in printed.out) == (mode == "valid")
+
+
+def test_inference_does_not_read_ground_truth(folder, weights, tmp_path, capsys):
     (folder / "gt" / "ring_0.png").unlink()
     arguments = [f"restore_model={weights}", f"valid_datasets={folder}", f"valid_out_dir={tmp_path / 'maps'}"]
     assert command_line(["mode=inference", *arguments, "cache_size=128", "workers=0"]) == 0
@@ -160,7 +201,7 @@ def test_inference_looks_at_no_ground_truth(folder, weights, tmp_path, capsys):
     assert set(maps_of(tmp_path / "maps" / "tiny")) == {"ring_0", "ring_1", "ring_2"}
 
 
-def test_several_masks_of_a_photograph_give_several_maps(folder, weights, tmp_path):
+def test_several_masks_of_an_image_give_several_maps(folder, weights, tmp_path):
     shutil.rmtree(folder / "gt")
     (folder / "mask" / "ring_1.png").rename(folder / "mask" / "ring_1_a.png")
     shutil.copy(folder / "mask" / "ring_1_a.png", folder / "mask" / "ring_1_b.png")
@@ -171,7 +212,7 @@ def test_several_masks_of_a_photograph_give_several_maps(folder, weights, tmp_pa
     assert np.array_equal(maps["ring_1_a"], maps["ring_1_b"])
 
 
-def test_a_network_may_be_given_ready_made(folder, isnet, weights):
+def test_the_model_may_be_a_network(folder, isnet, weights):
     hypar = {"mode": "valid", "model": isnet, "restore_model": str(weights), "cache_size": 128, "workers": 0}
     results = main([], [from_folder(folder)], hypar)
     assert 0 < results["tiny"]["max_f_mean_pr"] < 1
@@ -180,11 +221,11 @@ def test_a_network_may_be_given_ready_made(folder, isnet, weights):
 def test_two_data_sets_of_one_name_are_refused(folder, weights, tmp_path, capsys):
     other = tmp_path / "elsewhere" / folder.name
     shutil.copytree(folder, other)
-    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder},{other}"]) == 1
-    assert "two data sets share a name: tiny, tiny" in capsys.readouterr().err
+    assert command_line(["mode=valid", f"restore_model={weights}", f"valid_datasets={folder},{other}"]) == 2
+    assert "two data sets share a name (tiny, tiny)" in capsys.readouterr().err
 
 
-def test_a_training_set_named_twice_is_seen_twice(folder, weights, tmp_path):
+def test_a_training_set_given_twice_is_used_twice_per_epoch(folder, weights, tmp_path):
     hypar = {"restore_model": str(weights), "cache_size": 128, "workers": 0, "batch_size_train": 8, "max_ite": 1}
     hypar |= {"model_path": str(tmp_path / "run"), "interm_sup": False, "freeze_bn": True}
     sizes = []
@@ -194,17 +235,17 @@ def test_a_training_set_named_twice_is_seen_twice(folder, weights, tmp_path):
     assert set(sizes) == {2 * len(list((folder / "im").iterdir()))}
 
 
-def test_weights_of_another_size_are_told(folder, weights, caplog):
+def test_another_size_than_in_training_is_logged(folder, weights, caplog):
     hypar = {"mode": "valid", "restore_model": str(weights), "cache_size": 160, "workers": 0}
     main([], [from_folder(folder)], hypar)
-    assert "was trained at [128, 128] (height, width), and is run at [160, 160]" in caplog.text
+    assert "was trained at [128, 128] (height, width) and runs at [160, 160]" in caplog.text
 
 
 # --- training ---
 
 
 @pytest.mark.slow
-def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, capsys, caplog):
+def test_both_phases_are_trained_and_resumed(folder, tmp_path, capsys, caplog):
     run = tmp_path / "run"
     sets = [f"train_datasets={folder}", f"valid_datasets={folder}"]
     arguments = [*SHORT, *sets, f"model_path={run}", f"valid_out_dir={tmp_path / 'maps'}"]
@@ -218,30 +259,30 @@ def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, 
     assert set(maps_of(tmp_path / "maps" / "tiny")) == {"ring_0", "ring_1", "ring_2"}
     state = load_state(run / "last.pt")
     encoder, _ = read_weights(run / "gt_encoder.safetensors")
-    assert all((state["teacher"][name] == encoder[name]).all() for name in encoder)
+    assert all((state["gt_encoder"][name] == encoder[name]).all() for name in encoder)
 
-    # what stands is not overwritten by a new run ...
+    # a new run does not overwrite it ...
     capsys.readouterr()
     best = (run / "best.safetensors").read_bytes()
-    assert command_line(arguments) == 1
-    assert "already holds a training" in capsys.readouterr().err
+    assert command_line(arguments) == 2
+    assert "already holds a training run" in capsys.readouterr().err
     assert (run / "best.safetensors").read_bytes() == best
 
-    # ... but a run goes on with it, phase 1 not being trained again
+    # ... but it can be resumed, without training phase 1 again
     assert command_line([*arguments, "restore_model=last.pt", "max_ite=3"]) == 0
     assert load_state(run / "last.pt")["progress"]["iteration"] == 3
     with (run / "metrics.csv").open() as file:
         assert [row["phase"] for row in csv.DictReader(file)] == ["gt_encoder", "segmentation", "segmentation"]
 
-    # not, though, from another folder, nor with another network; other settings are told
-    assert command_line([*arguments, f"restore_model={run / 'last.pt'}", f"model_path={tmp_path / 'new'}"]) == 1
-    assert "is resumed in its own folder" in capsys.readouterr().err
-    assert command_line([*arguments, "restore_model=last.pt", "model=5"]) == 1
-    assert "is of a network of 4 input channels" in capsys.readouterr().err
+    # not in another folder or with another network; other settings are logged
+    assert command_line([*arguments, f"restore_model={run / 'last.pt'}", f"model_path={tmp_path / 'new'}"]) == 2
+    assert "can only be resumed in its own folder" in capsys.readouterr().err
+    assert command_line([*arguments, "restore_model=last.pt", "model=5"]) == 2
+    assert "is of a network with 4 input channels" in capsys.readouterr().err
     assert command_line([*arguments, "restore_model=last.pt", "max_ite=3", "batch_size_train=3"]) == 0
     assert "other settings than before: batch_size_train 2 -> 3" in caplog.text
 
-    # its weights alone start another run, with the encoder that is there
+    # its weights alone start another run, with the existing GT encoder
     other = [*SHORT, *sets, f"model_path={tmp_path / 'other'}", f"restore_model={run / 'best.safetensors'}"]
     assert command_line([*other, f"gt_encoder_model={run / 'gt_encoder.safetensors'}", "max_ite=1"]) == 0
     assert not (tmp_path / "other" / "gt_encoder.safetensors").exists()
@@ -249,13 +290,13 @@ def test_both_phases_are_trained_interrupted_and_gone_on_with(folder, tmp_path, 
     assert DISPredictor.from_checkpoint(tmp_path / "other" / "best.safetensors").input_size == (128, 128)
 
 
-def test_phase_2_starts_from_the_weights_given_however_often_phase_1_was_interrupted(
+def test_phase_2_starts_from_the_given_weights_after_interruptions_of_phase_1(
     folder, weights, isnet, tmp_path, monkeypatch
 ):
     started = []
 
     def fit(task, run, resume=None):
-        """Be interrupted in phase 1 twice, finish it at the third try, and note what phase 2 starts from."""
+        """Interrupt phase 1 twice, finish it in the third attempt, and record what phase 2 starts from."""
         if isinstance(task, SegmentationTask):
             started.append(task.model.state_dict()["conv_in.weight"].clone())
             return Progress(done="max_ite")
@@ -265,7 +306,7 @@ def test_phase_2_starts_from_the_weights_given_however_often_phase_1_was_interru
         return Progress(done="interrupted" if len(tries) < 3 else "stop_f")
 
     tries: list = []
-    monkeypatch.setattr(script, "fit", fit)
+    monkeypatch.setattr(phases, "fit", fit)
     arguments = [*SHORT, f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
     assert command_line([*arguments, f"restore_model={weights}"]) == 130
     assert command_line([*arguments, "restore_model=last.pt"]) == 130
@@ -277,7 +318,7 @@ def test_phase_2_starts_from_the_weights_given_however_often_phase_1_was_interru
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["IS_Net", "elsewhere"])
 def test_the_script_runs_from_any_folder_and_stops_on_ctrl_c(folder, tmp_path, where):
-    """As users run it: a process of its own, interrupted in phase 1, and gone on with from there."""
+    """As users run it: in its own process, interrupted in phase 1 and resumed."""
     path = Path(script.__file__)
     start = [sys.executable, path.name if where == "IS_Net" else str(path)]
     sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
@@ -289,12 +330,12 @@ def test_the_script_runs_from_any_folder_and_stops_on_ctrl_c(folder, tmp_path, w
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    told = ""
-    while " 3it " not in told:
-        told += (letter := process.stderr.read(1))
-        assert letter, told
+    printed = ""
+    while " 3it " not in printed:
+        printed += (letter := process.stderr.read(1))
+        assert letter, printed
     process.send_signal(signal.SIGINT)
-    process.communicate()
+    assert "restore_model=last.pt resumes the training" in process.communicate()[1]
     assert process.returncode == 130
     state = load_state(tmp_path / "run" / "last.pt")
     assert state["phase"] == "gt_encoder" and state["progress"]["done"] == "interrupted"
@@ -307,8 +348,8 @@ def test_the_script_runs_from_any_folder_and_stops_on_ctrl_c(folder, tmp_path, w
 
 
 @pytest.mark.slow
-def test_a_killed_training_leaves_whole_files(folder, tmp_path):
-    """Killed while it writes checkpoints all the time, a run leaves its last ones whole."""
+def test_a_killed_training_leaves_complete_files(folder, tmp_path):
+    """A run that is killed while it writes checkpoints all the time leaves complete files."""
     sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
     often = ["gt_encoder_max_ite=100000", "model_save_fre=1", "gt_encoder_stop_f=2", "early_stop=100000"]
     process = subprocess.Popen(
@@ -318,10 +359,10 @@ def test_a_killed_training_leaves_whole_files(folder, tmp_path):
         text=True,
         start_new_session=True,
     )
-    told = ""
-    while "iteration 3" not in told:
-        told += (letter := process.stderr.read(1))
-        assert letter, told
+    printed = ""
+    while "iteration 3" not in printed:
+        printed += (letter := process.stderr.read(1))
+        assert letter, printed
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert load_state(tmp_path / "run" / "last.pt")["progress"]["iteration"] >= 2
@@ -329,33 +370,38 @@ def test_a_killed_training_leaves_whole_files(folder, tmp_path):
     assert command_line([*SHORT, *sets, "restore_model=last.pt", "gt_encoder_max_ite=1", "max_ite=1"]) == 0
 
 
-def test_simulating_some_masks_still_needs_the_others(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(datalist, "_own_cache", lambda _: "")
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_a_training_that_fails_has_exit_code_1(folder, tmp_path, capsys, name):
+    sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
+    assert command_line([*SHORT, *sets, "interm_sup=False", "lr=1e38", "weight_decay=1e38"]) == 1
+    assert re.search(r"error: segmentation: the loss is (nan|inf) at iteration 2", capsys.readouterr().err)
+    assert not (tmp_path / "run" / name).exists()
+
+
+def test_simulating_some_masks_still_needs_the_others(folder, tmp_path, capsys):
     shutil.rmtree(folder / "mask")
     sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
-    assert command_line([*SHORT, *sets, "simulate_mask=0.5"]) == 1
+    assert command_line([*SHORT, *sets, "simulate_mask=0.5"]) == 2
     assert "coarse masks" in capsys.readouterr().err
 
 
-def test_a_missing_folder_of_backgrounds_is_told(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(datalist, "_own_cache", lambda _: "")
+def test_a_missing_folder_of_backgrounds_is_an_error(folder, tmp_path, capsys):
     sets = [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
-    made_up = ["copy_paste=0.5", f"backgrounds={tmp_path / 'streets'}"]
-    assert command_line([*SHORT, *sets, *made_up]) == 1
-    assert "streets, does not exist" in capsys.readouterr().err
+    copy_paste = ["copy_paste=0.5", f"backgrounds={tmp_path / 'streets'}"]
+    assert command_line([*SHORT, *sets, *copy_paste]) == 2
+    assert "streets: the folder does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_training_on_made_up_samples_needs_no_masks(make_dataset, weights, isnet, tmp_path, capsys, monkeypatch):
-    """From imported weights, with BatchNorm as it came, on composites before other photographs, to a decayed end."""
-    monkeypatch.setattr(datalist, "_own_cache", lambda folder: str(tmp_path / "cache" / folder.name))
+def test_a_training_on_simulated_masks_needs_no_mask_files(make_dataset, weights, isnet, home, tmp_path, capsys):
+    """From given weights, with frozen BatchNorm, copy-paste with other backgrounds, and cosine decay."""
     train = Path(make_dataset("train")["im_dir"]).parent
     shutil.rmtree(train / "mask")
     valid = Path(make_dataset("valid")["im_dir"]).parent
     streets = Path(make_dataset("streets")["im_dir"]).parent
     run = tmp_path / "run"
     sets = [f"train_datasets={train}", f"valid_datasets={valid}", f"backgrounds={streets}", f"model_path={run}"]
-    made_up = [
+    options = [
         "copy_paste=0.5",
         "simulate_mask=1.0",
         "freeze_bn=True",
@@ -363,21 +409,22 @@ def test_a_training_on_made_up_samples_needs_no_masks(make_dataset, weights, isn
         "lr_stem_factor=10",
         "edge_weight=5",
     ]
-    arguments = [*SHORT, *sets, *made_up, "interm_sup=False", f"restore_model={weights}"]
+    arguments = [*SHORT, *sets, *options, "interm_sup=False", f"restore_model={weights}"]
     assert command_line(arguments) == 0
     assert "ended at iteration 2 (max_ite)" in capsys.readouterr().out
-    trained, facts = read_weights(run / "best.safetensors")
-    assert (facts["in_ch"], facts["iteration"]) == (4, 2)
+    trained, metadata = read_weights(run / "best.safetensors")
+    assert (metadata["in_ch"], metadata["iteration"]) == (4, 2)
     before = isnet.state_dict()
     norms = [name for name in before if ".bn_s1." in name]
     assert norms and all((trained[name] == before[name]).all() for name in norms)
     assert not (trained["conv_in.weight"] == before["conv_in.weight"]).all()
     rates = [group["lr"] for group in load_state(run / "last.pt")["optimizer"]["param_groups"]]
     assert rates == pytest.approx([2e-5, 2e-4])  # of the second of two iterations: half of 4e-5, and ten times that
-    assert not {path.name for path in (tmp_path / "cache").iterdir()} - {"train", "streets"}
+    caches = {path.name.rpartition("-")[0] for path in (home / "data" / "cache").iterdir()}
+    assert caches == {"train", "streets"}
 
 
-def test_weights_of_3_channels_get_the_mask_carried_where_the_setting_asks(make_dataset, tmp_path, caplog):
+def test_weights_of_3_channels_get_a_mask_skip_if_its_logit_is_set(make_dataset, tmp_path, caplog):
     torch.manual_seed(0)
     save_weights(tmp_path / "isnet.safetensors", ISNetDIS(3), {"input_size": [128, 128]})
     valid = Path(make_dataset("valid")["im_dir"]).parent
@@ -387,18 +434,18 @@ def test_weights_of_3_channels_get_the_mask_carried_where_the_setting_asks(make_
     for logit in (0, 40):
         with caplog.at_level("WARNING"):
             assert command_line([*arguments, f"mask_skip_logit={logit}"]) == 0
-        assert ("the mask carried" in caplog.messages[-1]) == bool(logit)
+        assert ("a mask skip connection" in caplog.messages[-1]) == bool(logit)
         maps = {path.name: read_mask(path) for path in (tmp_path / "maps").glob("*/*.png")}
         masks = {name: read_mask(valid / "mask" / name) > 128 for name in maps}
         means.append(np.mean([(maps[name] > 128)[masks[name]].mean() for name in maps]))
     assert means[1] > 0.9
 
 
-def test_coarse_masks_of_another_folder_are_a_data_set_of_their_own(make_dataset):
+def test_coarse_masks_of_another_folder_are_a_separate_data_set(make_dataset):
     folder = Path(make_dataset("photos")["im_dir"]).parent
     (folder / "mask").rename(folder / "grabcut")
-    (entry,) = _datasets(f"{folder}:grabcut", cache=False)
+    (entry,) = find_datasets(f"{folder}:grabcut", cache=False)
     assert (entry["name"], Path(entry["mid_dir"])) == (f"{folder.name}-grabcut", folder / "grabcut")
     assert len(find_samples(entry, need_mask=True, need_gt=True)) > 0
     with pytest.raises(DatasetError, match="neither a data set"):
-        _datasets(f"{folder}:gone", cache=False)
+        find_datasets(f"{folder}:gone", cache=False)
