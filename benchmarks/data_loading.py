@@ -1,4 +1,4 @@
-"""Time the cached loader with flips in one process against decoding the files anew, and the building of the cache.
+"""Time the cached loader with flips in one process against decoding the files, and the building of the cache.
 
 python benchmarks/data_loading.py [--images 32] [--size 1024] [--runs 5]
 """
@@ -21,7 +21,7 @@ from IS_Net.images import write_image, write_mask
 
 
 def main() -> None:
-    """Print both sides and their ratio, and the items a second."""
+    """Print both sides, their ratio, and the items per second."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--size", type=int, default=1024)

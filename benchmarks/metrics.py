@@ -1,11 +1,12 @@
-"""Time the metrics against pysodmetrics, on the same images and in one run, each on a single thread.
+"""Time the metrics on one thread, and those of pysodmetrics on the same images in the same run.
 
-The last column has the ground truth's arrays read from the cache on disk, which knows it already, as ``evaluate`` does.
+"ours" computes everything; "ours, cached" reads the slow parts of the ground truth from the cache on disk, as
+``dis-sam evaluate`` does.
 
-pysodmetrics needs older versions than the project, so it gets an environment of its own:
+pysodmetrics needs older versions than the project and thus its own environment. Without it, only ours is timed.
 
 python -m venv /tmp/sod && /tmp/sod/bin/pip install pysodmetrics==1.6.2
-python benchmarks/metrics.py --reference-python /tmp/sod/bin/python [--runs 5]
+python benchmarks/metrics.py [--reference-python /tmp/sod/bin/python] [--runs 5]
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ import cv2
 import numpy as np
 import torch
 
-from IS_Net.metrics import HCE, MAE, EMeasure, FMeasure, GroundTruth, Pair, SMeasure, WeightedFMeasure
+from IS_Net.metrics import (
+    HCE,
+    MAE,
+    BoundaryAccuracy,
+    BoundaryIoU,
+    EMeasure,
+    FMeasure,
+    GroundTruth,
+    IoU,
+    Pair,
+    SMeasure,
+    WeightedFMeasure,
+)
 from IS_Net.metrics.fmeasure import KINDS
 from IS_Net.scoring import GTCache
 
@@ -35,13 +48,17 @@ METRICS = {
     "S": SMeasure(),
     "E": EMeasure(),
     "HCE": HCE(),
+    "IoU": IoU(),
+    "BIoU": BoundaryIoU(),
+    "mBA": BoundaryAccuracy(),
 }
-NEEDS = {"weighted F": "distance", "HCE": "skeleton"}  # what the cache keeps for them
+REFERENCE = ("MAE", "F", "weighted F", "S", "E", "HCE")  # those of pysodmetrics
+NEEDS = {"weighted F": "distance", "HCE": "skeleton"}  # the parts that the cache holds for them
 SIZES = ((1024, 1024), (2000, 3000))
 
 
 def draw(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a map and its ground truth: a thing with thick parts, spokes and hairs, found with some errors."""
+    """Return a map and its ground truth: an object with thick parts, spokes and hairs, and a map with errors."""
     rng = np.random.default_rng(0)
     gt, unit = np.zeros((height, width), np.uint8), height / 100
     for x in (0.3, 0.7):
@@ -73,7 +90,7 @@ class Reference:
         )
 
     def seconds(self, images: Path, metric: str) -> float:
-        """Return how long one metric takes on one pair."""
+        """Return the time of one metric on one pair."""
         self._process.stdin.write(json.dumps({"images": str(images), "metric": metric}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -88,14 +105,14 @@ class Reference:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Return how long a call takes."""
+    """Return the time of a call."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 def measure(names: list[str], pred: np.ndarray, gt: np.ndarray | GroundTruth) -> None:
-    """Measure some metrics on one pair, which they share."""
+    """Measure metrics that share one pair."""
     pair = Pair(pred, gt)
     for name in names:
         METRICS[name].measure(pair)
@@ -104,40 +121,43 @@ def measure(names: list[str], pred: np.ndarray, gt: np.ndarray | GroundTruth) ->
 def main() -> None:
     """Print a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-python", required=True, metavar="PATH", help="python with pysodmetrics 1.6.2")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each side, in turn; the median counts")
+    parser.add_argument("--reference-python", metavar="PATH", help="Python with pysodmetrics 1.6.2")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each side, in turn")
     options = parser.parse_args()
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    reference = Reference(options.reference_python)
-    names = list(METRICS)
+    reference = Reference(options.reference_python) if options.reference_python else None
+    rows = [(name, [name]) for name in METRICS] + [("these six", list(REFERENCE)), ("all", list(METRICS))]
     with tempfile.TemporaryDirectory() as folder:
         for height, width in SIZES:
             pred, gt = draw(height, width)
             images = Path(folder) / f"{width}.npz"
             np.savez(images, pred=pred, gt=gt)
             GTCache(folder).ground_truth(gt > 128)
-            print(f"{width} x {height}, median of {options.runs} in ms, and how many times as fast")
-            print(f"  {'':12}{'pysodmetrics':>14}{'ours, cold':>12}{'':8}{'ours, GT cache warm':>21}")
-            rows = [(name, [name]) for name in names] + [("whole suite", names)]
-            for row, those in rows:
-                cache = GTCache(folder, [NEEDS[name] for name in those if name in NEEDS])
-                times = [
-                    (
-                        sum(reference.seconds(images, name) for name in those),
-                        seconds(lambda those=those, pred=pred, gt=gt: measure(those, pred, gt)),
-                        seconds(
-                            lambda those=those, pred=pred, gt=gt, cache=cache: measure(
-                                those, pred, cache.ground_truth(gt > 128) if cache.parts else gt
-                            )
-                        ),
+            print(f"{width} x {height}, median of {options.runs} in ms; in brackets: times as fast as pysodmetrics")
+            print(f"  {'':12}{'pysodmetrics':>14}{'ours':>18}{'ours, cached':>18}")
+            for row, names in rows:
+                cache = GTCache(folder, [NEEDS[name] for name in names if name in NEEDS])
+                sides: list[Callable[[], float]] = [
+                    lambda names=names, pred=pred, gt=gt: seconds(lambda: measure(names, pred, gt)),
+                    lambda names=names, pred=pred, gt=gt, cache=cache: seconds(
+                        lambda: measure(names, pred, cache.ground_truth(gt > 128) if cache.parts else gt)
+                    ),
+                ]
+                compared = reference is not None and set(names) <= set(REFERENCE)
+                if compared:
+                    sides.append(
+                        lambda names=names, images=images: sum(reference.seconds(images, name) for name in names)
                     )
-                    for _ in range(options.runs + 1)
-                ][1:]
-                theirs, cold, warm = (1000 * statistics.median(side) for side in zip(*times, strict=True))
-                print(f"  {row:12}{theirs:14.1f}{cold:12.1f}{theirs / cold:7.1f}x{warm:21.1f}{theirs / warm:7.1f}x")
-    reference.close()
+                times = [[side() for side in sides] for _ in range(options.runs + 1)][1:]
+                ours, cached, *theirs = (1000 * statistics.median(side) for side in zip(*times, strict=True))
+                cells = [
+                    f"{value:.1f}" + (f" ({theirs[0] / value:.1f}x)" if theirs else "") for value in (ours, cached)
+                ]
+                print(f"  {row:12}{f'{theirs[0]:.1f}' if theirs else '-':>14}{cells[0]:>18}{cells[1]:>18}")
+    if reference:
+        reference.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The other side of benchmarks/metrics.py: run by it in pysodmetrics' own environment, it needs no project.
+"""The reference side of benchmarks/metrics.py, which runs it in the environment of pysodmetrics.
 
-Reads one line of JSON at a time, ``{"images": FILE.npz, "metric": NAME}``; times one step of that metric on the
-images, the map divided by 255 and the ground truth binarized beforehand, and answers with the seconds.
+Reads lines of JSON, ``{"images": FILE.npz, "metric": NAME}``; times one step of that metric on the pair (the map
+divided by 255 and the ground truth binarized before), and prints the seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time one prediction, image and mask to alpha, against a plain float32 forward pass with all side outputs.
+"""Time a prediction, from image and mask to alpha, against a float32 forward pass with all side outputs.
 
 python benchmarks/predict.py [--device auto] [--size 1024] [--runs 5]
 """
@@ -29,7 +29,7 @@ def main() -> None:
     model = ISNetDIS(4).eval()
     predictor = DISPredictor(model, options.device, input_size=(size, size))
     full = DISPredictor(model, options.device, "full", input_size=(size, size))
-    plain = model.to(predictor.device)
+    network = model.to(predictor.device)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
     mask = np.zeros((size, size), np.uint8)
@@ -37,14 +37,14 @@ def main() -> None:
     x = torch.randn(1, 4, size, size, device=predictor.device)
 
     @torch.inference_mode()
-    def plain_forward() -> None:
-        torch.sigmoid(plain(x)[0][0]).cpu()
+    def forward() -> None:
+        torch.sigmoid(network(x)[0][0]).cpu()
 
-    print(f"{describe(predictor.device)}, {size} x {size}, precision of 'auto': {predictor.dtype or torch.float32}")
-    reference = ("forward pass, float32, six side outputs", plain_forward)
-    for name, ours in (("auto", predictor), ("full", full)):
-        label = f"DISPredictor.predict, precision {name}"
-        compare(reference, (label, lambda p=ours: p.predict(image, mask)), predictor.device, options.runs)
+    print(f"{describe(predictor.device)}, {size} x {size}, precision auto is {predictor.dtype or torch.float32}")
+    baseline = ("forward pass, float32, six side outputs", forward)
+    for name, own in (("auto", predictor), ("full", full)):
+        ours = (f"DISPredictor.predict, precision {name}", lambda own=own: own.predict(image, mask))
+        compare(baseline, ours, predictor.device, options.runs)
     print(f"  peak memory: {peak_memory(predictor.device)}")
 
 

@@ -1,6 +1,6 @@
-"""Time a scored run: python -m IS_Net.evaluate on drawn maps, and the peak memory of all its processes. Linux only.
+"""Time ``dis-sam evaluate`` on drawn maps, and measure the peak memory of all its processes. Linux only.
 
-python benchmarks/scoring.py [--images 500] [--size 1024] [--workers 2]
+python benchmarks/scoring.py [--images 200] [--size 1024] [--workers 2]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from IS_Net.images import write_mask
 
 
 def draw_data_set(folder: Path, images: int, size: int) -> None:
-    """Write ground truths and maps: one pair, turned and shifted so that all ground truths differ."""
+    """Write ground truths and maps: one pair, rotated and shifted so that all ground truths differ."""
     pred, gt = draw(size, size)
     rng = np.random.default_rng(0)
     for number in range(images):
@@ -30,7 +30,7 @@ def draw_data_set(folder: Path, images: int, size: int) -> None:
 
 
 def memory(session: int) -> int:
-    """Return the bytes that the processes of a session hold; what they share counts once."""
+    """Return the memory of the processes of a session in bytes; shared memory counts once."""
     total = 0
     for process in Path("/proc").iterdir():
         try:
@@ -38,20 +38,19 @@ def memory(session: int) -> int:
                 lines = (process / "smaps_rollup").read_text().splitlines()
                 total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         except (OSError, ProcessLookupError):
-            continue  # it has ended meanwhile
+            continue  # the process has ended
     return total
 
 
-def run(cache: Path, arguments: list[str]) -> tuple[float, int]:
-    """Return the wall time in seconds and the peak memory in bytes of a scored run that keeps its cache there."""
-    code = (
-        "import sys; from IS_Net import evaluate, scoring\n"
-        f"scoring.GT_CACHE = {str(cache)!r}\n"
-        "sys.exit(evaluate.main())"
-    )
+def run(home: Path, arguments: list[str]) -> tuple[float, int]:
+    """Return the wall time in seconds and the peak memory in bytes of an evaluation with its cache in that home."""
     started, peak = time.perf_counter(), 0
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "IS_Net.evaluate", *arguments],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "DIS_SAM_HOME": str(home)},
     )
     while process.poll() is None:
         peak = max(peak, memory(process.pid))
@@ -62,9 +61,9 @@ def run(cache: Path, arguments: list[str]) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Score the same maps twice: computing what depends on the ground truths alone, and reading it."""
+    """Score the same maps twice: first with an empty cache of the ground truths, then with a filled one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -73,8 +72,8 @@ def main() -> None:
         folder = Path(name)
         draw_data_set(folder, options.images, options.size)
         arguments = ["--gt", str(folder / "gt"), "--pred", str(folder / "maps"), "--workers", str(options.workers)]
-        for state in ("cold", "warm"):
-            seconds, peak = run(folder / "cache", arguments)
+        for state in ("empty cache", "filled cache"):
+            seconds, peak = run(folder / "home", arguments)
             print(
                 f"{state}: {options.images} images of {options.size} x {options.size}, {options.workers} workers: "
                 f"{seconds:.1f} s, at most {peak / 2**20:.0f} MiB"
