@@ -1,4 +1,4 @@
-"""The networks: names, shapes and sizes of the published ones, and the same function."""
+"""The networks: names, shapes and sizes are those of the published ones, and they compute the same function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from IS_Net.models import RSU, ConvBNReLU, ISNetDIS, ISNetGTEncoder
 FEATURE_CHANNELS = (64, 64, 128, 256, 512, 512)
 RSUS = [(7, True), (6, True), (5, True), (4, True), (4, False)]
 
-# stage: (levels, pooled, in, mid, out), read off the paper's figure and the published code
+# stage: (levels, pooled, in, mid, out), from the paper's figure and the published code
 DIS_STAGES = {
     "stage1": (7, True, 64, 32, 64),
     "stage2": (6, True, 64, 32, 128),
@@ -74,7 +74,7 @@ def published_entries(stages: dict[str, tuple], in_ch: int, encoder: bool) -> di
     return entries
 
 
-def randomise_batchnorm(model: nn.Module) -> None:
+def randomize_batchnorm(model: nn.Module) -> None:
     """Give the statistics and weights values under which a BatchNorm is not the identity."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
@@ -119,7 +119,7 @@ def test_further_output_channels():
 
 
 def conv_bn_relu(block: ConvBNReLU, x: Tensor, dilation: int) -> Tensor:
-    """Compute a block from its tensors, with no module's forward."""
+    """Compute a block from its tensors, without its forward method."""
     conv, norm = block.conv_s1, block.bn_s1
     x = F.conv2d(x, conv.weight, conv.bias, padding=dilation, dilation=dilation)
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -127,7 +127,7 @@ def conv_bn_relu(block: ConvBNReLU, x: Tensor, dilation: int) -> Tensor:
 
 
 def plain_rsu4(m: RSU, x: Tensor) -> Tensor:
-    """Compute RSU-4 line by line, as the paper draws it."""
+    """Compute RSU-4 line by line, as in the paper's figure."""
 
     def pool(x: Tensor) -> Tensor:
         return F.max_pool2d(x, 2, 2, ceil_mode=True)
@@ -165,7 +165,7 @@ def plain_rsu4f(m: RSU, x: Tensor) -> Tensor:
 def test_rsu_is_the_papers(pool: bool, plain, size: tuple[int, int]):
     torch.manual_seed(0)
     block = RSU(4, 6, 5, 7, pool=pool).eval()
-    randomise_batchnorm(block)
+    randomize_batchnorm(block)
     x = torch.randn(2, 6, *size)
     torch.testing.assert_close(block(x), plain(block, x), rtol=1e-4, atol=1e-5)
 
@@ -191,16 +191,16 @@ def test_dilations(depth: int, pool: bool):
 def test_conv_bn_relu_against_its_formula():
     torch.manual_seed(0)
     block = ConvBNReLU(3, 4, dilation=2).eval()
-    randomise_batchnorm(block)
+    randomize_batchnorm(block)
     x = torch.randn(1, 3, 9, 11)
     torch.testing.assert_close(block(x), conv_bn_relu(block, x, 2))
 
 
-def test_a_frozen_norm_in_training_computes_the_same_as_in_evaluation():
-    """Values and gradients of the convolution; the statistics stay."""
+def test_a_frozen_batchnorm_computes_the_same_in_training_and_evaluation():
+    """Values and gradients of the convolution; the statistics do not change."""
     torch.manual_seed(0)
     block = ConvBNReLU(3, 4, dilation=2)
-    randomise_batchnorm(block)
+    randomize_batchnorm(block)
     before = {name: value.clone() for name, value in block.bn_s1.state_dict().items()}
     x = torch.randn(2, 3, 9, 11)
     found = []
@@ -243,13 +243,13 @@ def networks() -> dict[type, nn.Module]:
     torch.manual_seed(0)
     both = {ISNetDIS: ISNetDIS(4).eval(), ISNetGTEncoder: ISNetGTEncoder().eval()}
     for network in both.values():
-        randomise_batchnorm(network)
+        randomize_batchnorm(network)
     return both
 
 
 @pytest.mark.parametrize("kind", [ISNetDIS, ISNetGTEncoder])
 @torch.no_grad()
-def test_sides_are_read_off_the_features(networks: dict, kind: type):
+def test_sides_are_computed_from_the_features(networks: dict, kind: type):
     network = networks[kind]
     x = torch.rand(1, network.in_ch, 75, 101)
     sides, features = network(x)
@@ -257,13 +257,13 @@ def test_sides_are_read_off_the_features(networks: dict, kind: type):
         conv = network.get_submodule(f"side{level}")
         logits = F.conv2d(feature, conv.weight, conv.bias, padding=1)
         torch.testing.assert_close(side, F.interpolate(logits, (75, 101), mode="bilinear"))
-    assert sides[0].min() < 0  # logits, no probabilities
+    assert sides[0].min() < 0  # logits, not probabilities
     torch.testing.assert_close(network.predict_logits(x), sides[0])
 
 
 @torch.no_grad()
 def test_isnet_is_the_papers(networks: dict):
-    """The U of stages, spelt out; each stage is what the tests above have checked."""
+    """The U of stages, written out; the tests above check each stage."""
     m = networks[ISNetDIS]
     x = torch.rand(1, 4, 70, 90)
 
