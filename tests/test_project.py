@@ -36,6 +36,10 @@ OLD_DIALECT = (
 """Words of the code's former dialect, and British spellings; docs/glossary.md has the terms to use instead."""
 
 
+CONVERTERS = ("IS_Net/checkpoint.py", "tests/is_net/test_checkpoint.py", "tests/is_net/test_engine.py")
+"""They hold old names as strings, since checkpoints on disk use them."""
+
+
 def tracked_files() -> list[Path]:
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
@@ -75,7 +79,9 @@ def test_the_old_dialect_is_gone(word: str):
     found = []
     for path in tracked_files():
         if path.suffix in kinds and path.name not in exempt:
+            is_converter = str(path.relative_to(ROOT)) in CONVERTERS
             for number, line in enumerate(prose(path).splitlines(), 1):
+                line = re.sub(r'"\w+"', "", line) if is_converter else line
                 if pattern.search(line):
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert not found, "\n" + "\n".join(found)
