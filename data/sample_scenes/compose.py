@@ -15,7 +15,7 @@ from sample_scenes.surroundings import make_scene
 
 SHAPES = ((1024, 1024), (1024, 1536), (1200, 1600), (1080, 1440), (960, 1280), (1440, 1080), (1280, 1024), (1024, 1366))
 PLACES = {
-    "basket": "oiw", "bicycle": "oiow", "birdcage": "ib", "chair": "oii", "fern": "oiib", "gate": "oowb",
+    "basket": "oi", "bicycle": "oio", "birdcage": "ib", "chair": "oii", "fern": "oiib", "gate": "oowb",
     "trellis": "oiwb", "windpump": "ob",
 }  # fmt: skip
 """The places in which a kind is shown, as `make_scene` takes them; one that is listed twice is twice as frequent."""
