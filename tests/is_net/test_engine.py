@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from IS_Net.cache import DISDataset
 from IS_Net.checkpoint import load_isnet, load_state, load_weights, read_weights
-from IS_Net.data_loader import TrainDataset, ValidDataset, train_loader, valid_loader
+from IS_Net.data_loader import DISDataset, TrainDataset, ValidDataset, train_loader, valid_loader
 from IS_Net.engine import EMA, Progress, Run, Training, _stop_requests, fit, format_metrics, predict_maps, validate
 from IS_Net.errors import MissingExtraError, TrainingError
 from IS_Net.hypar import Settings
@@ -402,7 +401,7 @@ def test_accumulated_batches_are_one_step_of_their_mean(make_run, settings):
             weight_decay=0.0,
         )
         model, run = Canned(), make_run(chosen)
-        planes = torch.from_numpy(np.stack([run.make_train_loader(0).dataset.all[i % 3] for i in range(4)]))
+        planes = torch.from_numpy(np.stack([run.make_train_loader(0).dataset.dataset[i % 3] for i in range(4)]))
         loader = InterruptedLoader(run.make_train_loader(0), after=-1)
         loader.loader = planes.split(batch_size)
         run.make_train_loader = lambda start, loader=loader: loader
