@@ -1,4 +1,7 @@
-"""Report what DIS-SAM would run with: versions, device, precision, weights, disk space (``dis-sam check``)."""
+"""Report what DIS-SAM would run with, and refine one mask as a test (``dis-sam check``).
+
+The report has versions, devices with their precisions, weights with their hashes, and disk space.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,33 @@ import json
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dis_sam import __version__
+from dis_sam.fetch import differs_from_published, hash_file
 from IS_Net import paths
 from IS_Net.command_line import DONE, FAILED, print_text, run_command
 from IS_Net.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 PACKAGES = {
     "torch": "", "numpy": "", "opencv-python-headless": "", "opencv-python": "", "pillow": "", "safetensors": "",
     "tqdm": "", "platformdirs": "", "segment-anything": "sam", "torchvision": "sam", "tensorboard": "train",
-    "scikit-image": "train, eval", "onnx": "import", "matplotlib": "notebook",
+    "scikit-image": "train", "onnx": "import", "matplotlib": "notebook",
 }  # fmt: skip
 """Distributions, and the extras that install them ("" is the core)."""
+
+PRECISIONS = ("auto", "full", "half")
+SELF_TEST_IOU = 0.9
+"""What the self test must exceed; the coarse mask that it refines has 0.78."""
+_SHORT = 12
+"""Hex digits of a hash in the text of the report."""
 
 
 def _versions() -> dict[str, str | None]:
@@ -49,7 +63,7 @@ def _weights(problems: list[str]) -> list[dict[str, Any]]:
     for path in dict.fromkeys([starter, *others]):
         if not path.is_file():
             continue
-        row: dict[str, Any] = {"file": str(path), "kind": "IS-Net"}
+        row: dict[str, Any] = {"file": str(path), "kind": "IS-Net", "sha256": hash_file(path).sha256}
         try:
             weights, about = read_weights(path)
             row |= {"in_ch": input_channels(weights, path), "input_size": about.get("input_size")}
@@ -59,8 +73,19 @@ def _weights(problems: list[str]) -> list[dict[str, Any]]:
         rows.append(row)
     for model, name in checkpoint_names().items():
         for place in paths.sam_checkpoint_folders():
-            if (place / name).is_file():
-                rows.append({"file": str(place / name), "kind": f"SAM {model}"})
+            path = place / name
+            if not path.is_file():
+                continue
+            hashes = hash_file(path)
+            difference = differs_from_published(hashes, name)
+            rows.append({
+                "file": str(path), "kind": f"SAM {model}", "sha256": hashes.sha256, "published": difference is None
+            })  # fmt: skip
+            if difference:
+                problems.append(
+                    f"{path}: the file is not the published checkpoint ({difference}); move it away if it is your own, "
+                    f"or replace it: dis-sam fetch {model} --force"
+                )
     rows.append({"kind": "stage 1 by default", "file": available_model()})
     return rows
 
@@ -71,16 +96,115 @@ def _space(folder: Path) -> dict[str, Any]:
     return {"folder": str(folder), "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1)}
 
 
-def collect(device: str = "auto") -> tuple[dict[str, Any], list[str]]:
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.") if dtype else "float32"
+
+
+def _devices() -> list[dict[str, str | None]]:
+    """List the devices, each with its default precision and its 16-bit precision."""
+    import torch
+
+    from IS_Net.device import describe, fast_dtype, half_dtype
+
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    return [
+        {
+            "device": describe(device),
+            "auto": _dtype_name(fast_dtype(device)),
+            "half": _dtype_name(half_dtype(device)) if half_dtype(device) else None,
+        }
+        for device in map(torch.device, names)
+    ]
+
+
+def draw_picture() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the picture of the self test: a star with round points on a colored ground.
+
+    Returns:
+        The image, (480, 640, 3) uint8 RGB; the ground truth, (480, 640) bool; a coarse mask of it, a disc, (480, 640)
+        bool.
+    """
+    import numpy as np
+
+    height, width = 480, 640
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    distance, angle = np.hypot(y - 240, x - 330), np.arctan2(y - 240, x - 330)
+    gt = distance < 150 * (1 + 0.2 * np.cos(5 * angle))
+    light = 1 - 0.35 * distance / 180
+    star = np.stack((235 * light, 150 * light, 60 * light), axis=-1)
+    ground = np.stack((70 + 60 * y / height, 110 + 50 * y / height, 90 + 70 * x / width), axis=-1)
+    noise = np.random.default_rng(0).normal(0, 4, (height, width, 1))
+    image = np.where(gt[..., None], star, ground) + noise
+    return np.clip(image, 0, 255).astype(np.uint8), gt, distance < 160
+
+
+def run_self_test(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+    """Refine one drawn mask with the starter weights.
+
+    Args:
+        device: As :func:`IS_Net.device.pick_device` takes it.
+        precision: As :func:`IS_Net.device.autocast_dtype` takes it.
+
+    Returns:
+        ``device``, ``precision``, ``load_seconds``, ``predict_seconds`` (of the first prediction in this process),
+        ``coarse_iou`` and ``iou`` (of the coarse and of the refined mask with the ground truth).
+
+    Raises:
+        CheckpointError: If the starter weights are missing or damaged.
+        DeviceError: If the device or the precision is not available.
+    """
+    from IS_Net.device import describe
+    from IS_Net.predictor import DISPredictor
+
+    image, gt, coarse = draw_picture()
+    start = time.perf_counter()
+    predictor = DISPredictor.from_checkpoint(paths.starter_weights(), device, precision)
+    loaded = time.perf_counter()
+    alpha = predictor.predict(image, coarse)
+    done = time.perf_counter()
+
+    def iou(mask: np.ndarray) -> float:
+        return round(float((mask & gt).sum() / (mask | gt).sum()), 4)
+
+    return {
+        "device": describe(predictor.device),
+        "precision": _dtype_name(predictor.dtype),
+        "load_seconds": round(loaded - start, 2),
+        "predict_seconds": round(done - loaded, 2),
+        "coarse_iou": iou(coarse),
+        "iou": iou(alpha > 0.5),
+    }
+
+
+def _try_self_test(device: str, precision: str, problems: list[str]) -> dict[str, Any] | None:
+    """Run the self test and add what is wrong to the problems; return None if it could not be completed."""
+    try:
+        result = run_self_test(device, precision)
+    except (UserError, RuntimeError) as error:  # RuntimeError: PyTorch's errors, such as too little memory
+        problems.append(f"self test: {error}")
+        return None
+    if not result["iou"] > SELF_TEST_IOU:
+        problems.append(
+            f"self test: found an IoU of {result['iou']} with the drawn object, expected more than {SELF_TEST_IOU}; "
+            "try --device cpu --precision full: if that helps, the device computes wrongly, otherwise install the "
+            "project again"
+        )
+    return result
+
+
+def collect(device: str = "auto", precision: str = "auto", self_test: bool = True) -> tuple[dict[str, Any], list[str]]:
     """Collect the report.
 
     Args:
         device: As :func:`IS_Net.device.pick_device` takes it.
+        precision: Of the self test, as :func:`IS_Net.device.autocast_dtype` takes it.
+        self_test: Whether to run :func:`run_self_test`.
 
     Returns:
         The report, as JSON values; and what is wrong, a line each.
     """
-    from IS_Net.device import describe, fast_dtype, pick_device
+    from IS_Net.device import autocast_dtype, describe, pick_device
 
     problems: list[str] = []
     versions = _versions()
@@ -91,22 +215,25 @@ def collect(device: str = "auto") -> tuple[dict[str, Any], list[str]]:
         )
     try:
         chosen = pick_device(device)
-        dtype = fast_dtype(chosen)
-        where = {"device": describe(chosen), "precision": str(dtype).removeprefix("torch.") if dtype else "float32"}
+        where = {"device": describe(chosen), "precision": _dtype_name(autocast_dtype(chosen, precision))}
     except UserError as error:
         problems.append(str(error))
-        where = {"device": None, "precision": None}
+        where, self_test = {"device": None, "precision": None}, False
     report = {
         "dis-sam": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
         **where,
+        "devices": _devices(),
         "home": str(paths.home()),
         "checkout": str(paths.checkout()) if paths.checkout() else None,
         "weights": _weights(problems),
         "disk": [_space(paths.home()), _space(paths.cache())],
+        "self_test": None,
     }
+    if self_test and paths.starter_weights().is_file():  # without the file, the problem is already named
+        report["self_test"] = _try_self_test(device, precision, problems)
     return report, problems
 
 
@@ -117,29 +244,44 @@ def format_report(report: dict[str, Any]) -> str:
         extra = PACKAGES[name]
         if version is None and name == "opencv-python":
             continue
-        remedy = f"not installed; pip install 'dis-sam[{extra.split(',')[0]}]'" if extra else "not installed"
+        remedy = f"not installed; pip install 'dis-sam[{extra}]'" if extra else "not installed"
         lines.append(f"  {name:24} {version or remedy}")
-    lines.append(f"device: {report['device']}, default precision: {report['precision']}")
+    lines.append(f"device: {report['device']}, precision: {report['precision']}")
+    for row in report["devices"]:
+        half = f"{row['half']} with half" if row["half"] else "no 16-bit precision"
+        lines.append(f"  {row['device']}: {row['auto']} by default, {half}")
     lines.append(f"home: {report['home']}" + (" (the checkout)" if report["home"] == report["checkout"] else ""))
     lines.append("weights:")
     for row in report["weights"]:
         size = row.get("input_size")
         more = f", {row['in_ch']} input channels" if "in_ch" in row else ""
         more += f", {size[0]} x {size[1]}" if size else ""
+        more += f", SHA-256 {row['sha256'][:_SHORT]}" if "sha256" in row else ""
+        more += " as published" if row.get("published") else ""
         lines.append(f"  {row['kind']}: {row['file']}{more}")
     lines += [f"free disk space: {row['free_gb']} GB at {row['folder']}" for row in report["disk"]]
+    if test := report["self_test"]:
+        lines.append(
+            f"self test: IoU {test['iou']:.3f} (coarse mask {test['coarse_iou']:.3f}), weights loaded in "
+            f"{test['load_seconds']} s, first prediction in {test['predict_seconds']} s on {test['device']}, "
+            f"{test['precision']}"
+        )
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 if all is well, 1 if something was found that will not work."""
-    parser = argparse.ArgumentParser(prog="dis-sam check", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="dis-sam check", description="Report what DIS-SAM would run with, and refine one mask as a test."
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="default: %(default)s")
+    parser.add_argument("--no-self-test", action="store_true", help="do not refine a mask")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(argv)
 
     def command() -> int:
-        report, problems = collect(options.device)
+        report, problems = collect(options.device, options.precision, not options.no_self_test)
         print_text(json.dumps({**report, "problems": problems}, indent=2) if options.json else format_report(report))
         for problem in problems if not options.json else ():
             print_text(f"problem: {problem}", sys.stderr)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -74,33 +72,6 @@ def test_the_verbs_table_names_what_exists():
     for verb in VERBS.values():
         module, _, function = verb.target.partition(":")
         assert callable(getattr(cli.importlib.import_module(module), function))
-
-
-# --- check ---
-
-
-def test_check_reports_versions_device_and_weights(capsys: pytest.CaptureFixture):
-    assert main(["check", "--device", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    for part in ("torch", "device: cpu", "dis_sam_starter.safetensors", "4 input channels", "free disk space"):
-        assert part in printed
-
-
-def test_check_as_json(capsys: pytest.CaptureFixture):
-    assert main(["check", "--device", "cpu", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["problems"] == []
-    assert report["packages"]["torch"] and report["device"].startswith("cpu")
-    assert [row for row in report["weights"] if row["kind"] == "IS-Net" and row["in_ch"] == 4]
-
-
-def test_check_names_what_is_wrong(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DIS_SAM_HOME", str(tmp_path))
-    (tmp_path / "saved_models").mkdir()
-    (tmp_path / "saved_models" / "cut.safetensors").write_bytes(b"not whole")
-    assert main(["check", "--device", "cuda:99"]) == 1
-    printed = capsys.readouterr().err
-    assert "cuda:99" in printed and "cut.safetensors" in printed
 
 
 # --- the package's names ---
