@@ -79,9 +79,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("chosen", ["mae,hse", "f;wf"])
 def test_metrics_are_checked(chosen: str):
     assert check({"metrics": "f, hce"})["metrics"] == "f, hce"
-    with pytest.raises(
-        HyparError, match=r"hypar\['metrics'\]: unknown metric .*expected f, wf, mae, .*, or all"
-    ):
+    with pytest.raises(HyparError, match=r"hypar\['metrics'\]: unknown metric .*expected f, wf, mae, .*, or all"):
         check({"metrics": chosen})
     with pytest.raises(HyparError, match=r"hypar\['metrics'\]: no metric was given"):
         check({"metrics": ""})
