@@ -2,11 +2,24 @@
 
 Training, validation and prediction all resize and normalize with these functions, so that the network sees the same
 numbers in all three.
+
+A prompt is a coarse mask, a box, both, or neither. What each network gets is decided in :func:`make_prompt_planes`:
+
+========  =========================  ======================================  ==========================
+channels  mask given                 box alone                               neither
+========  =========================  ======================================  ==========================
+3         image                      image                                   image
+4         image, mask                image, filled box                       image, whole frame
+5         image, mask, filled box    image, zeros, filled box                image, zeros, whole frame
+========  =========================  ======================================  ==========================
+
+With a mask and no box, the box is the mask's bounds; an empty mask has no bounds, and its box channel is zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +33,25 @@ Box = Sequence[float]
 
 Size = tuple[int, int]
 """(height, width)."""
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, in pixels of the image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> Size:
+        """(height, width)."""
+        return self.height, self.width
+
+    def crop(self, array: np.ndarray) -> np.ndarray:
+        """Return the window's view of an array of the image's size, (H, W) or (H, W, C)."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+
 
 IMAGE_CHANNELS, MASK_CHANNEL, BOX_CHANNEL = 3, 3, 4
 """Layout of the network's input: number of RGB channels, index of the coarse mask, index of the filled box."""
@@ -153,14 +185,31 @@ def make_image_planes(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize_uint8(image, size)
 
 
+def prompt_box(mask: np.ndarray | None, box: Box | None, image_size: tuple[int, int]) -> Box | None:
+    """Return the box of a prompt: the given one, else the mask's bounds, else the whole frame.
+
+    Args:
+        mask: (H, W) bool or uint8, the coarse mask, or None.
+        box: xyxy in pixels, or None.
+        image_size: (H, W), the height and width of the image.
+
+    Returns:
+        xyxy in pixels; None if the mask is empty and there is no box.
+    """
+    if box is not None:
+        return box
+    return (0, 0, image_size[1] - 1, image_size[0] - 1) if mask is None else box_from_mask(mask)
+
+
 def make_prompt_planes(
     mask: np.ndarray | None, box: Box | None, in_ch: int, image_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
     """Make the network's channels after the image's: the coarse mask and the filled box.
 
     Args:
-        mask: (H, W) uint8 0..255, the coarse mask; may be None if ``in_ch`` is 3.
-        box: xyxy in pixels; None means the bounds of the mask. Only used if ``in_ch`` is 5.
+        mask: (H, W) uint8 0..255, the coarse mask. None gives a mask channel of zeros if ``in_ch`` is 5, so that the
+            box alone says what is meant, and the filled box if ``in_ch`` is 4.
+        box: xyxy in pixels; None means the bounds of the mask, or the whole frame if there is no mask.
         in_ch: 3 = image, 4 = image + mask, 5 = image + mask + filled box.
         image_size: (H, W), the height and width of the image.
         size: (height, width) of the network's input.
@@ -169,21 +218,21 @@ def make_prompt_planes(
         (in_ch - 3, height, width) uint8.
 
     Raises:
-        ValueError: If the mask is missing, or its shape or dtype differ.
+        ValueError: If the mask's shape or dtype differs.
         BoxError: If the box lies outside the image.
     """
-    planes = [np.empty((0, *size), dtype=np.uint8)]
-    if in_ch > MASK_CHANNEL:
-        if mask is None:
-            raise ValueError(f"a network of {in_ch} input channels needs a coarse mask in addition to the image")
-        if mask.shape != image_size:
-            raise ValueError(size_mismatch("the mask", mask.shape, "its image", image_size))
-        if mask.dtype != np.uint8:  # a mask of 0/1 or 0..1 would be almost black
-            raise ValueError(f"expected a mask of uint8 0..255, found {mask.dtype}")
-        planes.append(resize_uint8(mask, size))
-    if in_ch > BOX_CHANNEL:
-        planes.append(fill_box(box_from_mask(mask) if box is None else box, image_size, size))
-    return np.concatenate(planes)
+    if in_ch <= MASK_CHANNEL:
+        return np.empty((0, *size), dtype=np.uint8)
+    if mask is not None and mask.shape != image_size:
+        raise ValueError(size_mismatch("the mask", mask.shape, "its image", image_size))
+    if mask is not None and mask.dtype != np.uint8:  # a mask of 0/1 or 0..1 would be almost black
+        raise ValueError(f"expected a mask of uint8 0..255, found {mask.dtype}")
+    if mask is not None and in_ch <= BOX_CHANNEL:
+        return resize_uint8(mask, size)
+    filled = fill_box(prompt_box(mask, box, image_size), image_size, size)
+    if in_ch <= BOX_CHANNEL:
+        return filled
+    return np.concatenate((np.zeros_like(filled) if mask is None else resize_uint8(mask, size), filled))
 
 
 def make_planes(
@@ -193,8 +242,8 @@ def make_planes(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8 0..255, the coarse mask; may be None if ``in_ch`` is 3.
-        box: xyxy in pixels; None means the bounds of the mask. Only used if ``in_ch`` is 5.
+        mask: (H, W) uint8 0..255, the coarse mask; see :func:`make_prompt_planes` for None.
+        box: xyxy in pixels; None means the bounds of the mask, or the whole frame if there is no mask.
         in_ch: 3 = image, 4 = image + mask, 5 = image + mask + filled box.
         size: (height, width) of the network's input.
 
@@ -202,11 +251,44 @@ def make_planes(
         (in_ch, height, width) uint8.
 
     Raises:
-        ValueError: If a shape or dtype differs, or the mask is missing.
+        ValueError: If a shape or dtype differs.
         BoxError: If the box lies outside the image.
     """
     image_planes = make_image_planes(image, size)
     return np.concatenate((image_planes, make_prompt_planes(mask, box, in_ch, image.shape[:2], size)))
+
+
+def make_window_planes(
+    image: np.ndarray, mask: np.ndarray, box: Box | None, window: Window, in_ch: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Make the network's input of a window of an image as bytes, as :func:`make_planes` does for the whole image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the whole image.
+        mask: (H, W) uint8 0..255, the coarse mask of the whole image: the alpha matte of a whole pass.
+        box: xyxy in pixels of the whole image. The box channel is what the window contains of the filled box: all of
+            the window, a part, or nothing, and then it is zero. None gives a channel of zeros.
+        window: The window; it lies inside the image.
+        in_ch: 3 = image, 4 = image + mask, 5 = image + mask + filled box.
+        size: (height, width) of the network's input.
+
+    Returns:
+        (in_ch, height, width) uint8.
+    """
+    planes = [make_image_planes(window.crop(image), size)]
+    if in_ch > MASK_CHANNEL:
+        planes.append(resize_uint8(window.crop(mask), size))
+    if in_ch > BOX_CHANNEL:
+        planes.append(fill_box(_shift_box(box, window), window.size, size))
+    return np.concatenate(planes)
+
+
+def _shift_box(box: Box | None, window: Window) -> Box | None:
+    """Return a box in pixels of a window, not clipped; None if the window contains nothing of it."""
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box[0] - window.left, box[1] - window.top, box[2] - window.left, box[3] - window.top
+    return None if x1 < 0 or y1 < 0 or x0 > window.width - 1 or y0 > window.height - 1 else (x0, y0, x1, y1)
 
 
 def make_input(planes: torch.Tensor) -> torch.Tensor:
@@ -240,10 +322,14 @@ def make_alpha(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Returns:
         (B, 1, height, width) float32 in [0, 1].
     """
-    alpha = torch.sigmoid(logits.float())
-    if alpha.shape[-2:] != tuple(size):
-        alpha = F.interpolate(alpha, size=tuple(size), mode="bilinear", align_corners=False)
-    return alpha
+    return resize_alpha(torch.sigmoid(logits.float()), size)
+
+
+def resize_alpha(alpha: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize alpha mattes, (B, 1, h, w) float32, to (B, 1, height, width): bilinear, align_corners False."""
+    if alpha.shape[-2:] == tuple(size):
+        return alpha
+    return F.interpolate(alpha, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def alpha_to_uint8(alpha: torch.Tensor) -> torch.Tensor:

@@ -19,9 +19,12 @@ from IS_Net.preprocess import (
     check_box,
     fill_box,
     make_alpha,
+    make_image_planes,
     make_input,
     make_planes,
+    make_prompt_planes,
     make_target,
+    prompt_box,
     resize_planes,
     resize_uint8,
 )
@@ -222,11 +225,46 @@ def test_planes_are_copies():
     np.testing.assert_array_equal(IMAGE, before)
 
 
-def test_only_three_channels_need_no_mask():
-    assert make_planes(IMAGE, None, None, 3, (64, 64)).shape == (3, 64, 64)
-    for in_ch in (4, 5):
-        with pytest.raises(ValueError, match=f"{in_ch} input channels needs a coarse mask"):
-            make_planes(IMAGE, None, (1, 2, 3, 4), in_ch, (64, 64))
+BOX = (2, 3, 40, 30)
+ZEROS, WHOLE = np.zeros((64, 48), np.uint8), np.full((64, 48), 255, np.uint8)
+FILLED = fill_box(BOX, (37, 53), (64, 48))[0]
+BOUNDS = fill_box((5, 10, 30, 20), (37, 53), (64, 48))[0]
+RESIZED = resize_uint8(MASK, (64, 48))[0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "box", "four", "five"),
+    [
+        (MASK, BOX, RESIZED, [RESIZED, FILLED]),
+        (MASK, None, RESIZED, [RESIZED, BOUNDS]),
+        (None, BOX, FILLED, [ZEROS, FILLED]),
+        (None, None, WHOLE, [ZEROS, WHOLE]),
+        (MASK * 0, None, ZEROS, [ZEROS, ZEROS]),
+        (MASK * 0, BOX, ZEROS, [ZEROS, FILLED]),
+    ],
+    ids=["mask and box", "mask", "box", "neither", "empty mask", "empty mask and box"],
+)
+def test_every_kind_of_prompt(mask: np.ndarray | None, box: tuple | None, four: np.ndarray, five: list[np.ndarray]):
+    """The table in the module's documentation."""
+    image = make_image_planes(IMAGE, (64, 48))
+    for in_ch, expected in ((3, []), (4, [four]), (5, five)):
+        found = make_planes(IMAGE, mask, box, in_ch, (64, 48))
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, np.concatenate([image, *(plane[None] for plane in expected)]))
+        np.testing.assert_array_equal(make_prompt_planes(mask, box, in_ch, (37, 53), (64, 48)), found[3:])
+
+
+def test_box_of_a_prompt():
+    assert prompt_box(MASK, BOX, (37, 53)) == prompt_box(None, BOX, (37, 53)) == BOX
+    assert prompt_box(MASK, None, (37, 53)) == (5, 10, 30, 20)
+    assert prompt_box(None, None, (37, 53)) == (0, 0, 52, 36)
+    assert prompt_box(MASK * 0, None, (37, 53)) is None
+
+
+@pytest.mark.parametrize("in_ch", [4, 5])
+def test_box_outside_of_its_image_is_an_error_without_a_mask_too(in_ch: int):
+    with pytest.raises(BoxError, match="outside its image"):
+        make_planes(IMAGE, None, (60, 2, 70, 4), in_ch, (64, 64))
 
 
 @pytest.mark.parametrize(
