@@ -1,31 +1,72 @@
-"""Refine coarse masks with a trained IS-Net: image + mask and/or box -> alpha matte."""
+"""Refine coarse masks with a trained IS-Net: image + mask and/or box -> alpha matte.
+
+A prediction is one or more whole passes at the size that the network works at, and, for larger photographs, passes over
+windows of the photograph along the edges that the whole passes found; see :meth:`DISPredictor.predict`.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from IS_Net.checkpoint import load_isnet
 from IS_Net.device import autocast, autocast_dtype, pick_device
+from IS_Net.errors import CheckpointError
 from IS_Net.images import size_mismatch
 from IS_Net.models import ConvBNReLU, ISNetDIS
 from IS_Net.preprocess import (
     MASK_CHANNEL,
     Box,
+    Window,
+    alpha_to_uint8,
     check_box,
+    fill_box,
     make_alpha,
     make_image_planes,
     make_input,
     make_prompt_planes,
+    make_target,
+    make_window_planes,
+    prompt_box,
+    resize_alpha,
+    resize_uint8,
 )
 
 DEFAULT_SIZE = (1024, 1024)
+
+Passes = int | Literal["auto"]
+Detail = Literal["auto", "off", "max"]
+
+PASSES_WITH_MASK, PASSES_WITHOUT_MASK = 1, 2
+"""Number of whole passes that ``auto`` takes."""
+
+WINDOWS = "windows"
+"""Key of a checkpoint's metadata: whether the weights were trained on windows of photographs too."""
+CALIBRATION = "score_calibration"
+"""Key of a checkpoint's metadata: the two coefficients of :func:`calibrate`."""
+
+EDGE_RANGE = 0.1
+"""An edge is where the alpha matte of a whole pass varies by more than this among neighbors, or is further than this
+from both 0 and 1."""
+BAND = 16
+"""Windows change the alpha matte up to about this far from edges, in pixels of the network's input."""
+BOX_MARGIN = 0.1
+"""Windows look at edges in the box and this share of its width and height around it."""
+OVERLAP = 0.25
+"""Share of a window's side that neighboring windows overlap by."""
+EXACT_SHARE = 0.9
+MAX_WINDOWS = 16
+"""Number of windows up to which ``detail="auto"`` works at native scale; beyond it, at a lower scale."""
 
 
 def check_mask(
@@ -79,11 +120,27 @@ class PreparedImage:
 
     Attributes:
         planes: (3, h, w) uint8 RGB at the network's input size.
-        size: (height, width) of the image itself.
+        pixels: (H, W, 3) uint8 RGB, the image itself. It is not a copy: do not modify the array while this is in use.
     """
 
     planes: np.ndarray
-    size: tuple[int, int]
+    pixels: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W), the height and width of the image itself."""
+        return self.pixels.shape[:2]
+
+
+class Refined(NamedTuple):
+    """What :meth:`DISPredictor.refine` returns."""
+
+    alpha: np.ndarray
+    """(H, W) float32 in [0, 1]."""
+    score: float
+    """Predicted IoU of the alpha matte; NaN if unknown."""
+    kept: bool
+    """Whether the alpha matte is the given mask; see ``keep_better``."""
 
 
 class DISPredictor:
@@ -94,9 +151,12 @@ class DISPredictor:
         device: See :func:`IS_Net.device.pick_device`.
         precision: ``auto``, ``full`` or ``half``; see :func:`IS_Net.device.autocast_dtype`.
         input_size: (height, width) that the network works at: the size it was trained at.
+        metadata: What the checkpoint records about the weights. Used are ``windows`` (bool), whether they were trained
+            on windows of photographs, and ``score_calibration``, the two coefficients of :func:`calibrate`.
 
     Raises:
         DeviceError: If the device or the precision is not available.
+        CheckpointError: If the calibration in the metadata is not two numbers, the second of them positive.
     """
 
     def __init__(
@@ -105,11 +165,14 @@ class DISPredictor:
         device: str | torch.device = "auto",
         precision: str = "auto",
         input_size: tuple[int, int] = DEFAULT_SIZE,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.dtype = autocast_dtype(self.device, precision)
         self.model = fold_batchnorm(model).to(self.device, memory_format=torch.channels_last)
         self.input_size = (int(input_size[0]), int(input_size[1]))
+        self.metadata = dict(metadata or {})
+        self.calibration = _check_calibration(self.metadata.get(CALIBRATION, IDENTITY))
 
     @classmethod
     def from_checkpoint(
@@ -132,7 +195,11 @@ class DISPredictor:
             DeviceError: If the device or the precision is not available.
         """
         model, metadata = load_isnet(path)
-        return cls(model, device, precision, input_size or metadata.get("input_size") or DEFAULT_SIZE)
+        size = input_size or metadata.get("input_size") or DEFAULT_SIZE
+        try:
+            return cls(model, device, precision, size, metadata)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     @property
     def in_ch(self) -> int:
@@ -143,57 +210,316 @@ class DISPredictor:
         """Check an image and resize it, once for any number of masks and boxes.
 
         Args:
-            image: (H, W, 3) uint8 RGB, upright.
+            image: (H, W, 3) uint8 RGB, upright. The result refers to it; do not modify it while the result is in use.
 
         Raises:
             ValueError: If the shape or dtype is another.
         """
-        # copied, so that it does not change with the caller's array
-        return PreparedImage(make_image_planes(image, self.input_size).copy(), image.shape[:2])
+        # the planes are copied, because an image that is not resized may be their memory
+        return PreparedImage(make_image_planes(image, self.input_size).copy(), image)
 
     def predict(
-        self, image: np.ndarray | PreparedImage, mask: np.ndarray | None = None, box: Box | None = None
-    ) -> np.ndarray:
-        """Refine one coarse mask.
+        self,
+        image: np.ndarray | PreparedImage,
+        mask: np.ndarray | None = None,
+        box: Box | None = None,
+        *,
+        passes: Passes = "auto",
+        detail: Detail = "auto",
+        keep_better: bool = False,
+        return_score: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, float]:
+        """Segment the object of a prompt: a coarse mask, a box, or both. With neither, the most salient thing.
+
+        What the network gets where the mask or the box is missing is listed in :mod:`IS_Net.preprocess`. A mask that is
+        given and empty gives an empty alpha matte by rule. A 3-channel network uses neither mask nor box.
 
         Args:
             image: (H, W, 3) uint8 RGB, upright; or what :meth:`prepare` returns for it.
-            mask: (H, W), bool, uint8 0/1 or 0..255, or float 0..1. May be None only for a 3-channel network, which does
-                not use it.
-            box: xyxy in pixels; None means the bounds of the mask. Only a 5-channel network uses it.
+            mask: (H, W), bool, uint8 0/1 or 0..255, or float 0..1; or None.
+            box: xyxy in pixels; None means the bounds of the mask, or the whole frame if there is no mask.
+            passes: Number of whole passes, at least 1: each takes the alpha matte of the one before as its mask, with
+                the same box. ``auto`` is 1 if a mask is given, else 2.
+            detail: What to do for photographs larger than the network's input. ``off``: the alpha matte of the whole
+                passes, upsampled. ``max``: further passes over windows of the photograph at native scale, along the
+                edges that the whole passes found in and near the box. ``auto``: such windows, at a lower scale where
+                there would be more than 16, if the metadata of the checkpoint has ``windows: true``; else
+                ``off``, because windows make the results of weights that were not trained on windows worse.
+            keep_better: Whether to return the given mask itself if it is probably better than the refined one.
+            return_score: Whether to return the score too. It may take one more whole pass.
 
         Returns:
-            (H, W) float32 alpha matte in [0, 1]; all 0 if the mask is empty.
+            (H, W) float32 alpha matte in [0, 1]. With ``return_score``, also a float: the predicted IoU of the alpha
+            matte, in [0, 1]; NaN for an empty mask, and for a 3-channel network, whose passes do not differ.
 
         Raises:
-            ValueError: If a shape, dtype or range is another, the mask is missing, or its size is not the image's.
+            ValueError: If a shape, dtype or range is another, the mask's size is not the image's, or ``passes`` or
+                ``detail`` is not one of the values above.
             BoxError: If the box has no area or lies outside the image.
         """
         prepared = image if isinstance(image, PreparedImage) else self.prepare(image)
         coarse = None if mask is None else check_mask(mask, prepared.size)
         clipped = None if box is None else check_box(box, *prepared.size)
-        return self.refine(prepared, coarse, clipped)
+        result = self.refine(
+            prepared, coarse, clipped, passes=passes, detail=detail, keep_better=keep_better, need_score=return_score
+        )
+        return (result.alpha, result.score) if return_score else result.alpha
 
     @torch.inference_mode()
-    def refine(self, image: PreparedImage, mask: np.ndarray | None, box: Box | None) -> np.ndarray:
-        """Refine one coarse mask, as :meth:`predict` does, with values that have been checked.
+    def refine(
+        self,
+        image: PreparedImage,
+        mask: np.ndarray | None,
+        box: Box | None,
+        *,
+        passes: Passes = "auto",
+        detail: Detail = "auto",
+        keep_better: bool = False,
+        need_score: bool = False,
+    ) -> Refined:
+        """Segment the object of a prompt, as :meth:`predict` does, with values that have been checked.
 
         Args:
             image: From :meth:`prepare`.
-            mask: (H, W) uint8 0..255, from :func:`check_mask`; None only for a 3-channel network.
-            box: xyxy in pixels, from :func:`IS_Net.preprocess.check_box`; None means the bounds of the mask.
+            mask: (H, W) uint8 0..255, from :func:`check_mask`, or None.
+            box: xyxy in pixels, from :func:`IS_Net.preprocess.check_box`, or None.
+            passes: See :meth:`predict`.
+            detail: See :meth:`predict`.
+            keep_better: See :meth:`predict`.
+            need_score: Whether to take one more whole pass if the score is not known without it: it is known after two
+                passes.
 
         Returns:
-            (H, W) float32 alpha matte in [0, 1]; all 0 if the mask is empty.
+            The alpha matte, its score, and whether it is the given mask.
 
         Raises:
-            ValueError: If the mask is missing.
+            ValueError: If ``passes`` or ``detail`` is not one of the values that :meth:`predict` names.
         """
-        prompt_planes = make_prompt_planes(mask, box, self.in_ch, image.size, self.input_size)
-        if self.in_ch > MASK_CHANNEL and not mask.any():
-            return np.zeros(image.size, dtype=np.float32)
-        planes = torch.from_numpy(np.concatenate((image.planes, prompt_planes)))
-        x = make_input(planes[None].to(self.device))
+        if passes != "auto" and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
+            raise ValueError(f"expected passes to be 'auto' or a number of 1 and up, found {passes!r}")
+        if detail not in get_args(Detail):
+            raise ValueError(f"expected detail to be one of {', '.join(get_args(Detail))}, found {detail!r}")
+        if self.in_ch > MASK_CHANNEL and mask is not None and not mask.any():
+            return Refined(np.zeros(image.size, dtype=np.float32), math.nan, False)
+        box = prompt_box(mask, box, image.size)
+        if passes == "auto":
+            passes = PASSES_WITHOUT_MASK if mask is None else PASSES_WITH_MASK
+        small, agreed = self._whole_passes(image, mask, box, passes, need_score)
+        score = calibrate(agreed, self.calibration)
+        if keep_better and mask is not None and self.in_ch > MASK_CHANNEL:
+            resized = make_target(torch.from_numpy(resize_uint8(mask, self.input_size))[None].to(small.device))
+            if is_exact(resized, small):
+                return Refined(mask.astype(np.float32) / 255, score, True)
+        alpha = resize_alpha(small, image.size)[0, 0].cpu().numpy()
+        larger = image.size[0] > self.input_size[0] or image.size[1] > self.input_size[1]
+        if larger and (detail == "max" or (detail == "auto" and self.metadata.get(WINDOWS) is True)):
+            self._add_detail(image, alpha, small, box, MAX_WINDOWS if detail == "auto" else None)
+        return Refined(alpha, score, False)
+
+    def _predict_alpha(self, x: Tensor) -> Tensor:
+        """Return the alpha matte (1, 1, h, w) float32 of the network's input (1, in_ch, h, w), at its size."""
         with autocast(self.device, self.dtype):
             logits = self.model.predict_logits(x)
-        return make_alpha(logits, image.size)[0, 0].cpu().numpy()
+        return make_alpha(logits, self.input_size)
+
+    def _whole_passes(
+        self, image: PreparedImage, mask: np.ndarray | None, box: Box | None, passes: int, need_agreement: bool
+    ) -> tuple[Tensor, float]:
+        """Return the alpha matte of the last pass, (1, 1, h, w) at the network's size, and :func:`agreement`.
+
+        The agreement is that of the last pass with the one before, or with one more if there is only one pass and it is
+        needed; else NaN.
+        """
+        prompt_planes = make_prompt_planes(mask, box, self.in_ch, image.size, self.input_size)
+        planes = torch.from_numpy(np.concatenate((image.planes, prompt_planes)))
+        x = make_input(planes[None].to(self.device))
+        alpha, agreed = self._predict_alpha(x), math.nan
+        if self.in_ch <= MASK_CHANNEL:
+            return alpha, agreed
+        for number in range(2, max(passes, 2 if need_agreement else 1) + 1):
+            x[:, MASK_CHANNEL] = make_target(alpha_to_uint8(alpha))[:, 0]
+            following = self._predict_alpha(x)
+            agreed = agreement(alpha, following)
+            if number <= passes:
+                alpha = following
+        return alpha, agreed
+
+    def _add_detail(
+        self, image: PreparedImage, alpha: np.ndarray, small: Tensor, box: Box | None, max_windows: int | None
+    ) -> None:
+        """Replace an alpha matte near its edges by the alpha mattes of windows of the image.
+
+        Args:
+            image: The image.
+            alpha: (H, W) float32 of the whole passes; it is modified.
+            small: The same at the network's size, (1, 1, h, w).
+            box: The box of the prompt; None means the whole frame.
+            max_windows: Number of windows up to which they have native scale; None means any number.
+        """
+        region = torch.from_numpy(fill_box(_grow_box(box, image.size), image.size, self.input_size))
+        weight = resize_alpha(edge_band(small, region[None].to(small.device) > 0), image.size)[0, 0].cpu().numpy()
+        windows = choose_windows(weight > 0, self.input_size, max_windows)
+        mask = alpha_to_uint8(torch.from_numpy(alpha)).numpy()
+        change, total = np.zeros_like(alpha), np.zeros_like(alpha)
+        for window in windows:
+            planes = make_window_planes(image.pixels, mask, box, window, self.in_ch, self.input_size)
+            x = make_input(torch.from_numpy(planes)[None].to(self.device))
+            fine = resize_alpha(self._predict_alpha(x), window.size)[0, 0].cpu().numpy()
+            blend = window_weight(window.size)
+            window.crop(change)[:] += blend * (fine - window.crop(alpha))
+            window.crop(total)[:] += blend
+        # the differences are averaged, not the alpha mattes, so that where all agree nothing changes, not even rounding
+        np.divide(change, total, out=change, where=total > 0)
+        change *= weight
+        alpha += change
+        np.clip(alpha, 0, 1, out=alpha)
+
+
+IDENTITY = (0.0, 1.0)
+"""The coefficients with which :func:`calibrate` changes nothing."""
+
+
+def _check_calibration(found: Any) -> tuple[float, float]:
+    try:
+        offset, slope = map(float, found)
+    except (TypeError, ValueError):
+        offset = slope = math.nan
+    if not (math.isfinite(offset) and math.isfinite(slope) and slope > 0):
+        raise CheckpointError(
+            f"metadata, key {CALIBRATION!r}: expected two numbers, offset and slope > 0, found {found!r}"
+        )
+    return offset, slope
+
+
+def calibrate(agreement: float, coefficients: tuple[float, float]) -> float:
+    """Convert the agreement of two passes to a predicted IoU.
+
+    Args:
+        agreement: From :func:`agreement`; NaN gives NaN.
+        coefficients: Offset a and slope b > 0 of ``score = sigmoid(a + b * logit(agreement))``, which rises with the
+            agreement (Platt, "Probabilistic outputs for support vector machines", 1999). (0, 1) is the identity.
+
+    Returns:
+        The predicted IoU, in [0, 1].
+    """
+    if coefficients == IDENTITY or math.isnan(agreement):
+        return agreement
+    offset, slope = coefficients
+    clipped = min(max(agreement, 1e-6), 1 - 1e-6)  # the logits of 0 and 1 are infinite
+    return 1 / (1 + math.exp(-(offset + slope * math.log(clipped / (1 - clipped)))))
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Return the soft IoU of two alpha mattes: the sum of their minima over the sum of their maxima.
+
+    Args:
+        first: Float in [0, 1], of any shape.
+        second: Of the same shape.
+
+    Returns:
+        In [0, 1]; 0 if the second one has no value above 0.5, because it then holds no object.
+    """
+    if not (second > 0.5).any():
+        return 0.0
+    return float(
+        torch.minimum(first, second).sum(dtype=torch.float64) / torch.maximum(first, second).sum(dtype=torch.float64)
+    )
+
+
+def is_exact(mask: Tensor, alpha: Tensor) -> bool:
+    """Return whether a coarse mask is probably better than the alpha matte that was made from it.
+
+    Args:
+        mask: (1, 1, h, w) float32 in [0, 1], the mask at the network's size.
+        alpha: (1, 1, h, w) float32 in [0, 1].
+    """
+    border, near = _border(mask > 0.5), F.max_pool2d(_border(alpha > 0.5), 3, 1, 1)
+    return bool((border * near).sum() > EXACT_SHARE * border.sum())
+
+
+def _border(mask: Tensor) -> Tensor:
+    """Return 1 where a mask, (1, 1, h, w) bool, differs from a neighbor to the left, right, top or bottom, else 0."""
+    inside = mask.float()
+    return (F.max_pool2d(inside, 3, 1, 1) + F.max_pool2d(-inside, 3, 1, 1)) * inside
+
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+
+def _grow_box(box: Box | None, size: tuple[int, int]) -> Box:
+    """Return a box with BOX_MARGIN on each side; the whole frame if there is none."""
+    x0, y0, x1, y1 = (0, 0, size[1] - 1, size[0] - 1) if box is None else box
+    margin_x, margin_y = BOX_MARGIN * (x1 - x0 + 1), BOX_MARGIN * (y1 - y0 + 1)
+    return x0 - margin_x, y0 - margin_y, x1 + margin_x, y1 + margin_y
+
+
+def edge_band(alpha: Tensor, region: Tensor) -> Tensor:
+    """Return how much of the windows' alpha mattes is taken at each pixel.
+
+    Args:
+        alpha: (1, 1, h, w) float32, the alpha matte of the whole passes at the network's size.
+        region: (1, 1, h, w) bool, where edges count.
+
+    Returns:
+        (1, 1, h, w) float32: 1 up to BAND / 2 pixels from the edges of the alpha matte, 0 beyond 3 / 2 BAND, linear in
+        between.
+    """
+    spread = F.max_pool2d(alpha, 3, 1, 1) + F.max_pool2d(-alpha, 3, 1, 1)
+    edges = ((spread > EDGE_RANGE) | ((alpha > EDGE_RANGE) & (alpha < 1 - EDGE_RANGE))) & region
+    wide = F.max_pool2d(edges.float(), 2 * BAND + 1, 1, BAND)
+    return F.avg_pool2d(wide, BAND + 1, 1, BAND // 2, count_include_pad=False)
+
+
+def choose_windows(band: np.ndarray, size: tuple[int, int], max_windows: int | None = None) -> list[Window]:
+    """Choose overlapping windows that together contain a band of pixels.
+
+    Args:
+        band: (H, W) bool.
+        size: (height, width) of a window; a side longer than the image's is cut to it.
+        max_windows: If more windows are needed, larger ones are chosen; None allows any number.
+
+    Returns:
+        The windows, all of one size; none if the band is empty.
+    """
+    scale = 1.0
+    while True:
+        height, width = (min(round(side * scale), limit) for side, limit in zip(size, band.shape, strict=True))
+        windows = [
+            Window(top, left, height, width)
+            for top in _starts(band.any(axis=1), height)
+            for left in _starts(band[top : top + height].any(axis=0), width)
+            if band[top : top + height, left : left + width].any()
+        ]
+        if max_windows is None or len(windows) <= max_windows or (height, width) == band.shape:
+            return windows
+        scale += 0.25
+
+
+def _starts(occupied: np.ndarray, length: int) -> list[int]:
+    """Return the first positions of intervals of a length that contain all occupied positions, with some context."""
+    found = np.flatnonzero(occupied)
+    if found.size == 0:
+        return []
+    context = length // 16  # the network sees little of what surrounds an edge at the border of its input
+    first, end = max(int(found[0]) - context, 0), min(int(found[-1]) + 1 + context, len(occupied))
+    if end - first <= length:
+        return [min(max((first + end - length) // 2, 0), len(occupied) - length)]
+    overlap = round(OVERLAP * length)
+    number = math.ceil((end - first - overlap) / (length - overlap))
+    return [round(first + index * (end - length - first) / (number - 1)) for index in range(number)]
+
+
+def window_weight(size: tuple[int, int]) -> np.ndarray:
+    """Return the weight of a window's pixels where windows overlap: it falls to almost 0 at the window's border.
+
+    Args:
+        size: (height, width) of the window.
+
+    Returns:
+        (height, width) float32 in (0, 1].
+    """
+    rows, columns = (
+        np.minimum(1, (np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5) / max(OVERLAP * side, 1))
+        for side in size
+    )
+    return np.outer(rows, columns).astype(np.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import BoxError, CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
-from IS_Net.predictor import DISPredictor, check_mask, fold_batchnorm
+from IS_Net.predictor import DISPredictor, agreement, calibrate, check_mask, fold_batchnorm
+from IS_Net.preprocess import make_input, make_planes
 
 SIZE = (64, 96)
 RNG = np.random.default_rng(0)
@@ -147,13 +150,39 @@ def test_alpha_is_not_stretched(logit: float):
 def test_channels(in_ch: int):
     predictor = DISPredictor(Constant(0, in_ch), "cpu", "full", SIZE)
     assert predictor.in_ch == in_ch
-    assert predictor.predict(IMAGE, MASK).shape == MASK.shape
-    if in_ch == 3:
-        assert predictor.predict(IMAGE).any()
-        assert predictor.predict(IMAGE, np.zeros_like(MASK)).any()  # it does not use the mask
-    else:
-        with pytest.raises(ValueError, match=f"{in_ch} input channels needs a coarse mask"):
-            predictor.predict(IMAGE)
+    for prompt in ((MASK,), (MASK, (1, 2, 30, 40)), (None, (1, 2, 30, 40)), ()):
+        alpha = predictor.predict(IMAGE, *prompt)
+        assert alpha.shape == MASK.shape and alpha.dtype == np.float32
+        np.testing.assert_array_equal(alpha, 0.5)
+    # a 3-channel network does not use the mask
+    assert predictor.predict(IMAGE, np.zeros_like(MASK)).any() == (in_ch == 3)
+    assert predictor.predict(IMAGE, np.zeros_like(MASK), (1, 2, 30, 40)).any() == (in_ch == 3)
+
+
+class Recording(Constant):
+    """A network that keeps its inputs; its logits are a function of the input."""
+
+    def __init__(self, in_ch: int, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(0, in_ch)
+        self.function, self.inputs = function, []
+
+    def __deepcopy__(self, memo: dict) -> Recording:
+        return self  # the predictor's copy is this network, so that the tests see the inputs
+
+    def predict_logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.inputs.append(x.clone())
+        return self.function(x)
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+@pytest.mark.parametrize("box", [None, (5, 6, 70, 74)], ids=["no box", "box"])
+@pytest.mark.parametrize("in_ch", [3, 4, 5])
+def test_network_gets_the_planes_of_the_prompt(mask: np.ndarray | None, box: tuple | None, in_ch: int):
+    model = Recording(in_ch, lambda x: x[:, :1])
+    DISPredictor(model, "cpu", "full", SIZE).predict(IMAGE, mask, box, passes=1)
+    planes = make_planes(IMAGE, None if mask is None else mask * np.uint8(255), box, in_ch, SIZE)
+    (x,) = model.inputs
+    torch.testing.assert_close(x, make_input(torch.from_numpy(planes)[None]), rtol=0, atol=0)
 
 
 def test_box_channel_is_the_given_box_or_the_masks_bounds():
@@ -175,6 +204,138 @@ def test_mask_of_one_pixel(predictor: DISPredictor):
     mask = np.zeros_like(MASK)
     mask[3, 4] = True
     assert predictor.predict(IMAGE, mask).shape == MASK.shape
+
+
+# --- passes ---
+
+
+def logit(x: torch.Tensor) -> torch.Tensor:
+    return torch.logit(x.clamp(1e-4, 1 - 1e-4))
+
+
+def halfway(x: torch.Tensor) -> torch.Tensor:
+    """Return logits whose alpha is halfway between the mask channel and 0.8."""
+    return logit((x[:, 3:4] + 0.8) / 2)
+
+
+@pytest.mark.parametrize("in_ch", [4, 5])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+def test_each_pass_takes_the_alpha_of_the_one_before_as_its_mask(in_ch: int, mask: np.ndarray | None):
+    model = Recording(in_ch, halfway)
+    predictor = DISPredictor(model, "cpu", "full", IMAGE.shape[:2])
+    box = (5, 6, 70, 74)
+    start = make_planes(IMAGE, None if mask is None else mask * np.uint8(255), box, in_ch, IMAGE.shape[:2])[3] / 255
+    for passes in (1, 2, 3, 4):
+        model.inputs.clear()
+        alpha = predictor.predict(IMAGE, mask, box, passes=passes)
+        assert len(model.inputs) == passes
+        np.testing.assert_allclose(alpha, 0.8 + (start - 0.8) / 2**passes, atol=0.004)  # 8 bits between passes
+        for before, after in pairwise(model.inputs):
+            expected = torch.sigmoid(halfway(before)).mul(255).round() / 255
+            torch.testing.assert_close(after[:, 3:4], expected)
+            assert torch.equal(after[:, :3], before[:, :3]) and torch.equal(after[:, 4:], before[:, 4:])
+
+
+def test_number_of_passes_by_default():
+    model = Recording(5, halfway)
+    predictor = DISPredictor(model, "cpu", "full", SIZE)
+    for mask, box, number in ((MASK, None, 1), (MASK, (5, 6, 70, 74), 1), (None, (5, 6, 70, 74), 2), (None, None, 2)):
+        model.inputs.clear()
+        default = predictor.predict(IMAGE, mask, box)
+        assert len(model.inputs) == number
+        np.testing.assert_array_equal(default, predictor.predict(IMAGE, mask, box, passes=number))
+
+
+def test_passes_of_a_three_channel_network_do_not_differ():
+    model = Recording(3, lambda x: x[:, :1])
+    DISPredictor(model, "cpu", "full", SIZE).predict(IMAGE, passes=3)
+    assert len(model.inputs) == 1
+
+
+def test_one_pass_with_a_mask_is_the_published_prediction(trained: ISNetDIS, predictor: DISPredictor):
+    """The options change nothing where they are not asked to."""
+    plain = predictor.predict(IMAGE, MASK)
+    np.testing.assert_array_equal(predictor.predict(IMAGE, MASK, passes=1, detail="off"), plain)
+    with_score, _ = predictor.predict(IMAGE, MASK, return_score=True)
+    np.testing.assert_array_equal(with_score, plain)
+    assert (predictor.predict(IMAGE, MASK, passes=2) != plain).any()
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, "two", None, True])
+def test_invalid_number_of_passes(predictor: DISPredictor, passes: Any):
+    with pytest.raises(ValueError, match="expected passes to be 'auto' or a number of 1 and up"):
+        predictor.predict(IMAGE, MASK, passes=passes)
+
+
+# --- the score ---
+
+
+def test_score_is_the_agreement_of_the_last_two_passes():
+    model = Recording(5, halfway)
+    predictor = DISPredictor(model, "cpu", "full", SIZE)
+    for prompt, passes, number, levels in [
+        ((MASK > 2,), 1, 0, None),  # an empty mask
+        ((None, None), 1, 2, (0.4, 0.6)),  # one more pass, because one alone has nothing to agree with
+        ((None, None), "auto", 2, (0.4, 0.6)),
+        ((None, None), 3, 3, (0.6, 0.7)),
+        ((np.ones_like(MASK), None), "auto", 2, (0.85, 0.9)),
+    ]:
+        model.inputs.clear()
+        alpha, score = predictor.predict(IMAGE, *prompt, passes=passes, return_score=True)
+        assert len(model.inputs) == number
+        assert isinstance(score, float)
+        if levels is None:
+            assert np.isnan(score) and not alpha.any()
+        else:
+            assert score == pytest.approx(levels[0] / levels[1], abs=0.01)
+
+
+def test_score_of_a_three_channel_network_is_unknown():
+    alpha, score = DISPredictor(Constant(1, 3), "cpu", "full", SIZE).predict(IMAGE, return_score=True)
+    assert np.isnan(score) and alpha.any()
+
+
+def test_agreement():
+    a, b = torch.tensor([0.0, 0.5, 1.0, 0.75]), torch.tensor([0.0, 1.0, 0.25, 0.75])
+    assert agreement(a, b) == pytest.approx((0.5 + 0.25 + 0.75) / (1 + 1 + 0.75))
+    assert agreement(b, a) == agreement(a, b)
+    assert agreement(a, a) == 1
+    assert agreement(torch.zeros(3), torch.zeros(3)) == 0
+    assert agreement(torch.full((3,), 0.4), torch.full((3,), 0.4)) == 0  # no object in it
+
+
+def test_calibration():
+    assert calibrate(0.37, (0, 1)) == 0.37
+    assert np.isnan(calibrate(np.nan, (1, 2)))
+    # the logit of 0.8 is log 4; sigmoid(log 3 + 1/2 log 4) = 6 / 7
+    assert calibrate(0.8, (np.log(3), 0.5)) == pytest.approx(6 / 7)
+    scores = [calibrate(value, (-0.4, 1.7)) for value in np.linspace(0, 1, 50)]
+    assert (np.diff(scores) > 0).all() and scores[0] >= 0 and scores[-1] <= 1
+
+
+def test_calibration_comes_from_the_checkpoint(tmp_path, isnet: ISNetDIS):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, isnet, {"input_size": SIZE, "score_calibration": [0.5, 2.0]})
+    predictor = DISPredictor.from_checkpoint(path, "cpu", "full")
+    assert predictor.calibration == (0.5, 2.0)
+    _, score = predictor.predict(IMAGE, MASK, return_score=True)
+    predictor.calibration = (0, 1)
+    _, raw = predictor.predict(IMAGE, MASK, return_score=True)
+    assert score == pytest.approx(calibrate(raw, (0.5, 2.0))) and score != raw
+    save_weights(path, isnet, {"score_calibration": [1]})
+    message = (
+        r"weights\.safetensors: metadata, key 'score_calibration': expected two numbers, offset and slope > 0, found"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        DISPredictor.from_checkpoint(path, "cpu")
+
+
+@pytest.mark.parametrize("wrong", [3, [1], ["a", 1], [0, -1], [0, 0], [float("nan"), 1], None])
+def test_invalid_calibration(wrong: Any):
+    with pytest.raises(
+        CheckpointError, match="metadata, key 'score_calibration': expected two numbers, offset and slope > 0, found"
+    ):
+        DISPredictor(Constant(0), "cpu", "full", SIZE, {"score_calibration": wrong})
 
 
 # --- prepared images ---
@@ -199,7 +360,7 @@ def test_prepared_image_is_resized_once(predictor: DISPredictor, monkeypatch: py
     expected = [predictor.predict(IMAGE, mask, box) for mask, box in zip(masks, boxes, strict=True)]
     resized = count_image_resizes(monkeypatch)
     prepared = predictor.prepare(IMAGE)
-    assert prepared.size == (75, 101) and prepared.planes.shape == (3, *SIZE)
+    assert prepared.size == (75, 101) and prepared.planes.shape == (3, *SIZE) and prepared.pixels is IMAGE
     for mask, box, alpha in zip(masks, boxes, expected, strict=True):
         np.testing.assert_array_equal(predictor.predict(prepared, mask, box), alpha)
     assert resized == [IMAGE.shape]
@@ -220,8 +381,6 @@ def test_input_is_checked_for_prepared_images_too(predictor: DISPredictor):
         predictor.predict(prepared, MASK[1:])
     with pytest.raises(BoxError, match="outside its image of 101 x 75"):
         predictor.predict(prepared, MASK, (200, 5, 220, 9))
-    with pytest.raises(ValueError, match="needs a coarse mask"):
-        predictor.predict(prepared)
 
 
 def test_size_mismatch_names_mask_and_image():
