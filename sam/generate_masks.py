@@ -47,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         help="write SPLIT-enriched/{im,gt,mask} (with --images: into --out) with the parts of each ground truth too",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="vit_l", choices=list(BACKENDS), help="default: %(default)s")
+    model.add_argument(
+        "--model",
+        default="vit_l",
+        choices=list(BACKENDS),
+        help="SAM, or box: the filled boxes, without weights; default: %(default)s",
+    )
     model.add_argument("--checkpoint", type=Path, metavar="FILE", help="SAM's weights; default: looked for by name")
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     model.add_argument(

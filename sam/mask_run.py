@@ -20,10 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from IS_Net.bounded import BoundedQueue, map_bounded
-from IS_Net.errors import DatasetError
+from IS_Net.errors import DatasetError, PromptError
 from IS_Net.images import list_images, read_image, read_mask, size_mismatch, write_mask
 from IS_Net.manifest import Manifest, fingerprint
 from sam import enrich
+from sam.backends import NEEDS_SAM
 from sam.backends.base import Select, StageOnePredictor
 from sam.prompts import Prompt, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
 
@@ -90,7 +91,8 @@ def generate_masks(
     Raises:
         FileNotFoundError: If a folder does not exist.
         DatasetError: If ground truths are missing; the message names all of them, and nothing is written.
-        PromptError: If prompts are faulty; the message names all of them, and nothing is written.
+        PromptError: If prompts are faulty, or have no box and the model takes boxes only; the message names all of
+            them, and nothing is written.
         ImageError: If the folder of images is empty, or two images would have masks of the same name.
         ValueError: If neither ``gt`` nor ``prompts`` is given, or both are, or ``select`` is unknown.
     """
@@ -103,7 +105,10 @@ def generate_masks(
     else:
         found = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
         of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
-        for name, prompt in check_prompts(found, paths).items():
+        checked = check_prompts(found, paths)
+        if predictor.box_only:
+            _require_boxes(checked.values())
+        for name, prompt in checked.items():
             of_image[prompt.name][name] = prompt
         items = [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
         if len(items) < len(paths):
@@ -181,6 +186,12 @@ def pair_with_gt(images: Mapping[str, Path], gt: str | Path) -> list[Item]:
         hint = f"; ground truths without an image: {', '.join(unused)}" if unused else ""
         raise DatasetError(f"{gt}: no ground truth for the images {', '.join(missing)}; expected the same names{hint}")
     return [Item(stem, path, gt=gts[stem]) for stem, path in images.items()]
+
+
+def _require_boxes(prompts: Iterable[Prompt]) -> None:
+    without = [prompt.where or prompt.name for prompt in prompts if prompt.box is None and not prompt.empty]
+    if without:
+        raise PromptError(f"{NEEDS_SAM}; found no box at {', '.join(without)}")
 
 
 def _warn_of_unused(images: Mapping[str, Path], gt: str | Path) -> None:

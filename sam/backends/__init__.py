@@ -21,13 +21,18 @@ BACKENDS: dict[str, str] = {
     "vit_l": "sam.backends.segment_anything",
     "vit_h": "sam.backends.segment_anything",
     "vit_b": "sam.backends.segment_anything",
-    "grabcut": "sam.backends.grabcut",
+    "box": "sam.backends.box",
 }
 """The module of each model; preferred models come first. A module has a function ``load(model, checkpoint, device)``
 that returns a :class:`sam.backends.base.StageOnePredictor`; every model must pass ``tests/sam/test_conformance.py``."""
 
-GRABCUT = "grabcut"
-"""The model that needs no weights, and stands in for SAM where no checkpoint is found."""
+BOX = "box"
+"""The model that needs no weights: its masks are the filled boxes. It is used where no checkpoint of SAM is found."""
+
+NEEDS_SAM = (
+    "points without a box need SAM: download a checkpoint (dis-sam fetch vit_l) and choose that model, or provide a box"
+)
+"""Error message for prompts that the model :data:`BOX` cannot take."""
 
 CHECKPOINT_SOURCE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 """Where the checkpoints are published."""
@@ -45,8 +50,13 @@ def checkpoint_names() -> dict[str, str]:
 
 
 def available_model() -> str:
-    """Return the preferred model whose checkpoint is found: ``vit_l``, ``vit_h``, ``vit_b``, else ``grabcut``."""
-    return next((model for model in _CHECKPOINTS if _find_published(model)), GRABCUT)
+    """Return the preferred model whose checkpoint is found: ``vit_l``, ``vit_h``, ``vit_b``, else ``box``."""
+    return next((model for model in _CHECKPOINTS if _find_published(model)), BOX)
+
+
+def how_to_fetch(model: str) -> str:
+    """Return how to get the checkpoint of a model of SAM, as the end of an error message."""
+    return f"download it with `dis-sam fetch {model}`, or from {CHECKPOINT_SOURCE}"
 
 
 def find_checkpoint(model: str, checkpoint: str | Path | None = None) -> Path | None:
@@ -60,7 +70,7 @@ def find_checkpoint(model: str, checkpoint: str | Path | None = None) -> Path | 
     Raises:
         ValueError: If the model is unknown.
         CheckpointError: If a checkpoint is given for a model that has no weights.
-        FileNotFoundError: If there is no checkpoint; the message names the page that offers it.
+        FileNotFoundError: If there is no checkpoint; the message names the command that downloads it.
     """
     if model not in BACKENDS:
         raise ValueError(f"unknown model {model!r}{did_you_mean(model, BACKENDS)}")
@@ -73,8 +83,8 @@ def find_checkpoint(model: str, checkpoint: str | Path | None = None) -> Path | 
         name, folders = _CHECKPOINTS[model], list(map(str, sam_checkpoint_folders()))
         found = f"{path} does not exist" if path else f"found no {name} in {' or '.join(folders)}"
         raise FileNotFoundError(
-            f"SAM {model}: {found}; download {name} from {CHECKPOINT_SOURCE} into {folders[0]}, or pass the path of a "
-            f"checkpoint (--checkpoint). The model {GRABCUT} needs no weights (--model {GRABCUT})"
+            f"SAM {model}: {found}; {how_to_fetch(model)} into {folders[0]}, or pass the path of a checkpoint "
+            f"(--checkpoint). The model {BOX} needs no weights (--model {BOX})"
         )
     return path
 
@@ -85,13 +95,13 @@ def load_predictor(
     """Load a model.
 
     Args:
-        model: ``vit_l``, ``vit_h`` or ``vit_b`` for SAM, ``grabcut`` for the stand-in that needs no weights.
+        model: ``vit_l``, ``vit_h`` or ``vit_b`` for SAM, ``box`` for filled boxes, which need no weights.
         checkpoint: SAM's weights; see :func:`find_checkpoint`.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. GrabCut always runs on the CPU.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, of SAM.
 
     Raises:
         ValueError: If the model is unknown.
-        FileNotFoundError: If there is no checkpoint; the message names the page that offers it.
+        FileNotFoundError: If there is no checkpoint; the message names the command that downloads it.
         CheckpointError: If the checkpoint is damaged, holds another model, or is given for a model without weights.
         MissingExtraError: If the package that the model needs is not installed.
         DeviceError: If the device is not available.

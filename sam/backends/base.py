@@ -24,11 +24,14 @@ class StageOnePredictor(Protocol):
         name: The model's name in :data:`sam.backends.BACKENDS`.
         checkpoint: sha256 of the checkpoint file; None if the model has no weights.
         selects: Whether the model returns several masks per prompt, of which one is selected.
+        box_only: Whether each prompt must have a box, and the masks tell nothing that the boxes do not. Stage 2 is then
+            given the boxes alone.
     """
 
     name: str
     checkpoint: str | None
     selects: bool
+    box_only: bool
 
     def set_image(self, image: np.ndarray) -> None:
         """Set the image of the following calls, (H, W, 3) uint8 RGB."""

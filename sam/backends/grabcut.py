@@ -13,7 +13,6 @@ import torch
 from IS_Net.grabcut import grabcut
 from IS_Net.images import binarize
 from IS_Net.preprocess import resize_uint8
-from sam.backends import GRABCUT
 from sam.backends.base import Select
 from sam.prompts import Prompt
 
@@ -37,7 +36,7 @@ class GrabCutPredictor:
     anywhere. Its masks are the same in every run.
     """
 
-    name = GRABCUT
+    name = "grabcut"
     checkpoint = None
     selects = False
 

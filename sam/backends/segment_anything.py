@@ -14,7 +14,7 @@ import torch
 from IS_Net.checkpoint import load_torch_file
 from IS_Net.device import autocast, fast_dtype, pick_device
 from IS_Net.errors import CheckpointError, import_extra
-from sam.backends import CHECKPOINT_SOURCE, checkpoint_names
+from sam.backends import checkpoint_names, how_to_fetch
 from sam.backends.base import Select
 from sam.prompts import Prompt
 
@@ -59,7 +59,7 @@ def _load_weights(sam: Sam, path: Path, model: str) -> None:
         state = load_torch_file(path)
     except CheckpointError as error:
         size = path.stat().st_size  # tells an error page, or an incomplete download
-        raise CheckpointError(f"{error}; it has {size} bytes: download it again from {CHECKPOINT_SOURCE}") from error
+        raise CheckpointError(f"{error}; it has {size} bytes: {how_to_fetch(model)}") from error
     found = {key: getattr(value, "shape", None) for key, value in state.items()} if isinstance(state, dict) else {}
     expected = {key: value.shape for key, value in sam.state_dict().items()}
     if found != expected:
@@ -83,7 +83,7 @@ def _remedy(found: Mapping[str, object], model: str) -> str:
     actual = _WIDTHS.get(width)
     if actual and actual != model:
         return f"it looks like {actual}: use --model {actual}, or the checkpoint of {model}"
-    return f"download the published {checkpoint_names()[model]} from {CHECKPOINT_SOURCE}"
+    return f"expected the published {checkpoint_names()[model]}: {how_to_fetch(model)}"
 
 
 class BatchedSamPredictor(segment_anything.SamPredictor):
@@ -99,6 +99,7 @@ class BatchedSamPredictor(segment_anything.SamPredictor):
     """
 
     selects = True
+    box_only = False
 
     def __init__(self, sam: Sam, name: str, checkpoint: str | None = None) -> None:
         super().__init__(sam.eval())

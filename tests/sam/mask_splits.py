@@ -14,7 +14,7 @@ from sam.prompts import Prompt
 class FilledBox:
     """A predictor whose masks are known: the filled box, or a dot at each point with label 1."""
 
-    name, checkpoint, selects = "vit_l", "0" * 64, True
+    name, checkpoint, selects, box_only = "vit_l", "0" * 64, True, False
 
     def __init__(self) -> None:
         self.images: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""The models of stage 1: the registry, SAM compared with segment_anything's own predictor, GrabCut, and bad input."""
+"""The models of stage 1: the registry, SAM compared with segment_anything's own predictor, filled boxes, bad input."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import skimage.data
 import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from tiny_sam import reference_predictor, save_sam, tiny_sam
 
-from IS_Net.errors import CheckpointError, DeviceError, MissingExtraError
+from IS_Net.errors import BoxError, CheckpointError, DeviceError, MissingExtraError, PromptError
 from sam import backends
 from sam.backends import available_model, checkpoint_names, find_checkpoint, load_predictor, segment_anything
-from sam.backends.grabcut import GrabCutPredictor
+from sam.backends.box import BoxPredictor
 from sam.backends.segment_anything import BatchedSamPredictor
 from sam.prompts import Prompt
 
@@ -119,13 +118,13 @@ def test_image_is_encoded_once(sam: Sam, image: np.ndarray) -> None:
 
 
 def test_no_image_set(sam: Sam) -> None:
-    for predictor in (BatchedSamPredictor(sam, "vit_b"), GrabCutPredictor()):
+    for predictor in (BatchedSamPredictor(sam, "vit_b"), BoxPredictor()):
         with pytest.raises(RuntimeError, match="call set_image first"):
             next(iter(predictor.predict_prompts(PROMPTS)))
 
 
 def test_checkpoint_is_found_and_loaded(folders: tuple[Path, Path], image: np.ndarray) -> None:
-    assert available_model() == "grabcut"
+    assert available_model() == "box"
     path = save_sam(folders[1] / "sam_vit_b_01ec64.pth", seed=1)
     assert available_model() == "vit_b"
     predictor = load_predictor("vit_b", device="cpu")
@@ -147,23 +146,24 @@ def test_checkpoint_is_found_and_loaded(folders: tuple[Path, Path], image: np.nd
 def test_missing_checkpoint_error_names_where_to_find_it(folders: tuple[Path, Path]) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_predictor("vit_l")
-    for part in ("sam_vit_l_0b3195.pth", *map(str, folders), "facebookresearch/segment-anything", "--model grabcut"):
+    for part in ("sam_vit_l_0b3195.pth", *map(str, folders), "dis-sam fetch vit_l", "--model box"):
         assert part in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"mine.pth does not exist.*sam_vit_b_01ec64.pth"):
+    assert "facebookresearch/segment-anything" in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"mine.pth does not exist; download it with `dis-sam fetch vit_b`"):
         load_predictor("vit_b", "mine.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04rest"])
 def test_damaged_checkpoint(folders: tuple[Path, Path], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "sam.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"(?s)sam\.pth: .*damaged.*{len(content)} bytes: download it again"):
+    with pytest.raises(CheckpointError, match=rf"(?s)sam\.pth: .*damaged.*{len(content)} bytes: .*dis-sam fetch vit_b"):
         load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
 
 
 def test_truncated_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = save_sam(tmp_path / "sam.pth")
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(CheckpointError, match=r"(?s)sam\.pth: .*damaged.*download it again"):
+    with pytest.raises(CheckpointError, match=r"(?s)sam\.pth: .*damaged.*download it with `dis-sam fetch vit_b`"):
         load_predictor("vit_b", path, "cpu")
 
 
@@ -192,18 +192,18 @@ def test_checkpoint_of_another_model(folders: tuple[Path, Path], tmp_path: Path)
 def test_unknown_model_or_device_and_unneeded_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown model 'vitl'; did you mean 'vit_l'\?"):
         load_predictor("vitl")
-    with pytest.raises(ValueError, match=r"unknown model '\?\?'; known names: grabcut, vit_b, vit_h, vit_l"):
+    with pytest.raises(ValueError, match=r"unknown model '\?\?'; known names: box, vit_b, vit_h, vit_l"):
         load_predictor("??")
-    with pytest.raises(CheckpointError, match=r"sam\.pth: grabcut has no weights; omit the checkpoint"):
-        load_predictor("grabcut", "sam.pth")
+    with pytest.raises(CheckpointError, match=r"sam\.pth: box has no weights; omit the checkpoint"):
+        load_predictor("box", "sam.pth")
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="cuda"):
             load_predictor("vit_b", save_sam(tmp_path / "sam.pth"), "cuda")
 
 
 def test_find_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    assert checkpoint_names()["vit_l"] == "sam_vit_l_0b3195.pth" and "grabcut" not in checkpoint_names()
-    assert find_checkpoint("grabcut") is None
+    assert checkpoint_names()["vit_l"] == "sam_vit_l_0b3195.pth" and "box" not in checkpoint_names()
+    assert find_checkpoint("box") is None
     published, given = folders[1] / "sam_vit_h_4b8939.pth", tmp_path / "mine.pth"
     for path in (published, given):
         path.touch()
@@ -228,12 +228,12 @@ def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
         load_predictor("vit_b", tmp_path / "sam.pth", "cpu")
 
 
-def test_registry_imports_nothing_heavy_and_grabcut_needs_no_segment_anything() -> None:
+def test_registry_imports_nothing_heavy_and_boxes_need_no_segment_anything() -> None:
     code = """
 import sys
 import sam.backends
 assert not {"torch", "numpy", "cv2", "segment_anything"} & sys.modules.keys()
-sam.backends.load_predictor("grabcut")
+sam.backends.load_predictor("box")
 assert "segment_anything" not in sys.modules and "sam.backends.segment_anything" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -252,92 +252,55 @@ def test_cuda_agrees_with_cpu(sam: Sam, image: np.ndarray) -> None:
         assert (on_cpu != on_cuda).mean() < 0.05
 
 
-@pytest.fixture(scope="module")
-def disc() -> tuple[np.ndarray, np.ndarray]:
-    """Return an image of a reddish disc on greenish ground, 500 x 700, and the disc's mask."""
-    rng = np.random.default_rng(0)
-    truth = np.zeros((500, 700), np.uint8)
-    cv2.circle(truth, (300, 250), 120, 1, cv2.FILLED)
-    image = np.where(truth[..., None] == 1, np.array([190, 60, 50]), np.array([60, 140, 70]))
-    return np.clip(image + rng.integers(-30, 30, image.shape), 0, 255).astype(np.uint8), truth == 1
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    return (a & b).sum() / (a | b).sum()
+# --- filled boxes ---
 
 
 @pytest.mark.parametrize(
-    "prompt",
+    ("box", "rows", "columns"),
     [
-        Prompt("x", None, (180, 130, 420, 370)),
-        Prompt("x", None, (150, 110, 470, 400), ((300, 250),), (1,)),
-        Prompt("x", None, None, ((300, 250),), (1,)),
-        Prompt("x", None, None, ((300, 250), (20, 20)), (1, 0)),
-        Prompt("x", None, (0, 0, 699, 499)),
+        ((10, 20, 30, 25), slice(20, 26), slice(10, 31)),
+        ((10.5, 20, 30.5, 25), slice(20, 26), slice(10, 32)),
+        ((-5, -5, 999, 3), slice(0, 4), slice(0, 60)),
+        ((7, 8, 7, 8), slice(8, 9), slice(7, 8)),
+        ((0, 0, 59, 39), slice(0, 40), slice(0, 60)),
     ],
 )
-def test_grabcut_finds_the_disc(disc: tuple[np.ndarray, np.ndarray], prompt: Prompt) -> None:
-    image, truth = disc
-    predictor = GrabCutPredictor()
-    predictor.set_image(image)
-    ((mask, score),) = predictor.predict_prompts([prompt])
+def test_box_is_filled_including_both_ends(box: tuple, rows: slice, columns: slice) -> None:
+    predictor = load_predictor("box")
+    predictor.set_image(np.zeros((40, 60, 3), np.uint8))
+    expected = np.zeros((40, 60), bool)
+    expected[rows, columns] = True
+    masks, scores, logits = predictor.predict(box=np.array(box))
+    np.testing.assert_array_equal(masks, expected[None])
+    assert np.isnan(scores).all() and scores.shape == (1,) and logits is None
+    ((mask, score),) = predictor.predict_prompts([Prompt("x", None, box)])
+    np.testing.assert_array_equal(mask, expected)
     assert score is None
-    assert mask.dtype == bool and mask.shape == truth.shape
-    assert iou(mask, truth) > 0.9
 
 
-def test_grabcut_mask_is_inside_the_box_and_reproducible() -> None:
-    # a photograph whose mask depends on the random numbers that GrabCut's color models start from
-    image = skimage.data.astronaut()
-    results = []
-    for seed in (1, 2, 3):
-        cv2.setRNGSeed(seed)
-        predictor = GrabCutPredictor()
-        predictor.set_image(image)
-        masks, scores, logits = predictor.predict(box=np.array([60, 60, 400, 350]))
-        assert masks.shape == (1, 512, 512) and np.isnan(scores).all() and logits is None
-        results.append(masks[0])
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
-    outside = results[0].copy()
-    outside[60:351, 60:401] = False
-    assert not outside.any() and results[0].any()
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 400), (40, 60)])
-@pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 1, 0), (0.4, 0.2, 0.6, 0.9), (-9, -9, 999, 999)])
-def test_grabcut_falls_back_to_the_box(shape: tuple[int, int], box: tuple) -> None:
-    predictor = GrabCutPredictor()
-    predictor.set_image(np.full((*shape, 3), 128, np.uint8))  # a single color: nothing to separate
-    mask = predictor.predict(box=np.array(box))[0][0]
-    height, width = shape
-    x0, y0 = max(int(box[0]), 0), max(int(box[1]), 0)
-    x1, y1 = min(int(np.ceil(box[2])), width - 1), min(int(np.ceil(box[3])), height - 1)
-    inside = np.zeros(shape, bool)
-    inside[y0 : y1 + 1, x0 : x1 + 1] = True
-    assert not (mask & ~inside).any()
-    assert mask.any()
-    if inside.sum() == 1:
-        np.testing.assert_array_equal(mask, inside)
-
-
-@pytest.mark.parametrize("box", [(80, 80, 90, 90), (30, 30, 10, 10), (-20, -20, -5, -5), (np.nan, 1, np.inf, 5)])
-def test_grabcut_accepts_boxes_that_contain_no_pixel(box: tuple) -> None:
-    predictor = GrabCutPredictor()
-    predictor.set_image(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
-    assert predictor.predict(box=np.array(box))[0].shape == (1, 40, 60)
-
-
-def test_grabcut_warns_that_it_is_not_sam(caplog: pytest.LogCaptureFixture) -> None:
+def test_points_in_a_box_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = load_predictor("box")
+    predictor.set_image(np.zeros((40, 60, 3), np.uint8))
+    prompts = [Prompt("x", None, (3, 4, 20, 30), ((9, 9),), (0,)), Prompt("x", None, (3, 4, 20, 30))]
     with caplog.at_level(logging.WARNING):
-        load_predictor("grabcut")
-    assert "not SAM" in caplog.text and len(caplog.records) == 1
+        masks = [mask for mask, _ in predictor.predict_prompts([prompts[1]])]
+        assert not caplog.records
+        masks += [mask for mask, _ in predictor.predict_prompts(prompts)]
+        masks += [predictor.predict(np.array([[9, 9]]), np.array([0]), np.array((3, 4, 20, 30)))[0][0]]
+    assert len({mask.tobytes() for mask in masks}) == 1
+    assert [record.message for record in caplog.records] == [
+        "points are ignored, because only SAM takes points; the box alone is used"
+    ]
 
 
-def test_grabcut_bad_input() -> None:
-    predictor = GrabCutPredictor()
+def test_what_filled_boxes_do_not_accept() -> None:
+    predictor = load_predictor("box")
     with pytest.raises(ValueError, match=r"shape \(H, W, 3\) uint8, found \(4, 4\) float64"):
         predictor.set_image(np.zeros((4, 4)))
-    predictor.set_image(np.zeros((4, 4, 3), np.uint8))
+    predictor.set_image(np.zeros((40, 60, 3), np.uint8))
+    with pytest.raises(PromptError, match=r"points without a box need SAM: .*dis-sam fetch vit_l.* or provide a box"):
+        predictor.predict(np.array([[9, 9]]), np.array([1]))
     with pytest.raises(ValueError, match="takes no mask_input"):
         predictor.predict(box=np.array([0, 0, 3, 3]), mask_input=np.zeros((1, 256, 256)))
+    with pytest.raises(BoxError, match="outside its image of 60 x 40"):
+        predictor.predict(box=np.array([80, 80, 90, 90]))

@@ -1,7 +1,8 @@
-"""The command that makes masks: its options, messages and exit codes, with a real SAM and with GrabCut."""
+"""The command that makes masks: its options, messages and exit codes, with a real SAM and with filled boxes."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_sam_end_to_end(split: Path, checkpoint: Path, capsys: pytest.CaptureFix
 
 def test_ground_truth_without_an_image_is_logged_once(split: Path, caplog: pytest.LogCaptureFixture) -> None:
     (split / "im" / "b.png").unlink()
-    assert main(["--data", str(split), "--model", "grabcut"]) == 0
+    assert main(["--data", str(split), "--model", "box"]) == 0
     assert files(split / "mask") == {"a.png", "c.png"}
     assert caplog.text.count("no image for the ground truths b; skipped") == 1
 
@@ -87,19 +88,37 @@ def test_command_line_with_prompts(split: Path, tmp_path: Path, capsys: pytest.C
         "--out",
         str(out),
         "--model",
-        "grabcut",
+        "box",
     ]
     assert main(options) == 0
     assert files(out) == {"a.png"} and not (split / "mask").exists()
+    np.testing.assert_array_equal(read_mask(out / "a.png"), filled((3, 3, 40, 30)))
+    entry = read_manifest(out)["a"]
+    assert (entry["model"], entry["checkpoint"], entry["select"], entry["score"]) == ("box", None, None, None)
     (split / "im" / "a.png").write_bytes(b"broken")
     assert main(options) == 1
     output = capsys.readouterr().out
     assert "failed" in output and "a.png: cannot be read" in output
 
 
+def test_points_without_a_box_need_sam(split: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    prompts = tmp_path / "p.json"
+    point = {"points": [[5, 5]], "labels": [1]}
+    prompts.write_text(json.dumps({"a": [point], "b": [{"box": [1, 1, 20, 20], **point}], "c": [point]}))
+    options = ["--images", str(split / "im"), "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--model", "box"]
+    assert main(options) == 2
+    message = capsys.readouterr().err
+    assert "points without a box need SAM" in message and "dis-sam fetch vit_l" in message
+    assert "p.json, 'a'[0], " in message and "'c'[0]" in message and "'b'[0]" not in message
+    assert not (tmp_path / "o").exists()
+    prompts.write_text(json.dumps({"b": [{"box": [1, 1, 20, 20], **point}]}))
+    assert main(options) == 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "o" / "b.png"), filled((1, 1, 20, 20)))
+
+
 def test_command_line_enriches_several_splits(split: Path, tmp_path: Path) -> None:
     other = make_split(tmp_path / "DIS-TR", {"d": (3, 3, 30, 20)})
-    assert main(["--data", str(other), str(split), "--enrich", "--model", "grabcut"]) == 0
+    assert main(["--data", str(other), str(split), "--enrich", "--model", "box"]) == 0
     assert files(tmp_path / "DIS-TR-enriched") == samples("d_comp_0")
     assert files(tmp_path / "DIS-VD-enriched") == samples("a_comp_0", "b_comp_0", "c_comp_0")
 
@@ -107,7 +126,7 @@ def test_command_line_enriches_several_splits(split: Path, tmp_path: Path) -> No
 def test_one_failed_split_does_not_hide_the_other(split: Path, tmp_path: Path) -> None:
     other = make_split(tmp_path / "DIS-TR", {"d": (3, 3, 30, 20)})
     (split / "im" / "a.png").write_bytes(b"broken")
-    assert main(["--data", str(split), str(other), "--model", "grabcut"]) == 1
+    assert main(["--data", str(split), str(other), "--model", "box"]) == 1
     assert files(split / "mask") == {"b.png", "c.png"} and files(other / "mask") == {"d.png"}
 
 
@@ -118,18 +137,18 @@ def test_one_failed_split_does_not_hide_the_other(split: Path, tmp_path: Path) -
         (["--data", "{split}"], "found no sam_vit_l_0b3195.pth"),
         (["--data", "{split}", "--checkpoint", "no.pth"], "no.pth does not exist"),
         (
-            ["--data", "{split}", "--prompts", "no.json", "--model", "grabcut"],
+            ["--data", "{split}", "--prompts", "no.json", "--model", "box"],
             "no.json: the prompt file does not exist",
         ),
         (
-            ["--images", "{split}/im", "--out", "o", "--gt", "no", "--model", "grabcut"],
+            ["--images", "{split}/im", "--out", "o", "--gt", "no", "--model", "box"],
             "no: the folder of ground truths does not exist",
         ),
         (["--data", "{split}", "--model", "vit_b", "--device", "cuda:99"], "cuda:99"),
-        (["--data", "{split}", "--model", "grabcut", "--checkpoint", "sam.pth"], "grabcut has no weights"),
-        (["--images", "{split}", "--gt", "{split}/gt", "--out", "o", "--model", "grabcut"], "found no image"),
+        (["--data", "{split}", "--model", "box", "--checkpoint", "sam.pth"], "box has no weights"),
+        (["--images", "{split}", "--gt", "{split}/gt", "--out", "o", "--model", "box"], "found no image"),
         (
-            ["--images", "{split}/im", "--gt", "{split}/gt", "--out", "{split}", "--enrich", "--model", "grabcut"],
+            ["--images", "{split}/im", "--gt", "{split}/gt", "--out", "{split}", "--enrich", "--model", "box"],
             "write the enriched split to another folder",
         ),
     ],
@@ -191,4 +210,4 @@ except SystemExit as end:
 assert not {"torch", "numpy", "cv2", "PIL", "tqdm", "segment_anything"} & sys.modules.keys()
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert all(option in run.stdout for option in ("--data", "--prompts", "--enrich", "{vit_l,vit_h,vit_b,grabcut}"))
+    assert all(option in run.stdout for option in ("--data", "--prompts", "--enrich", "{vit_l,vit_h,vit_b,box}"))

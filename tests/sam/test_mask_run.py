@@ -301,7 +301,7 @@ def test_sigkill(tmp_path: Path) -> None:
     """A run that is really killed: all masks it leaves behind are complete, and the next run resumes."""
     boxes = {f"n{index:02}": (20, 20, 400 + index, 300) for index in range(30)}
     split = make_split(tmp_path / "DIS-VD", boxes, (400, 600))
-    command = [sys.executable, "-m", "sam.generate_masks", "--data", str(split), "--model", "grabcut"]
+    command = [sys.executable, "-m", "sam.generate_masks", "--data", str(split), "--model", "box"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list((split / "mask").glob("*.png"))) < 4 and time.monotonic() < deadline:
@@ -312,7 +312,7 @@ def test_sigkill(tmp_path: Path) -> None:
     assert 4 <= len(remaining) < 30
     recorded = read_manifest(split / "mask")
     assert recorded.keys() <= remaining.keys()
-    summary, _ = run(split, load_predictor("grabcut"))
+    summary, _ = run(split, load_predictor("box"))
     assert (summary.kept, summary.written) == (len(recorded), 30 - len(recorded))
     assert leftovers(split) == []
     for name, mask in remaining.items():
