@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,16 +13,91 @@ import numpy as np
 import torch
 from PIL import Image
 
-from IS_Net.images import image_to_array, mask_to_array, read_image, read_mask
+from dis_sam.outputs import OutputError, encode, render
+from IS_Net.errors import PromptError
+from IS_Net.images import atomic_file, image_to_array, mask_to_array, read_image, read_mask
 from IS_Net.manifest import fingerprint
 from IS_Net.paths import starter_weights
-from IS_Net.predictor import DISPredictor, PreparedImage, check_mask
+from IS_Net.predictor import Detail, DISPredictor, PreparedImage, check_mask
 from IS_Net.preprocess import Box, check_box
 from sam.backends import available_model, find_checkpoint, load_predictor
 from sam.backends.base import StageOnePredictor
 
+logger = logging.getLogger(__name__)
+
 Picture = np.ndarray | Image.Image | str | Path
 """An image or a mask: an array, a PIL image, or the path of a file."""
+
+Points = Sequence[Sequence[float]] | np.ndarray
+Labels = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was segmented in an image.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, upright.
+        alpha: (H, W) float32 in [0, 1], the alpha matte of the object.
+        coarse: (H, W), the coarse mask that was refined: bool from stage 1 (the filled box if there is no SAM), or
+            uint8 0..255 if it was given; None if there was no prompt.
+        score: The predicted IoU of the alpha matte, in [0, 1]; NaN if it is unknown (see :meth:`DISSAM.segment`).
+    """
+
+    image: np.ndarray
+    alpha: np.ndarray
+    coarse: np.ndarray | None = None
+    score: float = math.nan
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool: where the alpha matte is above 0.5."""
+        return self.alpha > 0.5
+
+    def rgba(self, bits: int = 8) -> np.ndarray:
+        """Return the cut-out: the object with its own colors, estimated where it is soft, and its alpha.
+
+        The colors are not multiplied by alpha. See :func:`dis_sam.outputs.render_all`.
+
+        Args:
+            bits: 8 or 16 per channel.
+
+        Returns:
+            (H, W, 4) RGBA, uint8 or uint16.
+
+        Raises:
+            OutputError: If ``bits`` is neither 8 nor 16.
+        """
+        return render(self, "rgba", bits=bits)
+
+    def save(
+        self,
+        path: str | Path,
+        kind: str = "rgba",
+        *,
+        bits: int = 8,
+        threshold: float | None = None,
+        crop: bool = False,
+    ) -> None:
+        """Write the result as a PNG file, atomically. An existing file is replaced, and a missing folder created.
+
+        Args:
+            path: Must have the extension ``.png``.
+            kind: What to write: ``rgba``, ``alpha``, ``mask``, ``white``, ``overlay`` or a color, ``#RRGGBB``; see
+                :func:`dis_sam.outputs.render_all`, also for the following.
+            bits: 8 or 16 per channel.
+            threshold: Alpha above it counts as 1, the rest as 0; None leaves the alpha matte as it is.
+            crop: Whether to crop to the object.
+
+        Raises:
+            OutputError: If the extension is another, the kind is unknown, or ``bits`` or ``threshold`` is out of range.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise OutputError(f"{path}: expected a file name with .png, found {path.suffix or 'no extension'}")
+        data = encode(render(self, kind, bits=bits, threshold=threshold, crop=crop))
+        with atomic_file(path) as file:
+            file.write(data)
 
 
 class DISSAM:
@@ -37,6 +115,7 @@ class DISSAM:
         self._sam = sam_predictor
         self.dis = dis_predictor
         self._image: PreparedImage | None = None
+        self._encoded = False
 
     @property
     def sam(self) -> StageOnePredictor:
@@ -46,7 +125,10 @@ class DISSAM:
         return self._sam
 
     def set_image(self, image: Picture) -> None:
-        """Set the image of the following prompts. It is encoded and resized once, however many prompts follow.
+        """Set the image of the following prompts.
+
+        It is resized once for stage 2, and encoded once by stage 1 when a prompt first needs that, however many prompts
+        follow.
 
         Args:
             image: (H, W, 3) uint8 RGB, upright; or a PIL image or the path of a file, which are turned upright.
@@ -55,11 +137,10 @@ class DISSAM:
             ValueError: If the array has another shape or dtype.
             ImageError: If the file is missing, damaged, or not an image.
         """
-        self._image = None  # whatever fails below, no prompt may refer to the previous image
+        self._image, self._encoded = None, False  # whatever fails below, no prompt may refer to the previous image
         pixels = _to_image(image)
-        prepared = self.dis.prepare(pixels)
-        self.sam.set_image(pixels)
-        self._image = prepared
+        # an array is copied: stage 1 and windows read it later, when its owner may have modified it
+        self._image = self.dis.prepare(pixels.copy() if pixels is image else pixels)
 
     def predict(
         self,
@@ -68,7 +149,7 @@ class DISSAM:
         box: Box | None = None,
         mask_input: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Segment the object of one prompt.
+        """Segment the object of one prompt, as SamPredictor's method of this name does.
 
         Args:
             point_coords: (N, 2) x, y in pixels.
@@ -78,31 +159,151 @@ class DISSAM:
 
         Returns:
             The alpha matte, (H, W) float32 in [0, 1]; the coarse mask, (H, W) bool: of the masks of stage 1, the one
-            with the highest predicted IoU; and that predicted IoU (NaN for GrabCut, which predicts none).
+            with the highest predicted IoU; and that predicted IoU (NaN if stage 1 is ``box``, which predicts none).
 
         Raises:
             RuntimeError: If no image is set.
             ValueError: If there is no prompt, or points are given without labels.
+            PromptError: If there are points and no box, and stage 1 is ``box``.
             BoxError: If the box has no area, or lies outside the image.
         """
-        if self._image is None:
-            raise RuntimeError("no image is set; call set_image(image) before predict()")
+        prepared = self._require_image()
         if point_coords is None and box is None and mask_input is None:
             raise ValueError("no prompt; provide a box, points with labels, or a mask_input")
+        clipped = None if box is None else check_box(box, *prepared.size)
         if (point_coords is None) != (point_labels is None):
             raise ValueError("found only one of point_coords and point_labels; provide a label (1 or 0) for each point")
-        clipped = None if box is None else check_box(box, *self._image.size)
+        coarse, score = self._stage_1(prepared, point_coords, point_labels, box, mask_input)
+        refined = self.dis.refine(prepared, self._for_stage_2(prepared, coarse), clipped)
+        return refined.alpha, coarse, score
+
+    def segment(
+        self,
+        box: Box | None = None,
+        points: Points | None = None,
+        labels: Labels | None = None,
+        mask: Picture | None = None,
+        *,
+        detail: Detail = "auto",
+        keep_better: bool = False,
+        need_score: bool = False,
+    ) -> Result:
+        """Segment one object of the image that is set.
+
+        A box or points go to stage 1, whose mask is refined; if stage 1 is ``box``, the box alone goes to stage 2. A
+        mask is refined without stage 1. Without any prompt, the most salient thing is segmented, without stage 1.
+
+        Args:
+            box: xyxy in pixels of the upright image.
+            points: (N, 2) x, y in pixels. They need SAM.
+            labels: (N,) 1 for the object, 0 for the background; None means that all points are on the object.
+            mask: Any coarse mask of the object: (H, W) bool, uint8 0/1 or 0..255, or float 0..1; or a PIL image or the
+                path of a file, see :func:`IS_Net.images.read_mask`. It may come with a box, but not with points.
+            detail: What to do for photographs larger than the network's input: ``auto``, ``off`` or ``max``; see
+                :meth:`IS_Net.predictor.DISPredictor.predict`.
+            keep_better: Whether to return the coarse mask itself if it is probably better than the refined one.
+            need_score: Whether to compute the score if that takes one more pass of stage 2, as it does where a mask is
+                refined. Where stage 2 is given the box alone, or no prompt, the score is always known.
+
+        Returns:
+            Image, alpha matte, coarse mask and score.
+
+        Raises:
+            RuntimeError: If no image is set.
+            PromptError: If there are points together with a mask; labels without points; other numbers of points and
+                labels; no point on the object and no box; or points and no box, and stage 1 is ``box``.
+            BoxError: If the box has no area, or lies outside the image.
+            ImageError: If the file of the mask is missing, damaged, or not an image.
+            ValueError: If the mask has another shape, dtype or range, or another size than the image.
+        """
+        prepared = self._require_image()
+        clipped = None if box is None else check_box(box, *prepared.size)
+        if points is not None or labels is not None:
+            points, labels = _check_points(points, labels, has_box=box is not None, has_mask=mask is not None)
+        if mask is not None:
+            coarse = given = check_mask(_to_mask(mask), prepared.size, mask if _is_path(mask) else "the mask")
+        elif box is None and points is None:
+            coarse = given = None
+        else:
+            coarse, _ = self._stage_1(prepared, points, labels, box)
+            given = self._for_stage_2(prepared, coarse)
+        refined = self.dis.refine(
+            prepared, given, clipped, detail=detail, keep_better=keep_better, need_score=need_score
+        )
+        return Result(prepared.pixels, refined.alpha, coarse, refined.score)
+
+    def cut(
+        self,
+        image: Picture,
+        box: Box | None = None,
+        points: Points | None = None,
+        labels: Labels | None = None,
+        mask: Picture | None = None,
+        *,
+        detail: Detail = "auto",
+        keep_better: bool = False,
+        need_score: bool = False,
+    ) -> Result:
+        """Set an image (:meth:`set_image`) and segment one object of it (:meth:`segment`); the arguments are theirs."""
+        self.set_image(image)
+        return self.segment(box, points, labels, mask, detail=detail, keep_better=keep_better, need_score=need_score)
+
+    def _require_image(self) -> PreparedImage:
+        if self._image is None:
+            raise RuntimeError("no image is set; call set_image(image) before predict() and segment()")
+        return self._image
+
+    def _stage_1(
+        self,
+        prepared: PreparedImage,
+        points: Points | None,
+        labels: Labels | None,
+        box: Box | None,
+        mask_input: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, float]:
+        """Return the mask of stage 1 with the highest predicted IoU, (H, W) bool, and that IoU."""
+        if not self._encoded:
+            self.sam.set_image(prepared.pixels)
+            self._encoded = True
         masks, scores, _ = self.sam.predict(
-            point_coords=None if point_coords is None else np.asarray(point_coords),
-            point_labels=None if point_labels is None else np.asarray(point_labels),
+            point_coords=None if points is None else np.asarray(points),
+            point_labels=None if labels is None else np.asarray(labels),
             box=None if box is None else np.asarray(box),
             mask_input=mask_input,
             multimask_output=True,
         )
         best = int(np.argmax(scores))
-        coarse = np.asarray(masks[best]).astype(bool)
-        alpha = self.dis.refine(self._image, check_mask(coarse, self._image.size), clipped)
-        return alpha, coarse, float(scores[best])
+        return np.asarray(masks[best]).astype(bool), float(scores[best])
+
+    def _for_stage_2(self, prepared: PreparedImage, coarse: np.ndarray) -> np.ndarray | None:
+        """Return the mask that stage 2 is given: none if the mask of stage 1 is only the filled box."""
+        return None if getattr(self.sam, "box_only", False) else check_mask(coarse, prepared.size)
+
+
+def _check_points(
+    points: Points | None, labels: Labels | None, has_box: bool, has_mask: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return points (N, 2) float64 and labels (N,) int64.
+
+    Raises:
+        PromptError: As :meth:`DISSAM.segment` says.
+    """
+    if has_mask:
+        raise PromptError("found points together with a mask; a mask is refined without stage 1: omit one of the two")
+    if points is None:
+        raise PromptError("found labels without points; expected one label (1 object, 0 background) per point")
+    try:
+        coordinates = np.asarray(points, dtype=np.float64)
+        kinds = np.ones(len(coordinates), dtype=np.int64) if labels is None else np.asarray(labels)
+    except (TypeError, ValueError):
+        coordinates = kinds = np.empty(0)
+    if coordinates.ndim != 2 or coordinates.shape[1] != 2 or not len(coordinates) or not np.isfinite(coordinates).all():
+        raise PromptError(f"expected points as [[x, y], ..] of finite numbers, found {points!r}")
+    if kinds.shape != coordinates.shape[:1] or not np.isin(kinds, (0, 1)).all():
+        raise PromptError(f"expected one label, 1 (object) or 0 (background), for each of the points, found {labels!r}")
+    if not has_box and not kinds.any():
+        raise PromptError("found only background points; add a point with label 1, or a box")
+    return coordinates, kinds.astype(np.int64)
 
 
 def load(
@@ -111,12 +312,12 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "auto",
 ) -> DISSAM:
-    """Load both stages. The model of stage 1 is loaded when the first image is set.
+    """Load both stages. The model of stage 1 is loaded when a prompt first needs it; the log names it.
 
     Args:
         weights: The checkpoint of stage 2; None takes the starter weights.
-        sam: The model of stage 1, a name in :data:`sam.backends.BACKENDS`; ``auto`` takes the best one whose checkpoint
-            is found, else GrabCut.
+        sam: The model of stage 1: ``vit_l``, ``vit_h`` or ``vit_b`` for SAM; ``box`` for none, so that stage 2 is given
+            the boxes alone; ``auto`` for the best SAM whose checkpoint is found, else ``box``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``, of stage 2.
 
@@ -128,6 +329,7 @@ def load(
     """
     model = available_model() if sam == "auto" else sam
     checkpoint = find_checkpoint(model)
+    logger.info("stage 1: %s", f"SAM {model}, {checkpoint}" if checkpoint else f"none; boxes go to stage 2 ({model})")
     return DISSAM(lambda: load_predictor(model, checkpoint, device), _load_stage_2(weights, device, precision))
 
 
@@ -162,10 +364,9 @@ def refine(
     """
     predictor = _load_stage_2(weights, device, precision)
     prepared = predictor.prepare(_to_image(image))
-    pixels = read_mask(mask) if _is_path(mask) else mask_to_array(mask) if isinstance(mask, Image.Image) else mask
     names = mask if _is_path(mask) else "the mask", f"its image {image}" if _is_path(image) else "its image"
-    coarse = check_mask(pixels, prepared.size, *names)
-    return predictor.refine(prepared, coarse, None if box is None else check_box(box, *prepared.size))
+    coarse = check_mask(_to_mask(mask), prepared.size, *names)
+    return predictor.refine(prepared, coarse, None if box is None else check_box(box, *prepared.size)).alpha
 
 
 def _is_path(value: Picture) -> bool:
@@ -176,6 +377,12 @@ def _to_image(image: Picture) -> np.ndarray:
     if _is_path(image):
         return read_image(image)
     return image_to_array(image) if isinstance(image, Image.Image) else np.asarray(image)
+
+
+def _to_mask(mask: Picture) -> np.ndarray:
+    if _is_path(mask):
+        return read_mask(mask)
+    return mask_to_array(mask) if isinstance(mask, Image.Image) else np.asarray(mask)
 
 
 def _load_stage_2(weights: str | Path | None, device: str | torch.device, precision: str) -> DISPredictor:

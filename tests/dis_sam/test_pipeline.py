@@ -1,4 +1,4 @@
-"""Both stages as one: DISSAM, load and refine."""
+"""Both stages as one: DISSAM, its results, load and refine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dis_sam import pipeline
-from dis_sam.pipeline import DISSAM, load, refine
+from dis_sam.outputs import OutputError
+from dis_sam.pipeline import DISSAM, Result, load, refine
 from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
-from IS_Net.errors import BoxError, CheckpointError, ImageError
+from IS_Net.errors import BoxError, CheckpointError, ImageError, PromptError
 from IS_Net.images import read_image, read_mask, write_image, write_mask
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
+from IS_Net.preprocess import fill_box
 from sam import backends
+from sam.backends.box import BoxPredictor
 
 SIZE = (64, 96)
 RNG = np.random.default_rng(0)
@@ -123,6 +126,238 @@ def test_image_is_resized_once_for_all_prompts(predictor: DISPredictor, monkeypa
     assert len(resized) == 2
 
 
+def test_stage_1_encodes_the_image_when_a_prompt_first_needs_it(predictor: DISPredictor):
+    sam = FakeSam()
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    both.segment()
+    both.segment(mask=MASK)
+    assert sam.images == []
+    both.segment(box=(30, 20, 80, 59))
+    both.predict(box=(30, 20, 80, 59))
+    both.segment(points=[[50, 40]])
+    assert len(sam.images) == 1
+    both.set_image(IMAGE[::-1])
+    assert len(sam.images) == 1
+    both.predict(box=(30, 20, 80, 59))
+    np.testing.assert_array_equal(sam.images[1], IMAGE[::-1])
+
+
+def test_image_may_be_modified_after_it_is_set(predictor: DISPredictor):
+    sam, image = FakeSam(), IMAGE.copy()
+    both = DISSAM(sam, predictor)
+    both.set_image(image)
+    image[:] = 0
+    result = both.segment(box=(30, 20, 80, 59))
+    np.testing.assert_array_equal(sam.images[0], IMAGE)
+    np.testing.assert_array_equal(result.image, IMAGE)
+
+
+def test_failure_of_stage_1_is_not_taken_for_an_encoded_image(predictor: DISPredictor):
+    class Failing(FakeSam):
+        def set_image(self, image: np.ndarray) -> None:
+            super().set_image(image)
+            if len(self.images) == 1:
+                raise MemoryError
+
+    both = DISSAM(Failing(), predictor)
+    both.set_image(IMAGE)
+    with pytest.raises(MemoryError):
+        both.predict(box=(30, 20, 80, 59))
+    np.testing.assert_array_equal(both.predict(box=(30, 20, 80, 59))[1], MASK)
+
+
+# --- segment and cut ---
+
+
+def assert_same(result: Result, alpha: np.ndarray, coarse: np.ndarray | None) -> None:
+    np.testing.assert_array_equal(result.image, IMAGE)
+    np.testing.assert_array_equal(result.alpha, alpha)
+    if coarse is None:
+        assert result.coarse is None
+    else:
+        np.testing.assert_array_equal(result.coarse, coarse)
+
+
+def test_segment_with_sam(predictor: DISPredictor):
+    sam = FakeSam()
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    box = (10, 10, 90, 70)
+    assert_same(both.segment(box), predictor.predict(IMAGE, MASK, box), MASK)
+    assert_same(both.segment(points=[(50, 40), (3, 3)], labels=[1, 0]), predictor.predict(IMAGE, MASK), MASK)
+    assert_same(both.segment(box, [(50, 40)]), predictor.predict(IMAGE, MASK, box), MASK)
+    assert [prompt["box"] is None for prompt in sam.prompts] == [False, True, False]
+    np.testing.assert_array_equal(sam.prompts[1]["point_coords"], [[50, 40], [3, 3]])
+    np.testing.assert_array_equal(sam.prompts[1]["point_labels"], [1, 0])
+    np.testing.assert_array_equal(sam.prompts[2]["point_labels"], [1])  # points are on the object by default
+    assert all(prompt["multimask_output"] and prompt["mask_input"] is None for prompt in sam.prompts)
+
+
+def test_segment_with_boxes_alone_gives_stage_2_no_mask(predictor: DISPredictor, caplog: pytest.LogCaptureFixture):
+    both = DISSAM(BoxPredictor(), predictor)
+    both.set_image(IMAGE)
+    box = (10, 10, 90, 70)
+    filled = fill_box(box, MASK.shape, MASK.shape)[0] > 0
+    expected = predictor.predict(IMAGE, None, box)
+    assert (expected != predictor.predict(IMAGE, filled, box)).any()
+    result = both.segment(box)
+    assert_same(result, expected, filled)
+    alpha, coarse, score = both.predict(box=box)
+    np.testing.assert_array_equal(alpha, expected)
+    np.testing.assert_array_equal(coarse, filled)
+    assert coarse.dtype == bool and np.isnan(score)
+    assert_same(both.segment(box, [(50, 40)]), expected, filled)
+    assert "points are ignored" in caplog.text
+    for call in (lambda: both.segment(points=[(50, 40)]), lambda: both.predict(np.array([[50, 40]]), np.array([1]))):
+        with pytest.raises(PromptError, match=r"points without a box need SAM: .*dis-sam fetch vit_l"):
+            call()
+
+
+def test_boxes_alone_and_a_four_channel_network():
+    """The filled box is its mask."""
+    torch.manual_seed(0)
+    predictor = DISPredictor(ISNetDIS(4), "cpu", "full", SIZE)
+    both = DISSAM(BoxPredictor(), predictor)
+    box = (10, 10, 90, 70)
+    alpha = both.cut(IMAGE, box).alpha
+    filled = fill_box(box, MASK.shape, MASK.shape)[0]
+    first = predictor.predict(IMAGE, None, box, passes=1)
+    np.testing.assert_array_equal(alpha, predictor.predict(IMAGE, None, box, passes=2))
+    # the box is drawn at the network's size, the mask is resized: they differ at the border
+    np.testing.assert_allclose(first, predictor.predict(IMAGE, filled), atol=0.02)
+
+
+def test_segment_a_mask_or_the_most_salient_thing(predictor: DISPredictor, tmp_path: Path):
+    sam = FakeSam()
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    box, coarse = (10, 10, 90, 70), MASK * np.uint8(255)
+    write_mask(tmp_path / "mask.png", MASK)
+    for mask in (MASK, MASK.astype(np.float32), Image.fromarray(MASK), tmp_path / "mask.png"):
+        result = both.segment(mask=mask)
+        assert_same(result, predictor.predict(IMAGE, MASK), coarse)
+        assert result.coarse.dtype == np.uint8 and np.isnan(result.score)
+    assert_same(both.segment(box, mask=MASK), predictor.predict(IMAGE, MASK, box), coarse)
+    assert_same(both.segment(mask=~MASK & MASK), np.zeros(MASK.shape), coarse * 0)
+    assert_same(both.segment(), predictor.predict(IMAGE), None)
+    assert sam.images == sam.prompts == []
+
+
+def test_score_of_a_result(predictor: DISPredictor):
+    both = DISSAM(BoxPredictor(), predictor)
+    both.set_image(IMAGE)
+    box = (10, 10, 90, 70)
+    _, expected = predictor.predict(IMAGE, None, box, return_score=True)
+    assert both.segment(box).score == both.segment(box, need_score=True).score == expected
+    _, expected = predictor.predict(IMAGE, MASK, return_score=True)
+    assert both.segment(mask=MASK, need_score=True).score == expected
+
+
+def test_options_reach_stage_2(predictor: DISPredictor, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    refine_ = DISPredictor.refine
+
+    def recorded(self: DISPredictor, *prompt: Any, **options: Any) -> Any:
+        calls.append(options)
+        return refine_(self, *prompt, **options)
+
+    monkeypatch.setattr(DISPredictor, "refine", recorded)
+    both, options = DISSAM(BoxPredictor(), predictor), {"detail": "off", "keep_better": True, "need_score": True}
+    both.cut(IMAGE, mask=MASK, **options)
+    both.segment(box=(1, 1, 50, 50), **options)
+    both.segment()
+    assert calls == [options, options, {"detail": "auto", "keep_better": False, "need_score": False}]
+
+
+def test_cut_sets_the_image(predictor: DISPredictor, tmp_path: Path):
+    write_image(tmp_path / "photo.png", IMAGE)
+    both = DISSAM(FakeSam(), predictor)
+    for image in (IMAGE, Image.fromarray(IMAGE), tmp_path / "photo.png"):
+        assert_same(both.cut(image, (10, 10, 90, 70)), predictor.predict(IMAGE, MASK, (10, 10, 90, 70)), MASK)
+        assert_same(both.cut(image, None, [(50, 40)], [1]), predictor.predict(IMAGE, MASK), MASK)
+        assert_same(both.cut(image, mask=~MASK), predictor.predict(IMAGE, ~MASK), ~MASK * np.uint8(255))
+    with pytest.raises(ValueError, match="expected an image of shape"):
+        both.cut(IMAGE[..., 0])
+    with pytest.raises(RuntimeError, match=r"no image is set; call set_image"):
+        both.segment()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"points": [(1, 1)], "mask": MASK}, "points together with a mask"),
+        ({"labels": [1]}, "labels without points"),
+        ({"points": [(1, 1)], "labels": [1, 0]}, "one label, 1 .* or 0 .*, for each"),
+        ({"points": [(1, 1)], "labels": [2]}, "one label, 1 .* or 0 .*, for each"),
+        ({"points": [(1, 1)], "labels": [0]}, "only background points"),
+        ({"points": (1, 1)}, r"expected points as \[\[x, y\], ..\]"),
+        ({"points": []}, r"expected points as \[\[x, y\], ..\]"),
+        ({"points": [(1, float("nan"))]}, r"expected points as \[\[x, y\], ..\]"),
+        ({"points": [("a", 1)]}, r"expected points as \[\[x, y\], ..\]"),
+        ({"box": (200, 5, 220, 9)}, "outside its image"),
+        ({"mask": MASK[1:]}, "the mask is 101 x 74 pixels"),
+    ],
+)
+def test_invalid_prompts_do_not_reach_stage_1(predictor: DISPredictor, prompt: dict, message: str):
+    sam = FakeSam()
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    with pytest.raises((PromptError, BoxError, ValueError), match=message):
+        both.segment(**prompt)
+    assert sam.prompts == []
+
+
+# --- results ---
+
+
+def make_result() -> Result:
+    alpha = np.zeros(MASK.shape, np.float32)
+    alpha[20:60, 30:80] = 1
+    alpha[20:60, 80] = 0.25
+    return Result(IMAGE, alpha)
+
+
+def test_result():
+    result = make_result()
+    assert result.coarse is None and np.isnan(result.score)
+    expected = np.zeros(MASK.shape, bool)
+    expected[20:60, 30:80] = True
+    np.testing.assert_array_equal(result.mask, expected)
+    with pytest.raises(AttributeError):
+        result.alpha = expected
+
+
+@pytest.mark.parametrize(("bits", "dtype", "highest"), [(8, np.uint8, 255), (16, np.uint16, 65535)])
+def test_rgba(bits: int, dtype: type, highest: int):
+    result = make_result()
+    rgba = result.rgba(bits)
+    assert rgba.dtype == dtype and rgba.shape == (*MASK.shape, 4)
+    np.testing.assert_array_equal(rgba[..., 3], np.rint(result.alpha * highest))
+    scale = highest // 255
+    np.testing.assert_array_equal(rgba[20:60, 30:80, :3], IMAGE[20:60, 30:80].astype(int) * scale)
+    with pytest.raises(OutputError, match="8 or 16"):
+        result.rgba(12)
+
+
+def test_save(tmp_path: Path):
+    result = make_result()
+    result.save(tmp_path / "new" / "cutout.png")
+    with Image.open(tmp_path / "new" / "cutout.png") as file:
+        np.testing.assert_array_equal(np.asarray(file), result.rgba())
+    result.save(tmp_path / "alpha.png", "alpha", bits=16, crop=True)
+    with Image.open(tmp_path / "alpha.png") as file:
+        found = np.asarray(file)
+    assert found.shape == (40, 51) and found[0, 0] == 65535 and found[0, -1] == 16384
+    result.save(tmp_path / "mask.png", "mask", threshold=0.2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png") > 0, result.alpha > 0.2)
+    with pytest.raises(OutputError, match=r"cutout\.jpg: expected a file name with \.png, found \.jpg"):
+        result.save(tmp_path / "cutout.jpg")
+
+
+# --- the prompts of predict ---
+
+
 def test_box_is_checked_once(predictor: DISPredictor, monkeypatch: pytest.MonkeyPatch):
     checked = []
 
@@ -163,7 +398,7 @@ def test_no_prompt_refers_to_the_image_before_a_failed_one(predictor: DISPredict
         both.set_image(IMAGE[..., 0])
     with pytest.raises(RuntimeError, match="no image is set"):
         both.predict(box=(30, 20, 80, 59))
-    assert len(sam.images) == 1
+    assert sam.images == sam.prompts == []
 
 
 def test_image_may_be_a_pil_image_or_a_path(predictor: DISPredictor, tmp_path: Path):
@@ -172,27 +407,51 @@ def test_image_may_be_a_pil_image_or_a_path(predictor: DISPredictor, tmp_path: P
         sam = FakeSam()
         both = DISSAM(sam, predictor)
         both.set_image(image)
-        np.testing.assert_array_equal(sam.images[0], IMAGE)
         alpha, _, _ = both.predict(box=(30, 20, 80, 59))
+        np.testing.assert_array_equal(sam.images[0], IMAGE)
         np.testing.assert_array_equal(alpha, predictor.predict(IMAGE, MASK, (30, 20, 80, 59)))
 
 
 # --- load ---
 
 
-def test_load_takes_the_best_model_and_loads_it_when_needed(
+def test_load_takes_boxes_alone_without_sam(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(backends, "sam_checkpoint_folders", lambda: [tmp_path])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         model = load(weights, device="cpu", precision="full")
-        assert "GrabCut" not in caplog.text
-        model.set_image(IMAGE)
-    assert "GrabCut" in caplog.text and model.sam.name == "grabcut" and model.sam is model.sam
-    alpha, coarse, score = model.predict(box=(30, 20, 80, 59))
-    expected = DISPredictor.from_checkpoint(weights, "cpu", "full").predict(IMAGE, coarse)
-    np.testing.assert_array_equal(alpha, expected)
-    assert np.isnan(score)
+    assert "stage 1: none; boxes go to stage 2 (box)" in caplog.text
+    assert model.sam.name == "box" and model.sam is model.sam
+    expected = DISPredictor.from_checkpoint(weights, "cpu", "full").predict(IMAGE, None, (30, 20, 80, 59))
+    np.testing.assert_array_equal(model.cut(IMAGE, (30, 20, 80, 59)).alpha, expected)
+
+
+def test_load_takes_the_best_sam_and_loads_it_when_needed(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    loaded = []
+
+    def load_fake(*arguments: Any) -> FakeSam:
+        loaded.append(arguments)
+        return FakeSam()
+
+    monkeypatch.setattr(backends, "sam_checkpoint_folders", lambda: [tmp_path])
+    monkeypatch.setattr(pipeline, "load_predictor", load_fake)
+    for name in ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth"):
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.INFO):
+        model = load(weights, device="cpu", precision="full")
+    assert f"stage 1: SAM vit_l, {tmp_path / 'sam_vit_l_0b3195.pth'}" in caplog.text
+    model.cut(IMAGE, mask=MASK)
+    model.cut(IMAGE)
+    assert loaded == []
+    result = model.cut(IMAGE, (30, 20, 80, 59))
+    np.testing.assert_array_equal(result.coarse, MASK)
+    model.segment((31, 20, 80, 59))
+    assert loaded == [("vit_l", tmp_path / "sam_vit_l_0b3195.pth", "cpu")]
+    assert load(weights, sam="box", device="cpu", precision="full").sam is not model.sam
+    assert loaded[-1] == ("box", None, "cpu")
 
 
 def test_load_reports_unknown_or_missing_models_at_once(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -299,9 +558,9 @@ def test_weights_are_loaded_once_and_again_when_the_file_changes(
     path.write_bytes(weights.read_bytes())
     first = refine_with(path, IMAGE, MASK)
     np.testing.assert_array_equal(refine_with(path, IMAGE, MASK), first)
-    assert load(path, "grabcut", "cpu", "full").dis is load(str(path), "grabcut", torch.device("cpu"), "full").dis
+    assert load(path, "box", "cpu", "full").dis is load(str(path), "box", torch.device("cpu"), "full").dis
     assert loaded == [(path, "cpu", "full")]
-    assert load(path, "grabcut", "cpu", "half").dis.dtype == torch.bfloat16
+    assert load(path, "box", "cpu", "half").dis.dtype == torch.bfloat16
     assert len(loaded) == 2
     model = ISNetDIS(4)
     model.load_state_dict({name: value * 0.9 for name, value in load_file(weights).items()})
