@@ -6,13 +6,17 @@ arrays: RGB for images and one channel for masks.
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,6 +31,9 @@ MASK_THRESHOLD = 128
 _SHEET_COLOR = 64  # gray: differs from the black and the white of a mask
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_METERS_PER_INCH = 0.0254
+_MAX_TEXT = 1 << 16  # bytes of a text chunk that are read
 
 # Pillow warns of large photographs and of damaged EXIF blocks; both can be read. The filter is set once, because with
 # warnings.catch_warnings around each read, threads would undo each other's filters.
@@ -43,7 +50,9 @@ def is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-def list_images(folder: str | Path, recursive: bool = False, extension: str = "") -> dict[str, Path]:
+def list_images(
+    folder: str | Path, recursive: bool = False, extension: str = "", skip: Callable[[Path], bool] | None = None
+) -> dict[str, Path]:
     """List the image files of a folder.
 
     Args:
@@ -51,6 +60,7 @@ def list_images(folder: str | Path, recursive: bool = False, extension: str = ""
         recursive: Whether to list the files of its subfolders too.
         extension: List only files with this extension, in lower or upper case, such as ``.png``; an empty one lists
             all of :data:`IMAGE_EXTENSIONS`.
+        skip: Returns whether to leave out an image file; None leaves out none.
 
     Returns:
         The files by name, sorted by path. A name is the path relative to the folder, with ``/`` and without the
@@ -71,6 +81,8 @@ def list_images(folder: str | Path, recursive: bool = False, extension: str = ""
             continue
         if path.suffix.lower() not in extensions:
             others.add(path.suffix or path.name)
+            continue
+        if skip is not None and skip(path):
             continue
         first = images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
         if first != path:
@@ -110,24 +122,41 @@ def size_mismatch(file: object, found: tuple[int, int], reference: object, expec
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
     """Open a file as a PIL image; raise all errors as ImageError."""
+    path = _require_file(path)
+    # opened as a file: given a path, Pillow maps uncompressed TIFFs into memory and misreads rotated ones
+    with _name_errors(path, lambda: path.stat().st_size), path.open("rb") as file, Image.open(file) as image:
+        yield image
+
+
+def _require_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ImageError(f"{path}: the image file {what}")
+    return path
+
+
+@contextmanager
+def _name_errors(name: object, size: Callable[[], int]) -> Iterator[None]:
+    """Raise all errors of decoding as ImageError, with the name and the size in bytes of the file."""
     try:
-        # opened as a file: given a path, Pillow maps uncompressed TIFFs into memory and misreads rotated ones
-        with path.open("rb") as file, Image.open(file) as image:
-            yield image
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: the image is too large to be read safely ({error}); scale it down first") from error
+        raise ImageError(f"{name}: the image is too large to be read safely ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        size = path.stat().st_size
         raise ImageError(
-            f"{path}: cannot be read as an image ({size} bytes; {error}); the file is damaged, truncated, or of a "
+            f"{name}: cannot be read as an image ({size()} bytes; {error}); the file is damaged, truncated, or of a "
             "format that Pillow does not support: copy or export it again"
         ) from error
+
+
+@contextmanager
+def _open_bytes(data: bytes, name: object) -> Iterator[Image.Image]:
+    """Open the content of a file as a PIL image; raise all errors as ImageError."""
+    with _name_errors(name, lambda: len(data)), Image.open(io.BytesIO(data)) as image:
+        yield image
 
 
 def _to_8_bits(image: Image.Image, guess: bool = True) -> np.ndarray:
@@ -159,6 +188,58 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     with _open(path) as image:
         return image_to_array(image)
+
+
+class Photograph(NamedTuple):
+    """The pixels of a photograph, and what its file says about their colors and size."""
+
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB, upright."""
+    icc: bytes | None
+    """The ICC profile of the pixels; None if the file has none, or one of another color space than RGB."""
+    dpi: tuple[float, float] | None
+    """Horizontal and vertical resolution of the upright image in pixels per inch, or None."""
+
+
+def read_photograph(path: str | Path) -> Photograph:
+    """Read a photograph with its ICC profile and its resolution.
+
+    Args:
+        path: See :func:`read_image`.
+
+    Raises:
+        ImageError: If the file is missing, damaged, truncated, or not an image.
+    """
+    return decode_photograph(_require_file(path).read_bytes(), path)
+
+
+def decode_photograph(data: bytes, name: object = "the image") -> Photograph:
+    """Decode the content of an image file as :func:`read_photograph` does.
+
+    Args:
+        data: The content of a file in any format that Pillow reads.
+        name: How errors refer to it.
+
+    Raises:
+        ImageError: If the content is damaged, truncated, or not an image.
+    """
+    with _open_bytes(data, name) as image:
+        icc, dpi = image.info.get("icc_profile"), _resolution(image.info.get("dpi"))
+        if dpi is not None and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+            dpi = dpi[::-1]
+        return Photograph(image_to_array(image), icc if _is_rgb_profile(icc) else None, dpi)
+
+
+def _is_rgb_profile(icc: bytes | None) -> bool:
+    return icc is not None and icc[16:20] == b"RGB "  # the header's color space; a gray file's would not fit RGB pixels
+
+
+def _resolution(dpi: Any) -> tuple[float, float] | None:
+    try:
+        x, y = (float(value) for value in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if all(0 < value < math.inf for value in (x, y)) else None
 
 
 def image_to_array(image: Image.Image) -> np.ndarray:
@@ -216,6 +297,23 @@ def read_mask(path: str | Path) -> np.ndarray:
         ImageError: If the file is missing, damaged, truncated, or not an image.
     """
     with _open(path) as image:
+        return mask_to_array(image)
+
+
+def decode_mask(data: bytes, name: object = "the mask") -> np.ndarray:
+    """Decode the content of a mask's file as :func:`read_mask` does.
+
+    Args:
+        data: The content of a file in any format that Pillow reads.
+        name: How errors refer to it.
+
+    Returns:
+        (H, W) uint8 0..255, upright (after the EXIF orientation).
+
+    Raises:
+        ImageError: If the content is damaged, truncated, or not an image.
+    """
+    with _open_bytes(data, name) as image:
         return mask_to_array(image)
 
 
@@ -279,7 +377,7 @@ def _from_alpha(image: Image.Image, empty: bool) -> np.ndarray:
 def _png_has_orientation(path: Path) -> bool:
     """Return whether a PNG file contains EXIF or XMP data; only the heads of its chunks are read."""
     with path.open("rb") as file:
-        file.seek(len(b"\x89PNG\r\n\x1a\n"))
+        file.seek(len(_PNG_SIGNATURE))
         while len(head := file.read(8)) == 8:
             length, kind = int.from_bytes(head[:4], "big"), head[4:]
             start = file.read(min(length, 32))
@@ -344,11 +442,9 @@ def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:
     Raises:
         ValueError: If the shape or dtype differs, or the extension is unknown.
     """
-    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
-    if image.dtype != np.uint8 or channels not in (1, 3, 4) or image.size == 0:
-        raise ValueError(f"expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), found {image.dtype} {image.shape}")
-    order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
-    pixels = image if order is None else cv2.cvtColor(image, order)
+    if image.dtype != np.uint8:
+        raise ValueError(f"expected uint8 of {_IMAGE_SHAPES}, found {image.dtype} {image.shape}")
+    pixels = _to_opencv(image)
     # OpenCV 5 warns of options that the format does not have
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if extension in (".jpg", ".jpeg") else []
     try:
@@ -358,6 +454,83 @@ def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:
     if not written:
         raise ValueError(f"OpenCV cannot write this {image.shape} array as {extension!r}")
     return data.tobytes()
+
+
+_IMAGE_SHAPES = "shape (H, W), (H, W, 3) or (H, W, 4)"
+
+
+def _to_opencv(image: np.ndarray) -> np.ndarray:
+    """Return an image with its channels in OpenCV's order."""
+    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
+    if channels not in (1, 3, 4) or image.size == 0:
+        raise ValueError(f"expected {image.dtype} of {_IMAGE_SHAPES}, found {image.shape}")
+    order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
+    return image if order is None else cv2.cvtColor(image, order)
+
+
+def encode_png(
+    image: np.ndarray,
+    icc: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+    text: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encode an image as PNG, with 8 or 16 bits per channel and metadata.
+
+    Args:
+        image: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray; uint8 or uint16.
+        icc: The ICC profile of the pixels.
+        dpi: Horizontal and vertical resolution in pixels per inch. PNG stores whole pixels per meter.
+        text: Text by keyword; see :func:`read_png_text`. Both are in Latin-1; a keyword has 1 to 79 characters.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: If the shape or dtype differs.
+    """
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"expected uint8 or uint16 of {_IMAGE_SHAPES}, found {image.dtype} {image.shape}")
+    written, encoded = cv2.imencode(".png", _to_opencv(image))
+    if not written:
+        raise ValueError(f"OpenCV cannot write this {image.shape} array as PNG")
+    chunks = []
+    if icc is not None:
+        chunks.append(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+    if dpi is not None:
+        x, y = (min(max(round(value / _METERS_PER_INCH), 1), 2**31 - 1) for value in dpi)
+        chunks.append(_png_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
+    for keyword, value in (text or {}).items():
+        chunks.append(_png_chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + value.encode("latin-1")))
+    data = encoded.tobytes()
+    head = len(_PNG_SIGNATURE) + 25  # the first chunk, IHDR, has 13 bytes of data
+    return b"".join((data[:head], *chunks, data[head:]))
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def read_png_text(path: str | Path, keyword: str) -> str | None:
+    """Return a text that :func:`encode_png` wrote into a file, or None if the file has none, or is no PNG file.
+
+    Only the heads of the chunks before the pixels are read.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    start = keyword.encode("latin-1") + b"\0"
+    with Path(path).open("rb") as file:
+        if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+            return None
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"tEXt" and length <= _MAX_TEXT:
+                data = file.read(length)
+                if data.startswith(start) and len(data) == length:
+                    return data[len(start) :].decode("latin-1")
+                length -= len(data)
+            file.seek(length + 4, os.SEEK_CUR)  # the rest of the chunk and its checksum
+    return None
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import Image, ImageCms
 
 from IS_Net import images
 from IS_Net.errors import DatasetError, ImageError
@@ -24,13 +24,18 @@ from IS_Net.images import (
     atomic_file,
     binarize,
     contact_sheet,
+    decode_mask,
+    decode_photograph,
     encode_image,
+    encode_png,
     image_size,
     is_image,
     list_images,
     read_image,
     read_map,
     read_mask,
+    read_photograph,
+    read_png_text,
     size_mismatch,
     write_image,
     write_mask,
@@ -581,3 +586,149 @@ def test_rights_follow_the_umask(tmp_path: Path, umask: int, mode: int):
     finally:
         os.umask(former)
     assert stat.S_IMODE((tmp_path / "mask.png").stat().st_mode) == mode
+
+
+# --- metadata ---
+
+
+def profile(space: bytes = b"RGB ") -> bytes:
+    """Return what has an ICC profile's header and length; a reader that does not interpret it takes it for one."""
+    return bytes(16) + space + bytes(108)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
+def test_profile_and_resolution_come_with_the_pixels(tmp_path: Path, extension: str):
+    path = tmp_path / f"photo.{extension}"
+    Image.fromarray(RGB).save(path, icc_profile=SRGB, dpi=(300, 150))
+    photograph = read_photograph(path)
+    np.testing.assert_array_equal(photograph.pixels, read_image(path))
+    assert photograph.icc == SRGB
+    if extension == "webp":  # has no field for it
+        assert photograph.dpi is None
+    else:
+        np.testing.assert_allclose(photograph.dpi, (300, 150), rtol=1e-3)
+
+
+def test_a_file_without_profile_and_resolution(tmp_path: Path):
+    write_image(tmp_path / "plain.png", RGB)
+    assert read_photograph(str(tmp_path / "plain.png"))[1:] == (None, None)
+
+
+@pytest.mark.parametrize(("mode", "space"), [("L", b"GRAY"), ("CMYK", b"CMYK"), ("RGB", b"Lab "), ("RGB", b"")])
+def test_profiles_that_do_not_describe_rgb_are_left_out(tmp_path: Path, mode: str, space: bytes):
+    path = tmp_path / "photo.tif"
+    Image.fromarray(RGB).convert(mode).save(path, icc_profile=profile(space) if space else b"x")
+    assert Image.open(path).info["icc_profile"]
+    assert read_photograph(path).icc is None
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_the_resolution_is_turned_with_the_pixels(tmp_path: Path, extension: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{extension}"
+    Image.fromarray(RGB).save(path, exif=exif, dpi=(300, 150))
+    photograph = read_photograph(path)
+    assert photograph.pixels.shape == UPRIGHT[orientation](RGB).shape
+    np.testing.assert_allclose(photograph.dpi, (150, 300) if orientation > 4 else (300, 150), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (float("nan"), 1), (-1, 72), None, 72, (1,), (float("inf"), 1)])
+def test_resolutions_that_mean_nothing(dpi: object):
+    assert images._resolution(dpi) is None
+
+
+def test_content_is_decoded_as_the_file_is(tmp_path: Path):
+    path = tmp_path / "mask.png"
+    write_mask(path, GRAY > 100)
+    np.testing.assert_array_equal(decode_mask(path.read_bytes()), read_mask(path))
+    np.testing.assert_array_equal(decode_photograph(path.read_bytes()).pixels, read_image(path))
+
+
+@pytest.mark.parametrize("decode", [decode_mask, decode_photograph])
+def test_damaged_content_is_named(decode: Callable):
+    with pytest.raises(ImageError, match=r"^standard input: cannot be read as an image \(5 bytes; "):
+        decode(b"hello", "standard input")
+    with pytest.raises(ImageError, match=r"^upload: cannot be read"):
+        decode(encoded(".png")[:2000], "upload")
+
+
+def test_a_missing_photograph_is_named(tmp_path: Path):
+    with pytest.raises(ImageError, match=r"nowhere\.jpg: the image file does not exist"):
+        read_photograph(tmp_path / "nowhere.jpg")
+
+
+SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3, 4]))
+
+
+@many
+@given(data=st.data(), dtype=st.sampled_from([np.uint8, np.uint16]))
+def test_png_round_trip(data: st.DataObject, dtype: type):
+    pixels = data.draw(arrays.arrays(dtype, SHAPES))
+    pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    content = encode_png(pixels, SRGB, (72, 300), {"a": "b"})
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded.dtype == dtype
+    order = {2: slice(None), 3: [2, 1, 0], 4: [2, 1, 0, 3]}[2 if pixels.ndim == 2 else pixels.shape[2]]
+    np.testing.assert_array_equal(decoded[..., order] if pixels.ndim == 3 else decoded, pixels)
+
+
+def test_png_metadata_is_read_by_others(tmp_path: Path):
+    path = tmp_path / "meta.png"
+    path.write_bytes(encode_png(RGB, SRGB, (300, 72), {"dis-sam": '{"a": "é"}', "Comment": "two"}))
+    with Image.open(path) as image:
+        image.load()
+        assert image.info["icc_profile"] == SRGB
+        assert image.text == {"dis-sam": '{"a": "é"}', "Comment": "two"}
+        np.testing.assert_allclose(image.info["dpi"], (300, 72), rtol=1e-3)
+        np.testing.assert_array_equal(np.array(image), RGB)
+    assert read_png_text(path, "dis-sam") == '{"a": "é"}'
+    assert read_png_text(str(path), "Comment") == "two"
+    assert read_png_text(path, "dis") is None
+
+
+def test_png_without_metadata_is_what_others_write():
+    assert encode_png(RGB) == encode_image(RGB, ".png")
+
+
+@pytest.mark.parametrize("image", [RGB.astype(np.float32), np.zeros((2, 2, 2), np.uint16), np.zeros((0, 3), np.uint8)])
+def test_arrays_that_are_no_png(image: np.ndarray):
+    with pytest.raises(ValueError, match=r"^expected "):
+        encode_png(image)
+
+
+def test_text_is_searched_for_in_png_files_only(tmp_path: Path):
+    path = tmp_path / "x.png"
+    content = encode_png(GRAY, text={"dis-sam": "here"})
+    for data in (b"", b"\xff\xd8\xff", content[:8], content[:40], b"GIF89a" + content, encode_image(GRAY, ".jpg")):
+        path.write_bytes(data)
+        assert read_png_text(path, "dis-sam") is None
+    place = content.index(b"IEND") - 4  # behind the pixels, where it would cost the reading of the whole file
+    path.write_bytes(encode_png(GRAY)[:-12] + png_chunk(b"tEXt", b"dis-sam\0late") + content[place:])
+    assert read_png_text(path, "dis-sam") is None
+    with pytest.raises(OSError):
+        read_png_text(tmp_path / "nowhere.png", "dis-sam")
+
+
+@many
+@given(data=st.data())
+def test_damage_to_the_text_is_no_error(tmp_path: Path, data: st.DataObject):
+    content = bytearray(encode_png(GRAY, text={"dis-sam": "here"}))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(8, 70))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.png"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    found = read_png_text(path, "dis-sam")
+    assert found is None or len(found) < len(content)
+
+
+def test_files_are_skipped_when_listing(tmp_path: Path):
+    touch(tmp_path, "a.jpg", "a.png", "b.png")
+    assert list_images(tmp_path, skip=lambda path: path.name == "a.png") == {
+        "a": tmp_path / "a.jpg",
+        "b": tmp_path / "b.png",
+    }

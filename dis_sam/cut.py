@@ -1,0 +1,372 @@
+"""The commands ``dis-sam cut`` and ``dis-sam refine``: photographs, folders and annotation files.
+
+The library is :mod:`dis_sam.batch`; this module imports it, and all that is heavy, only when there is work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
+from sam.backends import BACKENDS
+
+if TYPE_CHECKING:
+    from dis_sam import batch
+    from dis_sam.formats.annotation import Refiner
+    from dis_sam.formats.annotation import Summary as AnnotationSummary
+
+    Plan = Callable[[argparse.Namespace], tuple[list[batch.Task], list[str]]]
+
+_STANDARD = "-"
+_EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted"
+_INTERRUPTED = "interrupted; all files written so far are complete, and the same command resumes"
+
+
+def _numbers(text: str, counts: Sequence[int], expected: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in counts or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+    return values
+
+
+def _box(text: str) -> tuple[float, ...]:
+    x0, y0, x1, y1 = _numbers(text, (4,), "a box as four numbers x0,y0,x1,y1 in pixels")
+    if x1 < x0 or y1 < y0 or (x0, y0) == (x1, y1):
+        raise argparse.ArgumentTypeError(f"expected x0 < x1 and y0 < y1, found {text!r}")
+    return x0, y0, x1, y1
+
+
+def _point(text: str) -> tuple[float, float, int]:
+    expected = "a point as x,y or x,y,1 (on the object) or x,y,0 (on the background)"
+    x, y, *label = _numbers(text, (2, 3), expected)
+    if label not in ([], [0], [1]):
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+    return x, y, int(label[0]) if label else 1
+
+
+def _fraction(text: str) -> float:
+    [value] = _numbers(text, (1,), "a number of at least 0 and less than 1")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0 and less than 1, found {text!r}")
+    return value
+
+
+def _parser(prog: str, description: str) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
+    parser = argparse.ArgumentParser(
+        prog=f"dis-sam {prog}",
+        description=f"{description} After an interruption, the same command resumes.",
+        epilog=_EXIT_CODES,
+    )
+    parser.add_argument(
+        "photos",
+        nargs="*",
+        metavar="PHOTO_OR_FOLDER",
+        help="photographs, folders of photographs, or - for standard input",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="OUT",
+        help="folder of the outputs; or, for a single output, a .png file, or - for standard output; default: "
+        "NAME.cutout.png and so on beside the photograph",
+    )
+    parser.add_argument(
+        "-r", "--recursive", action="store_true", help="include subfolders; the outputs have the same structure"
+    )
+    return parser, parser.add_argument_group("prompts" if prog == "cut" else "masks")
+
+
+def _add_common(parser: argparse.ArgumentParser, prog: str) -> None:
+    files = parser.add_argument_group("annotation files, instead of photographs")
+    what = "the box of each object" if prog == "cut" else "the mask of each object, or its box if it has no mask"
+    files.add_argument("--coco", type=Path, metavar="FILE", help=f"COCO file: segment {what}; -o is a COCO file too")
+    files.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of the COCO file")
+    files.add_argument("--labelme", type=Path, metavar="DIR", help="folder of labelme files; -o is a folder too")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--as",
+        dest="kinds",
+        action="append",
+        metavar="KIND",
+        help="rgba (default), alpha, mask, white, #RRGGBB or overlay; several are separated by commas",
+    )
+    output.add_argument("--bits", type=int, choices=(8, 16), help="bits per channel; default: 8")
+    output.add_argument(
+        "--threshold",
+        type=_fraction,
+        metavar="T",
+        help="alpha above T becomes 1, the rest 0; by default only masks are binary, with 0.5",
+    )
+    output.add_argument("--crop", action="store_true", help="crop the outputs to the object")
+    output.add_argument("--overwrite", action="store_true", help="replace files that dis-sam did not write, too")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--sam",
+        default="auto",
+        choices=["auto", *BACKENDS],
+        help="stage 1: a SAM; box for none, so that stage 2 is given the boxes alone; auto (default) for the best SAM "
+        "whose checkpoint is found, else box",
+    )
+    model.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of stage 2; default: starter weights")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
+    model.add_argument(
+        "--precision", default="auto", choices=("auto", "full", "half"), help="of stage 2; default: %(default)s"
+    )
+    model.add_argument(
+        "--detail",
+        choices=("auto", "off", "max"),
+        help="work on parts of large photographs at their full resolution: auto (default) if the weights were trained "
+        "for it, off, or max for as many parts as it takes",
+    )
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="number of reader and of writer threads")
+
+
+def _cut_parser() -> argparse.ArgumentParser:
+    parser, prompts = _parser("cut", "Cut objects out of photographs. Without a prompt, it is the most salient thing.")
+    prompts.add_argument(
+        "--box",
+        type=_box,
+        action="append",
+        default=[],
+        metavar="x0,y0,x1,y1",
+        help="box around an object, in pixels of the upright photograph; repeat it for several objects, which are "
+        "written as NAME_1, NAME_2, ...",
+    )
+    prompts.add_argument(
+        "--point",
+        type=_point,
+        action="append",
+        default=[],
+        metavar="x,y[,0]",
+        help="point on the object (or, with 0, on the background); all points belong to one object, with at most one "
+        "box; needs SAM",
+    )
+    prompts.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="CSV (name,object,x0,y0,x1,y1) or JSON with boxes or points; several objects of a photograph are written "
+        "as NAME_OBJECT; photographs without a prompt are skipped",
+    )
+    _add_common(parser, "cut")
+    return parser
+
+
+def _refine_parser() -> argparse.ArgumentParser:
+    parser, masks = _parser("refine", "Refine coarse masks from any source.")
+    masks.add_argument(
+        "-m",
+        "--mask",
+        metavar="MASK_OR_FOLDER",
+        help="the mask of a photograph (or -), or a folder of masks NAME.png or NAME_OBJECT.png of photographs NAME",
+    )
+    masks.add_argument(
+        "--keep-better", action="store_true", help="keep a mask that is probably better than the refined one"
+    )
+    _add_common(parser, "refine")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the process with exit code 2 if options contradict each other."""
+    if sum(map(bool, (options.photos, options.coco, options.labelme))) != 1:
+        parser.error("expected either photographs, --coco FILE, or --labelme DIR")
+    if options.photos:
+        if options.images:
+            parser.error("--images is the folder of the images of a COCO file; use it with --coco")
+        standard = options.photos.count(_STANDARD) + (getattr(options, "mask", None) == _STANDARD)
+        if standard > 1:
+            parser.error("standard input (-) can be read only once")
+        if _STANDARD in options.photos and len(options.photos) > 1:
+            parser.error("expected no other photographs beside standard input (-)")
+        return
+    if bool(options.coco) != bool(options.images):
+        parser.error("expected --coco together with --images, the folder of its images")
+    if not options.out or options.out == _STANDARD:
+        parser.error("annotation files require -o, where the refined ones are written")
+    pixels = ("kinds", "bits", "threshold", "crop", "overwrite", "detail", "workers", "keep_better", "mask", "prompts")
+    for name in (*pixels, "box", "point"):
+        if getattr(options, name, None):
+            option = "as" if name == "kinds" else name.replace("_", "-")
+            parser.error(f"--{option} has no effect on annotation files; omit it")
+    if options.coco and options.recursive:
+        parser.error("--recursive has no effect on a COCO file, which names its images; omit it")
+
+
+def _check_prompts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.prompts and (options.box or options.point):
+        parser.error("expected either --prompts, or --box and --point")
+    if options.prompts and _STANDARD in options.photos:
+        parser.error("--prompts names photographs, and standard input (-) has no name; use --box or --point")
+    if len(options.box) > 1 and options.point:
+        parser.error(f"found --point with {len(options.box)} boxes; expected at most one box, or use --prompts FILE")
+    if options.point and not options.box and not any(label for *_, label in options.point):
+        parser.error("found only background points; add a point on the object, or a box")
+
+
+def _options(options: argparse.Namespace) -> batch.Options:
+    from dis_sam.batch import Options
+
+    kinds = [kind.strip() for text in options.kinds or ["rgba"] for kind in text.split(",")]
+    keep_better = getattr(options, "keep_better", False)
+    return Options(
+        tuple(kinds), options.bits or 8, options.threshold, options.crop, keep_better, options.detail or "auto"
+    )
+
+
+def _photographs(options: argparse.Namespace) -> list[tuple[str, batch.Source]]:
+    from dis_sam.batch import find_photographs
+
+    if options.photos == [_STANDARD]:
+        return [("photo", sys.stdin.buffer.read())]
+    out = None if options.out in (None, _STANDARD) else Path(options.out)
+    return list(find_photographs(list(map(Path, options.photos)), options.recursive, out))
+
+
+def _plan_cut(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
+    from dis_sam.batch import Request, plan_cut
+
+    objects = [Request("", box) for box in options.box]
+    if options.point:
+        points, labels = tuple((x, y) for x, y, _ in options.point), tuple(label for *_, label in options.point)
+        objects = [Request("", options.box[0] if options.box else None, points, labels)]
+    return plan_cut(_photographs(options), objects, options.prompts), []
+
+
+def _plan_refine(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
+    from dis_sam.batch import plan_refine
+
+    mask = sys.stdin.buffer.read() if options.mask == _STANDARD else Path(options.mask)
+    return plan_refine(_photographs(options), mask, options.recursive)
+
+
+def _choose_model(options: argparse.Namespace, **needs: bool) -> batch.ModelChoice:
+    from dis_sam.batch import choose_model
+
+    return choose_model(options.weights, options.sam, options.device, options.precision, **needs)
+
+
+def _run(options: argparse.Namespace, plan: Plan) -> int:
+    if options.coco or options.labelme:
+        return _run_annotations(options)
+    from dis_sam.batch import Destination, needs_of, run
+    from dis_sam.outputs import OutputError
+
+    how = _options(options)
+    tasks, failed = plan(options)
+    if not tasks:
+        raise OutputError("found nothing to do")
+    choice = _choose_model(options, **needs_of(tasks))
+    if options.out == _STANDARD or (options.out is None and isinstance(tasks[0].image, bytes)):
+        return _write_to_standard_output(tasks, choice, how)
+    destination = Destination(None if options.out is None else Path(options.out), how.kinds)
+    inputs = (choice.weights, getattr(options, "prompts", None))
+    destination.check(tasks, options.overwrite, [path for path in inputs if path is not None])
+    summary = run(tasks, destination, choice, how, workers=options.workers)
+    summary.failed[:0] = failed
+    if len(tasks) == 1 and not summary.failed:
+        for path in summary.written:
+            print_text(str(path))
+        for path in summary.kept:
+            print_text(f"{path} (up to date)")
+        if summary.empty:
+            print_error(f"nothing was found for {', '.join(summary.empty)}; the output is empty", prefix="warning: ")
+    else:
+        print_text(str(summary))
+    for message in summary.failed:
+        print_error(message)
+    return FAILED if summary.failed else DONE
+
+
+def _write_to_standard_output(tasks: Sequence[batch.Task], choice: batch.ModelChoice, how: batch.Options) -> int:
+    from dis_sam.batch import run_one
+    from dis_sam.outputs import OutputError
+
+    count = sum(len(task.requests) for task in tasks) * len(how.kinds)
+    if count != 1:
+        raise OutputError(f"standard output takes one output, but there are {count}; choose a folder with -o")
+    if sys.stdout.isatty():
+        raise OutputError("standard output is a terminal; redirect it (> photo.cutout.png), or choose a file with -o")
+    data = run_one(tasks[0], choice, how)
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+    return DONE
+
+
+def _run_annotations(options: argparse.Namespace) -> int:
+    boxes_only = options.command == "cut"
+    choice = _choose_model(options)
+    settings = json.dumps(choice.key(uses_stage_1=True))
+    how = {"refiner": _lazy_refiner(choice), "boxes_only": boxes_only, "settings": settings}
+    summary: AnnotationSummary
+    if options.coco:
+        from dis_sam.formats.coco import refine_coco
+
+        summary = refine_coco(options.coco, options.images, Path(options.out), **how)
+    else:
+        from dis_sam.formats.labelme import refine_labelme
+
+        summary = refine_labelme(options.labelme, Path(options.out), recursive=options.recursive, **how)
+    print_text(str(summary))
+    return FAILED if summary.problems else DONE
+
+
+def _lazy_refiner(choice: batch.ModelChoice) -> Refiner:
+    """Return a refiner that loads the model when it is first called: nothing may be left to do."""
+
+    @cache
+    def load() -> Refiner:
+        from dis_sam.formats.annotation import refine_with
+
+        return refine_with(choice.load())
+
+    return lambda image, annotations: load()(image, annotations)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dis-sam cut``.
+
+    Args:
+        argv: The arguments; None takes the process's own.
+
+    Returns:
+        0 if all outputs exist, 1 if some photographs failed, 2 if the run could not start, 130 if it was interrupted.
+    """
+    parser = _cut_parser()
+    options = parser.parse_args(argv)
+    options.command = "cut"
+    _check(parser, options)
+    _check_prompts(parser, options)
+    return run_command(lambda: _run(options, _plan_cut), _INTERRUPTED)
+
+
+def refine(argv: Sequence[str] | None = None) -> int:
+    """Run ``dis-sam refine``.
+
+    Args:
+        argv: The arguments; None takes the process's own.
+
+    Returns:
+        See :func:`main`.
+    """
+    parser = _refine_parser()
+    options = parser.parse_args(argv)
+    options.command = "refine"
+    _check(parser, options)
+    if options.photos and not options.mask:
+        parser.error("expected -m, a mask or a folder of masks; dis-sam cut needs no mask")
+    return run_command(lambda: _run(options, _plan_refine), _INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
