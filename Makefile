@@ -26,16 +26,16 @@ test: $(INSTALLED)
 # Existing sample data and masks are kept: a second run only refines, scores and draws.
 demo: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
-	$(BIN)/dis-sam masks --model grabcut --data $(addprefix data/sample/,$(SPLITS))
+	$(BIN)/dis-sam masks --model box --data $(addprefix data/sample/,$(SPLITS))
 	$(BIN)/dis-sam valid restore_model=$(STARTER) \
-	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps workers=2
+	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps passes=2 workers=2
 	$(BIN)/jupyter execute Demo.ipynb
 	@echo "figures: pic/demo_test.png, pic/demo_one.png, pic/demo_all.png, and a cut-out of each photograph's object beside them"
 
 # Both phases of the published training for a few minutes, from random weights, on the sample data.
 demo-train: $(INSTALLED)
 	$(BIN)/python data/make_sample.py
-	$(BIN)/dis-sam masks --model grabcut --data $(addprefix data/sample/,$(SPLITS))
+	$(BIN)/dis-sam masks --model box --data $(addprefix data/sample/,$(SPLITS))
 	$(BIN)/dis-sam train $(if $(wildcard saved_models/demo/last.pt),restore_model=last.pt) \
 	  train_datasets=sample_tr valid_datasets=sample_vd model_path=saved_models/demo \
 	  cache_size=256 batch_size_train=4 lr=3e-4 gt_encoder_max_ite=40 max_ite=120 model_save_fre=60 workers=1

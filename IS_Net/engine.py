@@ -29,7 +29,7 @@ from IS_Net.images import write_mask
 from IS_Net.losses import orthogonal_loss
 from IS_Net.metrics import MAE, FMeasure
 from IS_Net.metrics.suite import mean_figures
-from IS_Net.preprocess import alpha_to_uint8, make_alpha
+from IS_Net.preprocess import MASK_CHANNEL, alpha_to_uint8, make_alpha, make_target
 from IS_Net.run_log import RunLog
 from IS_Net.tasks import SegmentationTask, Task
 
@@ -68,6 +68,7 @@ def predict_maps(
     dtype: torch.dtype | None,
     out_dir: str | Path | None = None,
     model: nn.Module | None = None,
+    passes: int = 1,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Run a network in eval mode on one data set, and write its maps along the way.
 
@@ -78,6 +79,8 @@ def predict_maps(
         dtype: Of autocast; None is float32.
         out_dir: Folder of the maps, ``<out_dir>/<data set>/<name>.png``; none are written if it is empty.
         model: The network to run; None is the task's own.
+        passes: Number of forward passes; each takes the alpha matte of the one before as its coarse mask. A network
+            without a mask channel runs once.
 
     Yields:
         The name; the map, (H, W) uint8 on the device, at the image's own size and rounded as it is saved; the ground
@@ -90,8 +93,13 @@ def predict_maps(
     try:
         with tqdm(total=len(loader.dataset), desc=f"valid {name}", unit="image", leave=False) as bar:
             for batch in loader:
+                x = task.input(batch.planes.to(device, non_blocking=True))
                 with autocast(device, dtype):
-                    logits = model.predict_logits(task.input(batch.planes.to(device, non_blocking=True)))
+                    logits = model.predict_logits(x)
+                for _ in range(passes - 1 if x.shape[1] > MASK_CHANNEL else 0):
+                    x[:, MASK_CHANNEL] = make_target(alpha_to_uint8(make_alpha(logits, x.shape[-2:])))[:, 0]
+                    with autocast(device, dtype):
+                        logits = model.predict_logits(x)
                 for i, size in enumerate(batch.sizes):
                     alpha = alpha_to_uint8(make_alpha(logits[i : i + 1], size))[0, 0]
                     if writer:

@@ -116,6 +116,9 @@ class Settings:
     simulate_mask: float = setting(
         0.0, "probability of simulating the coarse mask from the GT; 1 needs no mask files", maximum=1
     )
+    passes: int = setting(
+        1, "modes valid and inference: forward passes, each with the last one's map as its coarse mask", minimum=1
+    )
     workers: int = setting(4, "processes that load data, and in mode valid also processes that score; 0 uses none")
 
     # schedule

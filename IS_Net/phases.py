@@ -319,7 +319,7 @@ def _evaluate_one(
     method = Path(settings.restore_model).stem
     readable = _SkippingLoader(loader)
     scores = Scores(readable.dataset.name, method, settings.metrics)
-    maps = predict_maps(task, readable, session.device, session.dtype, settings.valid_out_dir)
+    maps = predict_maps(task, readable, session.device, session.dtype, settings.valid_out_dir, passes=settings.passes)
     jobs = (Job(image, gt.numpy(), {method: alpha.cpu().numpy()}) for image, alpha, gt in maps if gt is not None)
     problems = []
     for outcome in scorer.measure(jobs):

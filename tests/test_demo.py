@@ -29,7 +29,7 @@ def run(folder: Path, weights: Path) -> nbformat.NotebookNode:
         f"folder = Path({str(folder)!r})\nweights = Path({str(weights)!r})\n"
         "test_set = folder.parent / 'tiny'\n"
         "photos, prompts, figures = folder / 'im', folder / 'prompts.json', folder / 'pic'\n"
-        "trained, sam_model, device = 'not trained at all', 'grabcut', 'cpu'"
+        "trained, sam_model, device = 'not trained at all', 'box', 'cpu'"
     )
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     return client.execute()

@@ -142,6 +142,19 @@ def test_metrics_on_a_device_are_those_of_the_full_suite(make_dataset, isnet, se
     assert found == pytest.approx({key: suite.compute()[key] for key in METRICS}, abs=1e-12)
 
 
+def test_passes_are_those_of_the_predictor(make_dataset, isnet, settings):
+    data = DISDataset(make_dataset(), 4, SIZE)
+    predictor = DISPredictor(isnet, "cpu", "full", SIZE)
+    task, maps = SegmentationTask(isnet, None, settings()), {}
+    for passes in (1, 2):
+        found = predict_maps(task, valid_loader(ValidDataset(data), 2, 0), CPU, None, passes=passes)
+        for (name, alpha, _), sample in zip(found, data.samples, strict=True):
+            expected = predictor.predict(read_image(sample.image), read_mask(sample.mask), passes=passes)
+            assert np.abs(alpha.numpy() - expected * 255).max() <= 1.01
+            maps[name, passes] = alpha.numpy()
+    assert any(not np.array_equal(maps[name, 1], maps[name, 2]) for name, _ in maps)
+
+
 def test_validation_writes_maps_only_if_requested_and_keeps_the_mode(make_dataset, isnet, settings, tmp_path):
     data = DISDataset(make_dataset(cache=False), 4, SIZE)
     task = SegmentationTask(isnet, None, settings())

@@ -37,7 +37,7 @@ def test_notebook_runs(tmp_path: Path, weights: Path) -> None:
     assert "FOLDERS" in settings.source
     settings.source = (
         f"from pathlib import Path\nFOLDERS = [Path({str(photos)!r}), Path({str(split)!r})]\n"
-        f"MODEL, SELECT, SHOWN, STAGE_2 = 'grabcut', 'score', 2, Path({str(weights)!r})"
+        f"MODEL, SELECT, SHOWN, STAGE_2 = 'box', 'score', 2, Path({str(weights)!r})"
     )
     cwd = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=cwd).execute()
