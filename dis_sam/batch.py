@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,8 +289,9 @@ def plan_refine(
         )
     requests: dict[str, list[Request]] = defaultdict(list)
     names, unused = {name for name, _ in photographs}, []
+    manifests = {folder: read_manifest(folder) for folder in {path.parent for path in files.values()}}
     for name, path in files.items():
-        entry = _manifest(path.parent).get(path.stem, {})
+        entry = manifests[path.parent].get(path.stem, {})
         candidates = [str(Path(name).with_name(entry["image"]).as_posix())] if entry.get("image") else []
         parts = name.split("_")
         candidates += ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
@@ -307,11 +308,6 @@ def plan_refine(
     if not requests:
         raise DatasetError(f"{without[0]}; expected masks with the names of the {len(photographs)} photographs")
     return [Task(name, image, tuple(requests[name])) for name, image in photographs if name in requests], without
-
-
-@lru_cache(maxsize=8)
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    return read_manifest(folder)
 
 
 # --- the model ---
