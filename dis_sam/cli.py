@@ -23,12 +23,16 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "cut": Verb("dis_sam.cut:main", "cut objects out of photographs: boxes, points, or the most salient thing"),
+    "refine": Verb("dis_sam.cut:refine", "refine coarse masks from any source; COCO and labelme files too"),
+    "serve": Verb("dis_sam.serve.command:main", "open a local page and a JSON API"),
     "masks": Verb("sam.generate_masks:main", "stage 1: prompts become coarse masks on disk"),
     "train": Verb("IS_Net.train_valid_inference_main:command_line", "train stage 2", ("mode=train",)),
     "valid": Verb("IS_Net.train_valid_inference_main:command_line", "predict and score data sets", ("mode=valid",)),
     "evaluate": Verb("IS_Net.evaluate:main", "score maps, or the predictions of weights, with all metrics"),
     "import-weights": Verb("IS_Net.import_weights:main", "convert published .pth and .onnx weights to safetensors"),
-    "check": Verb("dis_sam.check:main", "report versions, device, precision, weights and disk space"),
+    "fetch": Verb("dis_sam.fetch:main", "download SAM's checkpoints: vit_l, vit_h, vit_b"),
+    "check": Verb("dis_sam.check:main", "report versions, devices, weights and disk space, and run a self test"),
 }
 
 _EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted"

@@ -20,9 +20,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: list[tuple[str, str]] = [
-    ("front door", "dis_sam.cli dis_sam.check"),
+    ("front door", "dis_sam.cli dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.serve"),
+    ("runs over photographs", "dis_sam.batch"),
     ("front door, Python", "dis_sam"),
+    ("annotations", "dis_sam.formats"),
     ("both stages", "dis_sam.pipeline"),
+    ("forms of a result", "dis_sam.outputs"),
     ("stage 1, commands", "sam.generate_masks"),
     ("stage 1, runs", "sam.mask_run"),
     ("stage 1, models", "sam.backends sam.enrich"),
@@ -56,7 +59,18 @@ LIGHT = {
     "IS_Net.command_line",
     "IS_Net.errors",
 }
-LIGHT |= {"dis_sam", "dis_sam.cli", "dis_sam.check", "sam.generate_masks", "sam.backends", "sam.backends.base"}
+LIGHT |= {
+    "dis_sam",
+    "dis_sam.cli",
+    "dis_sam.check",
+    "dis_sam.fetch",
+    "dis_sam.cut",
+    "dis_sam.serve.command",
+    "dis_sam.serve.guard",
+    "sam.generate_masks",
+    "sam.backends",
+    "sam.backends.base",
+}
 LIGHT |= {"IS_Net.train_valid_inference_main", "IS_Net.evaluate", "IS_Net.import_weights"}
 """Modules that ``dis-sam VERB --help`` imports; they load nothing heavy before they are asked to work."""
 HEAVY = {"torch", "numpy", "cv2", "PIL", "skimage", "tensorboard", "segment_anything"}

@@ -24,6 +24,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORT_NAMES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image"}
+IMPORT_NAMES |= {"starlette": "fastapi", "pydantic": "fastapi"}  # which brings both
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CORE = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tqdm", "platformdirs")
 PUBLISHED = ("torch", "torchvision", "numpy", "opencv-python-headless", "scikit-image", "tqdm", "segment-anything")
@@ -60,7 +61,7 @@ def test_the_core_is_what_predicting_needs():
 
 def test_extras():
     assert {"sam", "train", "eval", "notebook", "import", "dev", "all"} <= extras().keys()
-    assert extras()["all"] == ["dis-sam[sam,train,eval,notebook,import]"]
+    assert extras()["all"] == ["dis-sam[sam,train,eval,notebook,import,formats,serve]"]
     assert "dis-sam[all]" in extras()["dev"]
 
 
@@ -111,8 +112,8 @@ def test_modules_import_the_core_alone_at_their_top(name: str):
     """Everything else is an extra, imported when it is needed, with a message that names the extra."""
     body = ast.parse(MODULES[name].read_text(encoding="utf-8")).body
     top = ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    allowed = {"sam.backends.segment_anything": {"segment-anything", "torchvision"}}.get(name, set())
-    assert third_party(top) <= set(CORE) | allowed
+    allowed = {"sam.backends.segment_anything": {"segment-anything", "torchvision"}, "dis_sam.serve.app": {"fastapi"}}
+    assert third_party(top) <= set(CORE) | allowed.get(name, set())
 
 
 def test_every_package_is_installed():
