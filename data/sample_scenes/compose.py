@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from sample_scenes.kinds import KINDS, build
+from sample_scenes.kinds import KINDS
 from sample_scenes.materials import Array, Rng
 from sample_scenes.mesh import Model, rotation
 from sample_scenes.render import Camera, Cutout, render
 from sample_scenes.surroundings import make_scene
 
 SHAPES = ((1024, 1024), (1024, 1536), (1200, 1600), (1080, 1440), (960, 1280), (1440, 1080), (1280, 1024), (1024, 1366))
-PLACES = {
-    "basket": "oi", "bicycle": "oio", "birdcage": "ib", "chair": "oii", "fern": "oiib", "gate": "oowb",
-    "trellis": "oiwb", "windpump": "ob",
-}  # fmt: skip
-"""The places in which a kind is shown, as `make_scene` takes them; one that is listed twice is twice as frequent."""
 
 
 def compose(background: Array, cutouts: Sequence[Cutout], rng: Rng) -> tuple[Array, Array]:
@@ -35,7 +31,7 @@ def compose(background: Array, cutouts: Sequence[Cutout], rng: Rng) -> tuple[Arr
     """
     image = background.astype(np.float32)
     h, w = image.shape[:2]
-    covered = np.zeros((h, w, max((c.targets.shape[2] for c in cutouts), default=1)), np.float32)
+    covered = np.zeros((h, w, max(c.targets.shape[2] for c in cutouts)), np.float32)
     windows = [np.s_[y : y + c.shadow.shape[0], x : x + c.shadow.shape[1]] for c in cutouts for x, y in [c.corner]]
     for cutout, window in zip(cutouts, windows, strict=True):
         image[window] *= 1 - cutout.shadow[..., None]
@@ -59,20 +55,24 @@ def compose(background: Array, cutouts: Sequence[Cutout], rng: Rng) -> tuple[Arr
     return np.uint8(np.round(np.clip(shown, 0, 1) * 255)), np.uint8(np.round(np.clip(gts, 0, 1) * 255))
 
 
-def _turned(kind: str, rng: Rng, most: float) -> Model:
-    model = build(kind, rng)
+def _built(kind: str, rng: Rng, most: float) -> Model:
+    """Build an object and turn it about the vertical, at most by an angle from its front or its back."""
+    model = Model(rng)
+    KINDS[kind](model)
     model.move(0, rotation("y", rng.uniform(-most, most) + (np.pi if rng.random() < 0.4 else 0)))
     return model
 
 
-def _apart(one: Model, at: Array, other: Model, there: Array, axes: tuple[int, int]) -> bool:
-    """Return whether the boxes around two models leave a gap along one of the axes."""
-    (low, high), (low2, high2) = one.bounds(), other.bounds()
-    return any(at[k] + low[k] > there[k] + high2[k] or at[k] + high[k] < there[k] + low2[k] for k in axes)
+def _seen(model: Model, spot: Array, camera: Camera) -> tuple[Array, Array]:
+    """Return the top left and the bottom right corner, (2,) each, of the box around a model at a spot, in pixels."""
+    points = np.concatenate([camera.project(part[..., :3] + spot)[..., :2].reshape(-1, 2) for part in model.parts])
+    return points.min(0), points.max(0)
 
 
 def make_pair(kind: str, split: str, rng: Rng, size: int | None = None) -> tuple[Array, Array]:
     """Make one image of an object, sometimes with others, and its ground truth.
+
+    All objects are wholly inside the frame, but now and then it cuts the first one of a training image.
 
     Args:
         kind: One of `KINDS`.
@@ -83,57 +83,40 @@ def make_pair(kind: str, split: str, rng: Rng, size: int | None = None) -> tuple
     Returns:
         (H, W, 3) uint8 sRGB image and (H, W) uint8 ground truth.
     """
-    h, w = SHAPES[int(rng.integers(len(SHAPES)))]
+    frame = h, w = SHAPES[int(rng.integers(len(SHAPES)))]
     if size is not None:
-        h, w = round(h * size / max(h, w)), round(w * size / max(h, w))
-    place = str(rng.choice(list(PLACES[kind])))
-    model = _turned(kind, rng, 0.3 if place == "w" else 0.8)
+        frame = h, w = round(h * size / max(h, w)), round(w * size / max(h, w))
+    upright = kind in ("gate", "trellis") and rng.random() < 0.3  # before a wall
+    model = _built(kind, rng, 0.3 if upright else 0.8)
     low, high = model.bounds()
-    extent, hangs = high - low, kind == "birdcage"
-    # pixels per meter, from how much of the frame the object fills; now and then the frame cuts it
-    fill = rng.uniform(0.62, 0.9) if rng.random() < 0.8 else rng.uniform(0.95, 1.1)
-    if place == "b" and not hangs:
-        fill = rng.uniform(0.9, 1.3)  # its foot is below the frame
-    scale = fill * min(h / extent[1], w / extent[0])
-    distance = max(rng.uniform(1.3, 2.2) * max(h, w) / scale, float(extent[2]) * 1.5)
-    focal = distance * scale
-    if place in "oi":
-        foot = h * rng.uniform(0.84, 0.96) if fill < 1 else h * rng.uniform(0.95, 1.1)
-        eye = float(np.clip(rng.uniform(0.5, 1.15) * extent[1], 0.35, 2.2))
-        camera = Camera(focal, eye, (w / 2, foot - scale * eye))
-        middle = np.array([rng.uniform(-0.1, 0.1) * w / scale, 0, -distance])
-    else:
-        eye = float(extent[1]) / 2
-        camera = Camera(focal, eye, (w / 2, h / 2))
-        middle = np.array([rng.uniform(-0.06, 0.06) * w / scale, 0, -distance])
-        if place == "b" and hangs:
-            model.bar((0, high[1], 0), (0, high[1] + 3, 0), 0.0025, model.materials[-1])
-        elif place == "b":
-            middle[1] = (h / 2 - h * rng.uniform(1.03, 1.15)) / scale + eye
-    wall = distance - low[2] + 0.02 if place == "w" else distance
-    scene = make_scene(place, camera, wall, (h, w), rng, split)
-    things = [(model, middle)]
-    wanted = 1 + int(rng.choice(4, p=[0.45, 0.28, 0.18, 0.09])) if place != "b" else 1
-    for _ in range(0 if wanted == 1 else 4 * wanted):
-        extra = _turned(str(rng.choice([k for k in KINDS if place in PLACES[k]])), rng, 0.3 if place == "w" else 1.2)
-        a, b = extra.bounds()
-        if place == "w":
-            depth = wall + a[2] - 0.02  # its back touches the wall
-            spot = np.array([*(rng.uniform(-0.5, 0.5, 2) * (w, h) / scale), -depth])
-            spot[1] += eye - (a[1] + b[1]) / 2
-        else:
-            depth = distance * rng.uniform(0.95, 1.7)
-            spot = np.array([rng.uniform(-0.48, 0.48) * w * depth / focal, 0, -depth])
-        seen = (b[1] - a[1]) * focal / depth
-        if not 0.2 * h < seen < 1.3 * h or depth - b[2] < 0.3 * distance or depth - a[2] > scene.far + 0.03:
-            continue
-        if all(_apart(extra, spot, m, at, (0, 1) if place == "w" else (0, 2)) for m, at in things):
-            things.append((extra, spot))
+    distance = rng.uniform(1.5, 2.6) * float((high - low).max())
+    spot = np.array([0, 0, -distance])
+    # a camera of one pixel tells how large the object looks; then it gets its share of the frame and a place in it
+    camera = Camera(1.0, float(np.clip(rng.uniform(0.5, 1.15) * high[1], 0.35, 2.2)), (0.0, 0.0))
+    first, last = _seen(model, spot, camera)
+    fill = rng.uniform(0.95, 1.2) if split == "DIS-TR" and rng.random() < 0.2 else rng.uniform(0.78, 0.93)
+    focal = float(fill * ((w, h) / (last - first)).min())
+    left, top = rng.uniform((0.35, 0.5), (0.65, 0.9)) * ((w, h) - focal * (last - first)) - focal * first
+    camera = replace(camera, focal=focal, center=(float(left), float(top)))
+    back = distance - low[2] + 0.02 if upright else distance
+    background, light, far = make_scene(camera, back, frame, rng, split, upright=upright)
+    things, boxes = [(model, spot)], [_seen(model, spot, camera)]
+    wanted = 1 if upright else 1 + int(rng.choice(4, p=[0.55, 0.25, 0.13, 0.07]))
+    for _ in range(8 * wanted):
         if len(things) == wanted:
             break
-    mean, cutouts = scene.image.mean((0, 1)), []
+        extra = _built(str(rng.choice(list(KINDS))), rng, 1.2)
+        depth = distance * rng.uniform(0.95, 1.7)
+        spot = np.array([rng.uniform(-0.48, 0.48) * w * depth / focal, 0, -depth])
+        first, last = _seen(extra, spot, camera)
+        inside = (first > 0.01 * w).all() and (last < (0.99 * w, 0.99 * h)).all() and last[1] - first[1] > 0.2 * h
+        apart = all((first > high).any() or (last < low).any() for low, high in boxes)
+        if inside and apart and depth - extra.bounds()[0, 2] < far:
+            things.append((extra, spot))
+            boxes.append((first, last))
+    mean, cutouts = background.mean((0, 1)), []
     for one, at in sorted(things, key=lambda thing: thing[1][2]):
-        tint = mean if rng.random() < 0.3 else None  # camouflage
-        cutouts.append(render(one, camera, scene.light, at, (h, w), rng, scene.screen, tint))
-    image, gts = compose(scene.image, [c for c in cutouts if c is not None], rng)
+        tint = mean if rng.random() < 0.2 else None  # camouflage
+        cutouts.append(render(one, camera, light, at, frame, rng, tint))
+    image, gts = compose(background, [c for c in cutouts if c is not None], rng)
     return image, gts[0]

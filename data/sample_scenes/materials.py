@@ -11,31 +11,24 @@ Array = np.ndarray
 Rng = np.random.Generator
 Color = tuple[float, float, float]
 Range = tuple[float, float]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Material:
-    """How a surface looks.
+    """How a surface looks."""
 
-    Attributes:
-        color: Linear RGB albedo, each in [0, 1].
-        stain: Linear RGB that the texture mixes in (rust, dirt, darker grain).
-        stained: Share of the surface that `stain` covers, in [0, 1].
-        stretch: Texture frequency along and around the part, in tiles per meter.
-        contrast: Amplitude of the fine texture.
-        metal: Share of mirrored surroundings, in [0, 1].
-        gloss: Strength of the highlight, in [0, 1].
-        thin: True for sheets, which show both faces and let some light through.
-    """
+    color: Color  # linear RGB albedo, each in [0, 1]
+    stain: Color = (0.05, 0.03, 0.02)  # linear RGB that the texture mixes in (rust, dirt, darker grain)
+    stained: float = 0.1  # share of the surface that `stain` covers, in [0, 1]
+    stretch: Range = (1.0, 1.0)  # texture frequency along and around the part, in tiles per meter
+    contrast: float = 0.15  # amplitude of the fine texture
+    metal: float = 0.0  # share of mirrored surroundings, in [0, 1]
+    gloss: float = 0.2  # strength of the highlight, in [0, 1]
+    thin: bool = False  # for sheets, which show both faces and let some light through
 
-    color: Color
-    stain: Color = (0.05, 0.03, 0.02)
-    stained: float = 0.1
-    stretch: tuple[float, float] = (1.0, 1.0)
-    contrast: float = 0.15
-    metal: float = 0.0
-    gloss: float = 0.2
-    thin: bool = False
+
+RUBBER = Material((0.04, 0.04, 0.04), (0.15, 0.13, 0.1), 0.25, (2, 6), 0.3, gloss=0.15)
 
 
 def linear(hue: float, saturation: float, value: float) -> Color:
@@ -58,9 +51,7 @@ def noise(rng: Rng, size: int = 512, octaves: int = 7, roughness: float = 0.6) -
     """Make fractal noise (size, size) float32 that tiles, of mean 0 and standard deviation 1."""
     total = np.zeros((size, size), np.float32)
     for k in range(octaves):
-        cells = 4 * 2**k
-        if cells > size:
-            break
+        cells = min(4 * 2**k, size)
         layer = np.pad(rng.standard_normal((cells, cells)).astype(np.float32), 2, mode="wrap")
         scale = size // cells
         layer = cv2.resize(layer, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -96,26 +87,9 @@ def iron(rng: Rng) -> Material:
     return Material(color, rust, rng.uniform(0.05, 0.7), (2, 3), 0.3, 0.1, rng.uniform(0.1, 0.5))
 
 
-def rubber(rng: Rng) -> Material:
-    """Tires, grips and saddles."""
-    return Material((rng.uniform(0.02, 0.06),) * 3, (0.15, 0.13, 0.1), 0.25, (2, 6), 0.3, gloss=0.15)
-
-
-def bark(rng: Rng) -> Material:
-    """Bark of stems and twigs."""
-    color = random_color(rng, (18, 45), (0.1, 0.5), (0.2, 0.6))
-    return Material(color, (0.03, 0.025, 0.02), 0.45, (1.5, 6), 0.6, gloss=0.0)
-
-
 def foliage(rng: Rng) -> Material:
     """Leaves: mostly green, sometimes autumnal."""
     hue = rng.uniform(70, 135) if rng.random() < 0.75 else rng.uniform(5, 60)
     color = random_color(rng, (hue, hue), (0.35, 0.8), (0.3, 0.7))
     gloss = rng.uniform(0.1, 0.5)
     return Material(color, linear(hue - 25, 0.6, 0.6), rng.uniform(0.05, 0.3), (3, 3), 0.3, gloss=gloss, thin=True)
-
-
-def clay(rng: Rng) -> Material:
-    """Terracotta, glazed or concrete pots."""
-    color = random_color(rng, (8, 35), (0.05, 0.65), (0.35, 0.8))
-    return Material(color, (0.4, 0.38, 0.34), rng.uniform(0, 0.35), (1.5, 1.5), 0.2, gloss=rng.uniform(0, 0.7))

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
-from sample_scenes.materials import Array, Material, Rng
+from sample_scenes.materials import Array, Material, Range, Rng
 
 UP = np.array([0.0, 1.0, 0.0])
 ACROSS = np.array([1.0, 0.0, 0.0])
@@ -27,7 +26,7 @@ def unit(v: Array) -> Array:
     return v / np.maximum(np.sqrt(dot(v, v)), 1e-9)[..., None]
 
 
-def rotation(axis: Literal["x", "y", "z"], angle: float) -> Array:
+def rotation(axis: str, angle: float) -> Array:
     """Return the rotation matrix (3, 3) by `angle` radians about a coordinate axis."""
     i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     matrix = np.eye(3)
@@ -42,11 +41,6 @@ def arc(center: Array, radius: float, start: float = 0.0, stop: float = 2 * np.p
     return np.asarray(center) + radius * np.stack([np.cos(angles), np.sin(angles), 0 * angles], -1)
 
 
-def hoop(y: float, radius: float, count: int = 60) -> Array:
-    """Return points (count, 3) on a horizontal circle around the y axis at height `y`."""
-    return arc((0, 0, 0), radius, count=count) @ rotation("x", np.pi / 2).T + (0, y, 0)
-
-
 def curve(*points: tuple[float, float, float], count: int = 16) -> Array:
     """Return points (count, 3) on the Bezier curve with the given control points."""
     t = np.linspace(0, 1, count)[:, None]
@@ -54,12 +48,6 @@ def curve(*points: tuple[float, float, float], count: int = 16) -> Array:
     while len(layers) > 1:
         layers = [a + (b - a) * t for a, b in pairwise(layers)]
     return layers[0]
-
-
-def _circle_profile(sides: int) -> tuple[Array, Array]:
-    angles = np.linspace(0, 2 * np.pi, sides + 1)
-    ring = np.stack([np.cos(angles), np.sin(angles)], -1)
-    return ring, ring
 
 
 def _box_profile(width: float, depth: float) -> tuple[Array, Array]:
@@ -76,19 +64,14 @@ def _box_profile(width: float, depth: float) -> tuple[Array, Array]:
 class Model:
     """Triangles in meters, y up, standing on y = 0.
 
-    Attributes:
-        rng: Source of the small differences between parts.
-        target: Index of the target that the parts added next belong to, or -1 for parts of no target.
-        parts: Arrays (M, 3, 9) float32: position, normal, two texture coordinates, brightness, for three corners.
-        materials: The material of each part.
-        targets: The target of each part.
+    A part is an array (M, 3, 9) float32: position, normal, two texture coordinates and brightness of three corners.
     """
 
-    rng: Rng
-    target: int = 0
+    rng: Rng  # source of the small differences between parts
+    target: int = 0  # index of the target that the parts added next belong to, or -1 for none
     parts: list[Array] = field(default_factory=list)
-    materials: list[Material] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
+    materials: list[Material] = field(default_factory=list)  # of each part
+    targets: list[int] = field(default_factory=list)  # of each part
 
     def grid(self, points: Array, normals: Array | None, uv: Array, material: Material) -> None:
         """Add the surface spanned by a grid of points (n, m, 3); normals of None are taken from the grid."""
@@ -103,28 +86,20 @@ class Model:
         self.targets.append(self.target)
 
     def sweep(
-        self,
-        path: Array,
-        size: float | Array | tuple[float, float],
-        material: Material,
-        up: Array | None = None,
-        sides: int = 10,
+        self, path: Array, size: float | Array | Range, material: Material, up: Array | None = None, sides: int = 10
     ) -> None:
-        """Sweep a profile along a path.
+        """Sweep a profile along a path of points (n, 3).
 
-        Args:
-            path: (n, 3) points.
-            size: A radius, (n,) radii, or (width, depth) of a beveled box whose width lies along `up`.
-            material: The part's material.
-            up: Direction of the profile's first axis; None chooses one that suits the path.
-            sides: Corners of a round profile.
+        `size` is a radius, (n,) radii, or (width, depth) of a beveled box whose width lies along `up`; an `up` of None
+        is chosen to suit the path. A round profile has as many corners as `sides`.
         """
         path = np.asarray(path, float)
         tangents = unit(np.gradient(path, axis=0))
         if up is None:  # the direction the path moves in least: a flat curve's own normal, never along the path
             up = np.linalg.eigh(tangents.T @ tangents)[1][:, 0]
         side = unit(np.cross(tangents, up))
-        profile, bends = _box_profile(*size) if isinstance(size, tuple) else _circle_profile(sides)
+        circle = arc((0, 0, 0), 1, count=sides + 1)[:, :2]
+        profile, bends = _box_profile(*size) if isinstance(size, tuple) else (circle, circle)
         scale = np.broadcast_to(1.0 if isinstance(size, tuple) else np.asarray(size, float), len(path))
         girth = scale.mean() * np.cumsum(np.r_[0, np.linalg.norm(np.diff(profile, axis=0), axis=1)])
         frame = np.stack([np.cross(side, tangents), side], 1)
@@ -136,7 +111,7 @@ class Model:
             cap = np.stack([ring[end], np.broadcast_to(path[end], ring[end].shape)])
             self.grid(cap, np.broadcast_to(sign * tangents[end], cap.shape), np.stack([uv[end], uv[end]]), material)
 
-    def bar(self, a: Array, b: Array, size: float | tuple[float, float], material: Material, **how: object) -> None:
+    def bar(self, a: Array, b: Array, size: float | Range, material: Material, **how: object) -> None:
         """Add a straight bar between two points; see `sweep`."""
         self.sweep(np.stack([np.asarray(a, float), np.asarray(b, float)]), size, material, **how)
 
@@ -151,9 +126,7 @@ class Model:
         uv = np.stack(np.broadcast_arrays(heights[:, None], angles[None] * radii.max()), -1)
         self.grid(points, normals, uv, material)
 
-    def ball(
-        self, center: Array, radii: float | Array, material: Material, dents: float = 0.0, detail: int = 9
-    ) -> None:
+    def ball(self, center: Array, radii: float | Array, material: Material, dents: float = 0, detail: int = 9) -> None:
         """Add an ellipsoid of one radius or three, with `dents` as deep as that share of it."""
         t, a = np.linspace(-np.pi / 2, np.pi / 2, detail)[:, None], np.linspace(0, 2 * np.pi, 2 * detail)
         way = np.stack(np.broadcast_arrays(np.cos(t) * np.cos(a), np.sin(t), np.cos(t) * np.sin(a)), -1)
@@ -184,7 +157,7 @@ class Model:
             part[..., :3] = part[..., :3] @ matrix.T + np.asarray(offset)
             part[..., 3:6] = part[..., 3:6] @ matrix.T
 
-    def bounds(self) -> tuple[Array, Array]:
-        """Return the lowest and highest corner, (3,) each."""
+    def bounds(self) -> Array:
+        """Return the lowest and the highest corner, (2, 3)."""
         points = np.concatenate([part[..., :3].reshape(-1, 3) for part in self.parts])
-        return points.min(0), points.max(0)
+        return np.stack([points.min(0), points.max(0)])

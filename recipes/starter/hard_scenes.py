@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data"))
 
 from sample_scenes import compose
-from sample_scenes.materials import Color, Material, linear, random_color, scaled
+from sample_scenes.materials import Array, Color, Material, Range, Rng, linear, random_color, scaled
 from sample_scenes.mesh import OUT, UP, Model, curve, rotation, unit
 from sample_scenes.render import Camera, render
 from sample_scenes.surroundings import make_scene as make_surroundings
@@ -36,17 +35,9 @@ from IS_Net.errors import DatasetError
 from IS_Net.images import contact_sheet, read_image, read_mask, write_image, write_mask
 from IS_Net.preprocess import box_from_mask
 from IS_Net.synthesis.simulate_masks import sam_like
-from sam.backends.grabcut import GrabCutPredictor
 
-Array = np.ndarray
-Rng = np.random.Generator
-
-VERSION = 2
+VERSION = 3
 """Increase it when the same seed gives other pictures."""
-SPLIT = "DIS-VD"
-"""Whose part of scikit-image's photographs the surroundings are made from."""
-COARSE = ("grabcut", "sim")
-"""The folders of coarse masks: GrabCut in the tight box, and a simulated SAM mask."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +56,12 @@ class Palette:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of scene.
+    """A kind of scene."""
 
-    Attributes:
-        draw: Adds its objects to a model on y = 0; for `touching`, one object, and it is called twice.
-        surfaces: What the floor, and a wall behind, may be made of (see `surroundings.surface`).
-        view: "above" or "front".
-        apart: Meters from one object of `touching` to the other: (across, up, towards the camera).
-    """
-
-    draw: Callable[[Model, Palette], None]
-    surfaces: tuple[str, ...]
-    view: str = "above"
-    apart: tuple[float, float, float] | None = None
+    draw: Callable[[Model, Palette], None]  # adds its objects on y = 0; of `touching` one, and is called twice
+    surfaces: tuple[str, ...]  # what the floor, and a wall behind, may be made of (see `surroundings.surface`)
+    view: str = "above"  # or "front"
+    apart: tuple[float, float, float] | None = None  # meters between the objects of `touching`: across, up, nearer
 
     @property
     def name(self) -> str:
@@ -124,7 +108,7 @@ def _cup(m: Model, r: float, tall: float, material: Material) -> None:
     m.sweep(grip * (side * r, tall, r), 0.09 * r, material)
 
 
-def _sheet(m: Model, half: tuple[float, float], ripple: float, material: Material) -> None:
+def _sheet(m: Model, half: Array | Range, ripple: float, material: Material) -> None:
     """Add a sheet of (2 half[0], 2 half[1]) meters that lies on the ground with ripples and bent edges."""
     u, v = np.meshgrid(np.linspace(-1, 1, 61), np.linspace(-1, 1, 61))
     waves = np.array([np.sin(a * u + b * v + c) for a, b, c in m.rng.uniform(-5, 5, (5, 3))])
@@ -201,8 +185,7 @@ def one_pebble(m: Model, palette: Palette) -> None:
 
 def towel(m: Model, palette: Palette) -> None:
     """Draw a towel in the color of the ground."""
-    half = m.rng.uniform(0.25, 0.33), m.rng.uniform(0.15, 0.2)
-    _sheet(m, half, 0.014, palette.ground_like(1.05, contrast=0.25))
+    _sheet(m, m.rng.uniform((0.25, 0.15), (0.33, 0.2)), 0.014, palette.ground_like(1.05, contrast=0.25))
 
 
 def paper(m: Model, palette: Palette) -> None:
@@ -302,18 +285,11 @@ def _build(kind: Kind, rng: Rng, palette: Palette) -> Model:
         kind.draw(m, palette)
         shift = np.array(kind.apart) * ((m.target - 0.5) * side, m.target, m.target)
         m.move(since, rotation("y", rng.normal(0, 0.1)), shift)
-    if kind.view == "above":
-        m.move(0, rotation("y", rng.uniform(-0.4, 0.4)))
     return m
 
 
 def make_scene(kind: Kind, rng: Rng, size: tuple[int, int] | None = None) -> tuple[Array, list[Array]]:
-    """Draw one scene.
-
-    Args:
-        kind: One of `KINDS`' kinds.
-        rng: Decides everything that is random.
-        size: (height, width); None draws one of 700 to 1400 pixels per side.
+    """Draw one scene of (height, width), by default 700 to 1400 pixels per side.
 
     Returns:
         (H, W, 3) uint8 RGB, and (H, W) uint8 alpha of each target: two for the kinds of `touching`, else one.
@@ -321,41 +297,32 @@ def make_scene(kind: Kind, rng: Rng, size: tuple[int, int] | None = None) -> tup
     if size is None:
         size = tuple(int(n) for n in rng.permutation([rng.integers(700, 1000), rng.integers(900, 1401)]))
     (h, w), scale, distance = size, min(size), 3.0
-    if kind.view == "front":
-        place, up, eye = "i", 0, rng.uniform(0.6, 0.9)
-        camera = Camera(distance * scale, eye, (w / 2, h / 2 + scale * (0.3 - eye)))
-    else:  # the ground is a wall, and the model two meters up on it, where no floor reduces its light
-        place, up = "w", 2
-        camera = Camera(distance * scale, 2.0, (w / 2, h / 2))
-    scene = make_surroundings(place, camera, distance, size, rng, SPLIT, str(rng.choice(kind.surfaces)))
-    middle = scene.image[h // 3 : -h // 4, w // 4 : -w // 4].reshape(-1, 3)
+    above = kind.view == "above"
+    # seen from above, the ground is a wall, and the model two meters up on it, where no floor reduces its light
+    eye = 2.0 if above else rng.uniform(0.6, 0.9)
+    camera = Camera(distance * scale, eye, (w / 2, h / 2 if above else h / 2 + scale * (0.3 - eye)))
+    ground, light, _ = make_surroundings(camera, distance, size, rng, "DIS-VD", str(rng.choice(kind.surfaces)), above)
+    middle = ground[h // 3 : -h // 4, w // 4 : -w // 4].reshape(-1, 3)
     dark = middle[np.argsort(middle.sum(1))[: len(middle) // 4]]
     colors = (tuple(pixels.mean(0).tolist()) for pixels in (middle, dark))
     model = _build(kind, rng, Palette(*colors, rng.uniform(0, 360)))
-    if kind.view == "above":
+    if above:
         model.move(0, rotation("x", np.pi / 2))
-    cutout = render(model, camera, scene.light, np.array([0, up, -distance]), size, rng, scene.screen)
-    image, gts = compose(scene.image, [cutout], rng)
+    cutout = render(model, camera, light, np.array([0, 2 * above, -distance]), size, rng)
+    image, gts = compose(ground, [cutout], rng)
     return image, list(gts)
 
 
-def coarse_masks(image: Array, gt: Array, grabcut: GrabCutPredictor, rng: Rng) -> dict[str, Array]:
-    """Make both coarse masks of a target, (H, W) uint8 of 0 and 255, by the name of their folder.
+def coarse_mask(image: Array, gt: Array, rng: Rng) -> Array:
+    """Simulate a SAM mask, (H, W) uint8 of 0 and 255, of an image (H, W, 3) uint8 and an alpha (H, W) uint8.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        gt: (H, W) uint8 alpha; must not be empty.
-        grabcut: Is prompted with the tight box; where a source finds next to nothing, the box replaces its mask.
-        rng: Decides the simulated mask.
+    Where the mask holds next to nothing, the target's tight box replaces it.
     """
-    x0, y0, x1, y1 = box = box_from_mask(gt)
-    grabcut.set_image(image)
-    found = grabcut.predict(box=np.array(box))[0][0].astype(np.uint8) * np.uint8(255)
-    masks = dict(zip(COARSE, (found, sam_like(gt, np.moveaxis(image, 2, 0), rng)), strict=True))
-    for mask in masks.values():
-        if np.count_nonzero(mask) < 0.01 * (x1 + 1 - x0) * (y1 + 1 - y0):
-            mask[y0 : y1 + 1, x0 : x1 + 1] = 255
-    return masks
+    x0, y0, x1, y1 = box_from_mask(gt)
+    mask = sam_like(gt, np.moveaxis(image, 2, 0), rng)
+    if np.count_nonzero(mask) < 0.01 * (x1 + 1 - x0) * (y1 + 1 - y0):
+        mask[y0 : y1 + 1, x0 : x1 + 1] = 255
+    return mask
 
 
 def jobs(per_set: int) -> list[tuple[str, Kind, int]]:
@@ -366,42 +333,28 @@ def jobs(per_set: int) -> list[tuple[str, Kind, int]]:
 
 def _write_scene(out: Path, job: tuple[str, Kind, int], seed: int, size: tuple[int, int] | None) -> None:
     folder, kind, number = job
-    rng, grabcut = np.random.default_rng([seed, list(KINDS).index(folder), number]), GrabCutPredictor()
+    rng = np.random.default_rng([seed, list(KINDS).index(folder), number])
     image, gts = make_scene(kind, rng, size)
     for gt, letter in zip(gts, ("_a", "_b") if len(gts) > 1 else ("",), strict=True):
         name = f"{kind.name}_{number:02d}{letter}"
         path = out / folder / "im" / f"{name}.jpg"
         write_image(path, image)
         write_mask(out / folder / "gt" / f"{name}.png", gt)
-        for source, mask in coarse_masks(read_image(path), gt, grabcut, rng).items():  # of the image that users read
-            write_mask(out / folder / source / f"{name}.png", mask)
+        write_mask(out / folder / "sim" / f"{name}.png", coarse_mask(read_image(path), gt, rng))
 
 
 def overview(out: Path, height: int = 200, columns: int = 3) -> Array:
-    """Return a contact sheet, (h, w, 3) uint8 RGB: of each prompt the image, ground truth and both coarse masks."""
+    """Return a contact sheet, (h, w, 3) uint8 RGB: of each prompt the image, ground truth and coarse mask."""
     paths = sorted(out.glob("*/im/*.jpg"))
-    folders = ("gt", *COARSE)
-    rows = (
-        [read_image(path), *(read_mask(path.parents[1] / folder / f"{path.stem}.png") for folder in folders)]
-        for path in paths
-    )
+    masks = ([read_mask(path.parents[1] / folder / f"{path.stem}.png") for folder in ("gt", "sim")] for path in paths)
+    rows = ([read_image(path), *pair] for path, pair in zip(paths, masks, strict=True))
     return contact_sheet(rows, height, columns, captions=[f"{path.parents[1].name} {path.stem}" for path in paths])
 
 
 def make_hard_scenes(out: Path, seed: int = 0, per_set: int = 16, size: tuple[int, int] | None = None) -> bool:
-    """Make all sets, unless they are complete.
+    """Make all sets, of `per_set` prompts each, unless they are complete; sets of other settings are replaced.
 
-    Args:
-        out: Their folder; sets made with other settings are replaced as a whole.
-        seed: Another seed gives other scenes.
-        per_set: Prompts in a set.
-        size: (height, width) of all images; None varies them.
-
-    Returns:
-        True if they were made, False if they were complete.
-
-    Raises:
-        DatasetError: If the folder holds something else.
+    Returns True if they were made. Raises DatasetError if the folder holds something else.
     """
     settings = {"version": VERSION, "seed": seed, "per_set": per_set, "size": list(size) if size else None}
     record = out / "hard.json"
@@ -434,12 +387,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=non_negative_int, default=0, help="another seed gives other scenes")
     parser.add_argument("--per-set", type=positive_int, default=16, help="prompts in a set (default: %(default)s)")
     args = parser.parse_args(argv)
-    logging.getLogger("sam").setLevel(logging.ERROR)  # it would warn for each scene that GrabCut is not SAM
 
     def command() -> int:
         made = make_hard_scenes(args.out, args.seed, args.per_set)
-        state = "made" if made else "already complete"
-        print(f"{args.out}: {state}, {len(jobs(args.per_set))} scenes")
+        print(f"{args.out}: {'made' if made else 'already complete'}, {len(jobs(args.per_set))} scenes")
         return DONE
 
     return run_command(command, f"interrupted; {args.out} is unchanged")

@@ -10,7 +10,6 @@ import pytest
 
 from IS_Net.images import read_image, read_mask
 from recipes.starter import hard_scenes as hs
-from sam.backends.grabcut import GrabCutPredictor
 
 SIZE = (168, 216)
 SCATTERED = {"seedlings", "fallen"}
@@ -92,16 +91,11 @@ def test_sizes_vary_between_700_and_1400():
     assert all(700 <= side <= 1400 for side in image.shape[:2])
 
 
-@pytest.mark.parametrize("source", hs.COARSE)
-def test_the_box_replaces_the_mask_of_a_source_that_finds_nothing(source, monkeypatch):
-    class Blind(GrabCutPredictor):
-        def predict(self, **prompt):
-            return np.zeros((1, 60, 80), bool), np.zeros(1), None
-
+def test_the_box_replaces_a_mask_that_holds_nothing(monkeypatch):
     monkeypatch.setattr(hs, "sam_like", lambda gt, image, rng: np.zeros_like(gt))
     gt = np.zeros((60, 80), np.uint8)
     cv2.circle(gt, (40, 30), 10, 255, -1)
-    found = hs.coarse_masks(np.zeros((60, 80, 3), np.uint8), gt, Blind(), np.random.default_rng(0))[source]
+    found = hs.coarse_mask(np.zeros((60, 80, 3), np.uint8), gt, np.random.default_rng(0))
     expected = np.zeros_like(gt)
     expected[20:41, 30:51] = 255
     assert np.array_equal(found, expected)
@@ -109,21 +103,21 @@ def test_the_box_replaces_the_mask_of_a_source_that_finds_nothing(source, monkey
 
 def test_coarse_masks_are_near_the_target_and_not_exact():
     image, (gt, _) = draw(kind("apple"))
-    for mask in hs.coarse_masks(image, gt, GrabCutPredictor(), np.random.default_rng(0)).values():
-        assert set(np.unique(mask)) == {0, 255}
-        overlap = ((mask > 0) & (gt > 128)).sum() / ((mask > 0) | (gt > 128)).sum()
-        assert 0.5 < overlap < 0.999
+    mask = hs.coarse_mask(image, gt, np.random.default_rng(0))
+    assert set(np.unique(mask)) == {0, 255}
+    overlap = ((mask > 0) & (gt > 128)).sum() / ((mask > 0) | (gt > 128)).sum()
+    assert 0.5 < overlap < 0.999
 
 
 def test_the_sets_hold_the_data_contract(sets):
     for name in hs.KINDS:
         stems = sorted(path.stem for path in (sets / name / "im").glob("*.jpg"))
         assert len(stems) == 2
-        for folder in ("gt", "sim", "grabcut"):
+        for folder in ("gt", "sim"):
             assert sorted(path.stem for path in (sets / name / folder).glob("*.png")) == stems
         for stem in stems:
             image = read_image(sets / name / "im" / f"{stem}.jpg")
-            for folder in ("gt", "sim", "grabcut"):
+            for folder in ("gt", "sim"):
                 mask = cv2.imread(str(sets / name / folder / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
                 assert mask.dtype == np.uint8 and mask.shape == image.shape[:2] and mask.any()
                 assert folder == "gt" or set(np.unique(mask)) <= {0, 255}

@@ -1,15 +1,40 @@
-"""The real pair of the sample set: a photograph whose ground truth comes from its measured disparity."""
+"""The photographs inside scikit-image: parts of them for surroundings, and one whose ground truth was measured."""
 
 from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from IS_Net.images import read_image
 from sample_scenes.materials import Array
-from sample_scenes.surroundings import source_path
 
-FILES = ("motorcycle_left.png", "motorcycle_disp.npz")
+REGIONS = {"DIS-TR": (0.0, 0.0, 0.5, 1.0), "DIS-VD": (0.5, 0.0, 1.0, 0.5), "DIS-TE1": (0.5, 0.5, 1.0, 1.0)}
+"""The part of every photograph, (x0, y0, x1, y1) as shares of its size, that a split's surroundings come from."""
+BACKDROPS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg")
+TEXTURES = ("grass.png", "gravel.png")
+MOTORCYCLE = ("motorcycle_left.png", "motorcycle_disp.npz")
+
+
+def source_path(name: str) -> Path:
+    """Return where scikit-image keeps one of the files it ships; raises FileNotFoundError if it is missing."""
+    spec = find_spec("skimage")
+    path = Path(spec.origin).parent / "data" / name if spec and spec.origin else Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: scikit-image does not hold this file; install scikit-image 0.22 to 0.26")
+    return path
+
+
+@cache
+def region(name: str, split: str) -> Array:
+    """Return the split's part of a photograph, (h, w, 3) float32 linear RGB."""
+    photo = read_image(source_path(name))
+    h, w = photo.shape[:2]
+    x0, y0, x1, y1 = REGIONS[split]
+    return (photo[int(y0 * h) : int(y1 * h), int(x0 * w) : int(x1 * w)].astype(np.float32) / 255) ** 2.2
 
 
 def motorcycle() -> tuple[Array, Array]:
@@ -18,8 +43,8 @@ def motorcycle() -> tuple[Array, Array]:
     Returns:
         The left photograph, (500, 741, 3) uint8 RGB, and where the motorcycle is, (500, 741) bool.
     """
-    image = read_image(source_path(FILES[0]))
-    with np.load(source_path(FILES[1])) as archive:
+    image = read_image(source_path(MOTORCYCLE[0]))
+    with np.load(source_path(MOTORCYCLE[1])) as archive:
         disparity = archive["arr_0"].astype(np.float32)
     height, width = disparity.shape
     measured = np.isfinite(disparity)
@@ -37,10 +62,10 @@ def motorcycle() -> tuple[Array, Array]:
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~measured & ~mask).astype(np.uint8), connectivity=4)
     for k, (left, top, w, h, _) in enumerate(stats[1:], 1):
         window = np.s_[max(top - 1, 0) : top + h + 1, max(left - 1, 0) : left + w + 1]
-        region = labels[window] == k
-        border = (cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~region
+        hole = labels[window] == k
+        border = (cv2.dilate(hole.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~hole
         if mask[window][border].mean() > 0.65:
-            mask[window] |= region
+            mask[window] |= hole
     return image, mask
 
 
