@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,10 @@ if worker_count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(share)
     cv2.setNumThreads(share)
     os.environ["OMP_NUM_THREADS"] = str(share)
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, which some of them send to their children
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("patient")
