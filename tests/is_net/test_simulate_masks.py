@@ -133,7 +133,7 @@ def test_grabcut_follows_colors():
 
 def test_grabcut_falls_back_to_the_box_in_an_image_of_one_color():
     image = np.full((3, *DISC.shape), 77, np.uint8)
-    found = [iou(mask, DISC) for mask in masks_of(grabcut, DISC, 6, image)]
+    found = [iou(mask, DISC) for mask in masks_of(grabcut, DISC, 2, image)]  # each takes seconds
     assert min(found) > 0.6
 
 
