@@ -1,0 +1,718 @@
+"""The application: the page, what it asks for, and the JSON API for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import io
+import json
+import logging
+import re
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi import Path as UrlPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+from pydantic import BaseModel, Field
+from starlette.formparsers import MultiPartParser
+
+from dis_sam import __version__
+from dis_sam.outputs import check_kind, encode, file_label, object_colors, render_all
+from dis_sam.pipeline import Result
+from dis_sam.serve.examples import Example, find_examples
+from dis_sam.serve.guard import LOCAL_NAMES, Guard
+from dis_sam.serve.pictures import (
+    Decoded,
+    Model,
+    Picture,
+    PictureStore,
+    Prompt,
+    TooManyPixelsError,
+    decode_mask,
+    decode_picture,
+    join,
+    safe_stem,
+    segment,
+)
+from dis_sam.serve.training_pairs import save_pair
+from dis_sam.serve.worker import (
+    AbandonedError,
+    ClientLimitError,
+    Job,
+    QueueFullError,
+    SupersededError,
+    Worker,
+)
+from IS_Net.errors import PromptError, UserError
+from IS_Net.images import encode_image, encode_png, size_mismatch
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+MAX_BOXES = 100
+"""Boxes of a request, and objects of a download."""
+_UPLOADS_AT_ONCE, _UPLOADS_WAITING = 2, 16
+_CLOSED = 499
+"""The status code, known from nginx, of a request whose client has gone; nobody sees it."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How the server works.
+
+    Attributes:
+        sam: The model of stage 1; ``box`` if there is none, and so no points.
+        token: What requests must bring; None for none.
+        hosts: The names that the Host header may contain; None allows all.
+        prefix: The path under which a proxy serves the page, such as ``/cut``.
+        save_to: The folder of training pairs; None disables them.
+        max_mb: Largest upload, in megabytes.
+        max_megapixels: Largest picture.
+        max_queue: How many requests may wait for the model, all users together.
+        max_queue_per_client: How many requests of one user may wait.
+        timeout: Seconds after which a request is answered with an error.
+        memory_mb: Of decoded pictures and results, in megabytes.
+        max_idle: Seconds after which a picture that nobody uses is dropped.
+    """
+
+    sam: str = "box"
+    token: str | None = None
+    hosts: tuple[str, ...] | None = LOCAL_NAMES
+    prefix: str = ""
+    save_to: Path | None = None
+    max_mb: float = 60
+    max_megapixels: float = 100
+    max_queue: int = 16
+    max_queue_per_client: int = 4
+    timeout: float = 120
+    memory_mb: float = 2000
+    max_idle: float = 3600
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest picture."""
+        return int(self.max_megapixels * 1e6)
+
+
+@dataclass
+class _Server:
+    """What the requests share."""
+
+    settings: ServerSettings
+    new_model: Callable[[], Model]
+    worker: Worker
+    store: PictureStore
+    examples: dict[str, Example]
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
+    decoding: int = 0
+
+    async def compute(
+        self, request: Request, function: Callable[[Job], _T], client: str, slot: tuple[str, ...] | None = None
+    ) -> _T:
+        """Run a function in the model's thread, as long as the client waits for it."""
+        try:
+            job = self.worker.submit(function, client, slot)
+        except ClientLimitError as error:
+            raise HTTPException(
+                429,
+                f"{self.settings.max_queue_per_client} of your requests wait already; wait until one is answered",
+                {"Retry-After": "2"},
+            ) from error
+        except QueueFullError as error:
+            raise HTTPException(
+                503,
+                f"the server is busy: {self.settings.max_queue} requests wait for the model; try again in some seconds",
+                {"Retry-After": "5"},
+            ) from error
+        work = asyncio.wrap_future(job.future)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({work, gone}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                with _failures():
+                    return work.result()
+            if gone.done():
+                raise HTTPException(_CLOSED, "the client has closed the connection")
+            raise HTTPException(
+                504,
+                f"no result after {self.settings.timeout:g} s; the server is busy, or the picture is large: try again, "
+                "or start the server with a larger --timeout",
+            )
+        except SupersededError as error:
+            raise HTTPException(409, "a newer request for the same object replaced this one") from error
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.add_done_callback(_ignore)
+                job.abandon()
+
+    async def in_thread(self, function: Callable[[], _T]) -> _T:
+        """Run a function that decodes or encodes pictures in a thread; only a few at once, for the memory's sake."""
+        if self.decoding >= _UPLOADS_WAITING:
+            raise HTTPException(
+                503, "the server is busy with other pictures; try again in some seconds", {"Retry-After": "5"}
+            )
+        self.decoding += 1
+        try:
+            async with self.uploads:
+                with _failures():
+                    return await asyncio.to_thread(function)
+        finally:
+            self.decoding -= 1
+
+    def picture(self, picture_id: str) -> Picture:
+        try:
+            return self.store.get(picture_id)
+        except KeyError:
+            raise HTTPException(
+                404, "the server no longer has this picture, because its memory is limited; upload it again"
+            ) from None
+
+    async def result(self, request: Request, picture: Picture, key: str) -> Result:
+        """Return the result of an earlier prompt, computed again if it is not in memory."""
+        if key not in picture.prompts:
+            raise HTTPException(404, f"the picture has no result {key!r}; segment the object again")
+        return await self.segment(request, picture, picture.prompts[key])
+
+    async def segment(
+        self, request: Request, picture: Picture, prompt: Prompt, slot: tuple[str, ...] | None = None
+    ) -> Result:
+        result = self.store.result(picture, prompt.key)
+        if result is None:
+            result = await self.compute(request, lambda _: picture.compute(prompt), picture.id, slot)
+        self.store.keep(picture, prompt, result)
+        return result
+
+    async def results(self, request: Request, picture: Picture, keys: Sequence[str]) -> list[Result]:
+        return [await self.result(request, picture, key) for key in keys]
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Turn errors that are not the user's into answers that do not tell what is inside."""
+    try:
+        yield
+    except (HTTPException, UserError, TooManyPixelsError, SupersededError, AbandonedError):
+        raise
+    except Exception as error:
+        # PyTorch's own class is a RuntimeError; its name is the same on all devices
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise HTTPException(
+                503, "the server has too little memory for this picture; scale it down, or try again later"
+            ) from error
+        logger.exception("a request failed")
+        raise HTTPException(500, f"the server failed ({type(error).__name__}); its log says more") from error
+
+
+def _ignore(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()  # otherwise asyncio reports that nobody retrieved it
+
+
+async def _disconnected(request: Request) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+class Item(BaseModel):
+    """The objects of one picture, for a download."""
+
+    picture: str = Field(description="The picture's id.")
+    results: list[str] = Field(min_length=1, max_length=MAX_BOXES, description="Keys of the results of its objects.")
+
+
+class Export(BaseModel):
+    """What to download."""
+
+    items: list[Item] = Field(min_length=1, max_length=MAX_BOXES)
+    kind: str = Field("rgba", alias="as", description="As of /api/cut, or `zip` for everything.")
+    bits: Literal[8, 16] = 8
+    threshold: float | None = Field(None, ge=0, lt=1)
+    crop: bool = False
+
+
+class SavePair(BaseModel):
+    """The objects of a training sample."""
+
+    results: list[str] = Field(min_length=1, max_length=MAX_BOXES)
+
+
+PictureFile = Annotated[UploadFile, File(description="The photograph: JPEG, PNG, WebP, AVIF, BMP, TIFF or GIF.")]
+Kind = Annotated[
+    str,
+    Form(
+        alias="as",
+        description="`rgba`: the cut-out, with the object's own colors at soft edges. `alpha`: the alpha matte. "
+        "`mask`: black and white. `white` or `#RRGGBB`: on this color. `overlay`: the picture with the object marked.",
+    ),
+]
+Bits = Annotated[Literal["8", "16"], Form(description="Bits per channel.")]
+Threshold = Annotated[
+    float | None,
+    Form(ge=0, lt=1, description="Alpha above it counts as 1 and the rest as 0; without it, edges are soft."),
+]
+Crop = Annotated[bool, Form(description="Crop to the object.")]
+PictureId = Annotated[str, UrlPath(description="The picture's id.")]
+_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture, as PNG."}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": text}
+    for code, text in {
+        401: "The token is missing or wrong.",
+        413: "The upload or the picture is too large.",
+        422: "The picture or the prompt cannot be used; `detail` says why.",
+        429: "Too many of your requests wait.",
+        503: "The server is busy.",
+        504: "The result took too long.",
+    }.items()
+}
+
+
+def _file_headers(name: str) -> dict[str, str]:
+    ascii_name = re.sub(r"[^ -~]|[\"\\%]", "_", name)
+    return {"Content-Disposition": f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"}
+
+
+def _score_text(result: Result) -> str:
+    return "" if np.isnan(result.score) else f"{result.score:.4f}"
+
+
+def _make_files(
+    result: Result, decoded: Decoded, name: str, kinds: Sequence[str], bits: int, threshold: float | None, crop: bool
+) -> dict[str, bytes]:
+    """Return a result as files, by their names."""
+    rendered = render_all(result, kinds, bits=bits, threshold=threshold, crop=crop)
+    return {f"{name}.{file_label(k)}.png": encode(pixels, decoded.icc, decoded.dpi) for k, pixels in rendered.items()}
+
+
+def encode_matte(alpha: np.ndarray) -> tuple[bytes, tuple[int, int, int, int]]:
+    """Encode an alpha matte for display: a white PNG whose transparency is the matte, cropped to what is not empty.
+
+    Args:
+        alpha: (H, W) float32 in [0, 1].
+
+    Returns:
+        The PNG, and (left, top, width, height) of the crop. An empty matte gives one transparent pixel.
+    """
+    values = np.rint(alpha * 255).astype(np.uint8)
+    rows, columns = window = _visible(values)
+    image = Image.fromarray(np.ascontiguousarray(values[window]))
+    image.putpalette([255] * 768)  # the values become indices of a palette: a quarter of the bytes of RGBA
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=bytes(range(256)), compress_level=1)
+    return file.getvalue(), (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+
+
+def _visible(values: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns that contain all values above 0; the first pixel if there are none."""
+    found = [np.flatnonzero(values.any(axis=axis)) for axis in (1, 0)]
+    return tuple(slice(int(i[0]), int(i[-1]) + 1) if i.size else slice(0, 1) for i in found)
+
+
+def encode_colors(result: Result, longest: int) -> bytes:
+    """Encode the object's own colors for display, as JPEG, cropped as :func:`encode_matte` does, and reduced."""
+    window = _visible(np.rint(result.alpha * 255).astype(np.uint8))
+    colors = object_colors(result.image[window], result.alpha[window])
+    file = io.BytesIO()
+    # without subsampling of colors, which would mix them with the black around the object
+    Image.fromarray(_reduced(colors, longest)).save(file, "JPEG", quality=92, subsampling=0)
+    return file.getvalue()
+
+
+def _reduced(pixels: np.ndarray, longest: int) -> np.ndarray:
+    scale = longest / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = tuple(max(round(length * scale), 1) for length in pixels.shape[1::-1])
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _parse_boxes(texts: Iterable[str]) -> list[tuple[float, ...]]:
+    return [_numbers(text, (4,), "box", "x0,y0,x1,y1") for text in texts]
+
+
+def _parse_points(texts: Iterable[str]) -> list[list[float]]:
+    points = [_numbers(text, (2, 3), "point", "x,y for the object or x,y,0 for the background") for text in texts]
+    return [[point[0], point[1], point[2] if len(point) == 3 else 1] for point in points]
+
+
+def _numbers(text: str, counts: tuple[int, ...], what: str, expected: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in counts or not np.isfinite(values).all():
+        raise HTTPException(422, f"{what}: expected {expected}, found {text!r}")
+    return values
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as writer:  # PNG files do not get smaller
+        for name, data in files.items():
+            writer.writestr(name, data)
+    return archive.getvalue()
+
+
+def _unique(stems: Sequence[str]) -> Iterator[str]:
+    """Yield the names with ``-2``, ``-3`` and so on appended where one repeats."""
+    taken: set[str] = set()
+    for stem in stems:
+        candidates = (stem if k == 1 else f"{stem}-{k}" for k in range(1, len(stems) + 1))
+        taken.add(name := next(c for c in candidates if c not in taken))
+        yield name
+
+
+def create_app(new_model: Callable[[], Model], settings: ServerSettings) -> Guard:
+    """Make the application.
+
+    Args:
+        new_model: Makes the model for one picture. All of them share their networks, and are called in one thread.
+        settings: How the server works.
+
+    Returns:
+        An ASGI application.
+    """
+    server = _Server(
+        settings,
+        new_model,
+        Worker(settings.max_queue, settings.max_queue_per_client),
+        PictureStore(int(settings.memory_mb * 1e6), settings.max_idle),
+        find_examples(),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(server.worker.close)
+
+    # uploads larger than this are written to temporary files; nothing may be kept on disk, and the guard limits them
+    MultiPartParser.spool_max_size = 1 << 62
+    options: dict[str, Any] = {}
+    if "telemetry" in inspect.signature(FastAPI.__init__).parameters:  # newer versions can report to other servers
+        options["telemetry"] = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
+    app = FastAPI(
+        title="DIS-SAM",
+        version=__version__,
+        description="A box around a thing in a photograph becomes a pixel-accurate mask of it. Boxes are x0,y0,x1,y1 "
+        "in pixels of the upright picture; both ends belong to the box.",
+        docs_url=None,  # FastAPI's own pages load their scripts from another server
+        redoc_url=None,
+        lifespan=lifespan,
+        **options,
+    )
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    _add_error_handlers(app)
+    _add_pages(app, settings)
+    _add_programs_api(app, server)
+    _add_page_api(app, server)
+    return Guard(
+        app,
+        lambda message: HTTPException(413, message),
+        settings.token,
+        settings.hosts,
+        int(settings.max_mb * 1e6),
+        settings.prefix,
+    )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(status: int, message: str) -> JSONResponse:
+        return JSONResponse({"detail": message}, status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        parts = [f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}" for e in error.errors()]
+        return answer(422, "; ".join(parts))
+
+    @app.exception_handler(UserError)
+    async def unusable(_: Request, error: UserError) -> JSONResponse:
+        return answer(422, str(error))
+
+    @app.exception_handler(TooManyPixelsError)
+    async def too_many_pixels(_: Request, error: TooManyPixelsError) -> JSONResponse:
+        return answer(413, str(error))
+
+    @app.exception_handler(AbandonedError)
+    async def abandoned(_: Request, __: AbandonedError) -> JSONResponse:
+        return answer(_CLOSED, "nobody waits for this result")
+
+
+def _add_pages(app: FastAPI, settings: ServerSettings) -> None:
+    def page(name: str) -> HTMLResponse:
+        html = (STATIC / name).read_text(encoding="utf-8")
+        base = f'<base href="{settings.prefix}/">' if settings.prefix else ""
+        return HTMLResponse(html.replace("<!--base-->", base))
+
+    @app.get("/", include_in_schema=False)
+    def index() -> HTMLResponse:
+        return page("index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return page("docs.html")
+
+
+def _add_programs_api(app: FastAPI, server: _Server) -> None:
+    settings = server.settings
+
+    async def answer(
+        request: Request,
+        decoded: Decoded,
+        prompts: list[Prompt],
+        kind: str,
+        bits: str,
+        threshold: float | None,
+        crop: bool,
+    ) -> Response:
+        def work(job: Job) -> Result:
+            model = server.new_model()
+            model.set_image(decoded.image)
+            results = []
+            for prompt in prompts:
+                job.check()
+                results.append(segment(model, prompt, decoded.image.shape[:2]))
+            return join(results)
+
+        client = request.client.host if request.client else ""
+        result = await server.compute(request, work, client)
+        make = partial(_make_files, result, decoded, decoded.name, [kind], int(bits), threshold, crop)
+        [(name, data)] = (await server.in_thread(make)).items()
+        return Response(data, media_type="image/png", headers={"X-Score": _score_text(result), **_file_headers(name)})
+
+    @app.post("/api/cut", tags=["programs"], responses={**_PNG, **_ERRORS}, response_class=Response)
+    async def cut(
+        request: Request,
+        picture: PictureFile,
+        box: Annotated[list[str], Form(description="`x0,y0,x1,y1`. Several boxes give one picture.")] = [],  # noqa: B006
+        point: Annotated[list[str], Form(description="`x,y` on the object, or `x,y,0` on the background.")] = [],  # noqa: B006
+        kind: Kind = "rgba",
+        bits: Bits = "8",
+        threshold: Threshold = None,
+        crop: Crop = False,
+    ) -> Response:
+        """Cut an object out of a photograph: that in a box, that under points, or the most salient one."""
+        kind, boxes, points = check_kind(kind), _parse_boxes(box), _parse_points(point)
+        if len(boxes) > MAX_BOXES:
+            raise HTTPException(422, f"found {len(boxes)} boxes, expected at most {MAX_BOXES}")
+        if points and len(boxes) > 1:
+            raise HTTPException(422, "found points together with several boxes; points need at most one box")
+        _check_points(points, settings)
+        prompts = [Prompt.parse({"box": list(b), "points": points}) for b in boxes] or [
+            Prompt.parse({"points": points})
+        ]
+        data = await picture.read()
+        decoded = await server.in_thread(partial(decode_picture, data, picture.filename, settings.max_pixels))
+        return await answer(request, decoded, prompts, kind, bits, threshold, crop)
+
+    @app.post("/api/refine", tags=["programs"], responses={**_PNG, **_ERRORS}, response_class=Response)
+    async def refine(
+        request: Request,
+        picture: PictureFile,
+        mask: Annotated[UploadFile, File(description="Any coarse mask of the object, of the picture's size.")],
+        box: Annotated[str | None, Form(description="`x0,y0,x1,y1`; without it, the bounds of the mask.")] = None,
+        kind: Kind = "rgba",
+        bits: Bits = "8",
+        threshold: Threshold = None,
+        crop: Crop = False,
+    ) -> Response:
+        """Refine a coarse mask."""
+        kind, boxes = check_kind(kind), _parse_boxes([] if box is None else [box])
+        data, mask_data = await picture.read(), await mask.read()
+
+        def decode() -> Decoded:
+            decoded = decode_picture(data, picture.filename, settings.max_pixels)
+            found = decode_mask(mask_data, mask.filename, settings.max_pixels)
+            if found.shape != decoded.image.shape[:2]:
+                names = mask.filename or "the mask", f"its picture {picture.filename or ''}".rstrip()
+                raise PromptError(size_mismatch(names[0], found.shape, names[1], decoded.image.shape[:2]))
+            return decoded
+
+        decoded = await server.in_thread(decode)
+        prompt = Prompt(boxes[0] if boxes else None, (), mask_data)
+        return await answer(request, decoded, [prompt], kind, bits, threshold, crop)
+
+
+def _check_points(points: Sequence[Any], settings: ServerSettings) -> None:
+    if points and settings.sam == "box":
+        raise HTTPException(
+            422, "points need SAM, and the server runs without it; use a box, or get SAM with: dis-sam fetch vit_l"
+        )
+
+
+def _add_page_api(app: FastAPI, server: _Server) -> None:
+    settings = server.settings
+
+    @app.get("/api/info", tags=["page"])
+    def info() -> dict[str, Any]:
+        """Return what the server offers, and its limits."""
+        return {
+            "version": __version__,
+            "points": settings.sam != "box",
+            "sam": settings.sam,
+            "save": settings.save_to is not None,
+            "max_mb": settings.max_mb,
+            "max_megapixels": settings.max_megapixels,
+        }
+
+    @app.get("/api/examples", tags=["page"])
+    def examples() -> list[dict[str, str]]:
+        """Return the example pictures."""
+        return [{"name": e.name, "title": e.title, "source": e.source} for e in server.examples.values()]
+
+    @app.get("/api/examples/{name}", tags=["page"], response_class=Response)
+    def example(name: str) -> Response:
+        """Return the file of an example picture."""
+        if name not in server.examples:
+            raise HTTPException(404, f"there is no example {name!r}")
+        media = "image/jpeg" if name.endswith(".jpg") else "image/png"
+        return Response(server.examples[name].load(), media_type=media)
+
+    @app.post("/api/pictures", tags=["page"], responses=_ERRORS)
+    async def upload(picture: PictureFile) -> dict[str, Any]:
+        """Store a photograph in the server's memory; the answer's id stands for it."""
+        data = await picture.read()
+        decoded = await server.in_thread(partial(decode_picture, data, picture.filename, settings.max_pixels))
+        source = data if settings.save_to is not None and decoded.jpeg else None
+        stored = Picture(decoded, server.new_model(), source)
+        server.store.add(stored)
+        height, width = stored.size
+        return {"id": stored.id, "name": decoded.name, "width": width, "height": height}
+
+    @app.delete("/api/pictures/{picture_id}", tags=["page"], status_code=204)
+    def forget(picture_id: PictureId) -> None:
+        """Drop a picture from the server's memory."""
+        server.store.remove(picture_id)
+
+    @app.get("/api/pictures/{picture_id}", tags=["page"], response_class=Response)
+    async def show(picture_id: PictureId) -> Response:
+        """Return the picture as JPEG, for browsers that cannot show the file itself (TIFF)."""
+        picture = server.picture(picture_id)
+        data = await server.in_thread(lambda: encode_image(picture.decoded.image, ".jpg", 92))
+        return Response(data, media_type="image/jpeg")
+
+    @app.post(
+        "/api/pictures/{picture_id}/segment", tags=["page"], responses={**_PNG, **_ERRORS}, response_class=Response
+    )
+    async def segment_object(
+        request: Request,
+        picture_id: PictureId,
+        prompt: Annotated[
+            str, Form(description='JSON: `{"box": [x0, y0, x1, y1], "points": [[x, y, label]]}`.')
+        ] = "{}",
+        slot: Annotated[str, Form(max_length=64, description="A newer request of this name replaces it.")] = "",
+        mask: Annotated[UploadFile | None, File(description="A coarse mask; it may be a reduced one.")] = None,
+    ) -> Response:
+        """Segment one object. The answer is its matte for display; the header `X-Result` names the result."""
+        picture = server.picture(picture_id)
+        try:
+            value = json.loads(prompt)
+        except ValueError as error:
+            raise HTTPException(422, f"prompt: expected JSON, found {prompt[:80]!r}") from error
+        parsed = Prompt.parse(value, None if mask is None else await mask.read())
+        _check_points(parsed.points, settings)
+        result = await server.segment(request, picture, parsed, (picture_id, slot) if slot else None)
+        matte, area = await server.in_thread(lambda: encode_matte(result.alpha))
+        headers = {"X-Result": parsed.key, "X-Score": _score_text(result), "X-Area": ",".join(map(str, area))}
+        return Response(matte, media_type="image/png", headers=headers)
+
+    @app.get("/api/pictures/{picture_id}/results/{key}/coarse", tags=["page"], responses=_PNG, response_class=Response)
+    async def coarse(
+        request: Request,
+        picture_id: PictureId,
+        key: str,
+        longest: Annotated[int, Query(ge=16, le=8192, description="Length of the longer side.")] = 2048,
+    ) -> Response:
+        """Return the coarse mask of a result, reduced, to be edited with the brush.
+
+        Where there is none but a filled box, it is the result's own mask.
+        """
+        picture = server.picture(picture_id)
+        result = await server.result(request, picture, key)
+        is_box = settings.sam == "box" and picture.prompts[key].mask is None
+
+        def work() -> bytes:
+            mask = result.mask if is_box or result.coarse is None else result.coarse
+            pixels = mask.astype(np.uint8) * np.uint8(255) if mask.dtype == bool else mask
+            return encode_image(np.where(_reduced(pixels, longest) > 127, np.uint8(255), np.uint8(0)), ".png")
+
+        return Response(await server.in_thread(work), media_type="image/png")
+
+    @app.get("/api/pictures/{picture_id}/results/{key}/colors", tags=["page"], response_class=Response)
+    async def colors(
+        request: Request,
+        picture_id: PictureId,
+        key: str,
+        longest: Annotated[int, Query(ge=16, le=8192, description="Length of the longer side.")] = 2048,
+    ) -> Response:
+        """Return the object's own colors, for display: as JPEG, cropped like the matte, reduced."""
+        result = await server.result(request, server.picture(picture_id), key)
+        return Response(await server.in_thread(lambda: encode_colors(result, longest)), media_type="image/jpeg")
+
+    @app.post("/api/export", tags=["page"], responses={**_PNG, **_ERRORS}, response_class=Response)
+    async def export(request: Request, what: Export) -> Response:
+        """Return one result as PNG; or everything of one or more pictures, or one kind of several, as ZIP."""
+        if what.kind != "zip":
+            check_kind(what.kind)
+        pictures = [server.picture(item.picture) for item in what.items]
+        names = list(_unique([picture.decoded.name for picture in pictures]))
+        files: dict[str, bytes] = {}
+        prompts: dict[str, Any] = {}
+        for picture, name, item in zip(pictures, names, what.items, strict=True):
+            results = await server.results(request, picture, item.results)
+            make = partial(_export_files, results, picture.decoded, name, what)
+            files |= await server.in_thread(make)
+            prompts[name] = [
+                {"object": str(k), **picture.prompts[key].as_dict()} for k, key in enumerate(item.results, start=1)
+            ]
+        if what.kind != "zip" and len(files) == 1:
+            name, data = next(iter(files.items()))
+            return Response(data, media_type="image/png", headers=_file_headers(name))
+        if what.kind == "zip":
+            files["prompts.json"] = json.dumps(prompts, indent=1, ensure_ascii=False).encode()
+        data = await server.in_thread(lambda: _zip(files))
+        stem = names[0] if len(names) == 1 else "dis-sam"
+        return Response(data, media_type="application/zip", headers=_file_headers(f"{safe_stem(stem)}.zip"))
+
+    if settings.save_to is None:
+        return
+    folder = settings.save_to
+
+    @app.post("/api/pictures/{picture_id}/save", tags=["page"], responses=_ERRORS)
+    async def save(request: Request, picture_id: PictureId, what: SavePair) -> dict[str, str]:
+        """Write image, ground truth and coarse mask into the folder of training pairs."""
+        picture = server.picture(picture_id)
+        result = join(await server.results(request, picture, what.results))
+        try:
+            files = await server.in_thread(lambda: save_pair(folder, picture.decoded.name, result, picture.source))
+        except OSError as error:
+            raise HTTPException(507, f"{folder}: cannot be written ({error}); check its rights and the disk") from error
+        return {"name": files["im"].stem, **{part: str(path.relative_to(folder)) for part, path in files.items()}}
+
+
+def _export_files(results: list[Result], decoded: Decoded, name: str, what: Export) -> dict[str, bytes]:
+    """Return the files of one picture by name: one, or everything for a ZIP."""
+    joined, options = join(results), (what.bits, what.threshold, what.crop)
+    if what.kind != "zip":
+        return _make_files(joined, decoded, name, [what.kind], *options)
+    files = _make_files(joined, decoded, name, ["rgba", "alpha", "mask"], *options)
+    if joined.coarse is not None:
+        mask = joined.coarse if joined.coarse.dtype != bool else joined.coarse.astype(np.uint8) * np.uint8(255)
+        files[f"{name}.coarse.png"] = encode_png(mask)
+    if len(results) > 1:
+        for number, result in enumerate(results, start=1):
+            files |= _make_files(result, decoded, f"{name}_{number}", ["rgba", "alpha"], *options)
+    return files
