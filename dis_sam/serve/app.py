@@ -265,6 +265,13 @@ Threshold = Annotated[
     float | None,
     Form(ge=0, lt=1, description="Alpha above it counts as 1 and the rest as 0; without it, edges are soft."),
 ]
+Detail = Annotated[
+    Literal["auto", "off", "max"],
+    Form(
+        description="Work on parts of large photographs at their full resolution: `auto` if the weights were trained "
+        "for it, `off`, or `max` for as many parts as it takes."
+    ),
+]
 Crop = Annotated[bool, Form(description="Crop to the object.")]
 PictureId = Annotated[str, UrlPath(description="The picture's id.")]
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture, as PNG."}}
@@ -401,6 +408,7 @@ def create_app(new_model: Callable[[], Model], settings: ServerSettings) -> Guar
 
     # uploads larger than this are written to temporary files; nothing may be kept on disk, and the guard limits them
     MultiPartParser.spool_max_size = 1 << 62
+    MultiPartParser.max_file_size = 1 << 62  # the older name
     options: dict[str, Any] = {}
     if "telemetry" in inspect.signature(FastAPI.__init__).parameters:  # newer versions can report to other servers
         options["telemetry"] = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
@@ -425,6 +433,7 @@ def create_app(new_model: Callable[[], Model], settings: ServerSettings) -> Guar
         settings.token,
         settings.hosts,
         int(settings.max_mb * 1e6),
+        settings.max_queue + _UPLOADS_WAITING,
         settings.prefix,
     )
 
@@ -477,6 +486,7 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
         bits: str,
         threshold: float | None,
         crop: bool,
+        **options: Any,
     ) -> Response:
         def work(job: Job) -> Result:
             model = server.new_model()
@@ -484,7 +494,7 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
             results = []
             for prompt in prompts:
                 job.check()
-                results.append(segment(model, prompt, decoded.image.shape[:2]))
+                results.append(segment(model, prompt, decoded.image.shape[:2], **options))
             return join(results)
 
         client = request.client.host if request.client else ""
@@ -503,6 +513,7 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
         bits: Bits = "8",
         threshold: Threshold = None,
         crop: Crop = False,
+        detail: Detail = "auto",
     ) -> Response:
         """Cut an object out of a photograph: that in a box, that under points, or the most salient one."""
         kind, boxes, points = check_kind(kind), _parse_boxes(box), _parse_points(point)
@@ -516,7 +527,7 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
         ]
         data = await picture.read()
         decoded = await server.in_thread(partial(decode_picture, data, picture.filename, settings.max_pixels))
-        return await answer(request, decoded, prompts, kind, bits, threshold, crop)
+        return await answer(request, decoded, prompts, kind, bits, threshold, crop, detail=detail)
 
     @app.post("/api/refine", tags=["programs"], responses={**_PNG, **_ERRORS}, response_class=Response)
     async def refine(
@@ -528,6 +539,8 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
         bits: Bits = "8",
         threshold: Threshold = None,
         crop: Crop = False,
+        detail: Detail = "auto",
+        keep_better: Annotated[bool, Form(description="Keep the mask if it is probably better.")] = False,
     ) -> Response:
         """Refine a coarse mask."""
         kind, boxes = check_kind(kind), _parse_boxes([] if box is None else [box])
@@ -543,7 +556,8 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
 
         decoded = await server.in_thread(decode)
         prompt = Prompt(boxes[0] if boxes else None, (), mask_data)
-        return await answer(request, decoded, [prompt], kind, bits, threshold, crop)
+        options = {"detail": detail, "keep_better": keep_better}
+        return await answer(request, decoded, [prompt], kind, bits, threshold, crop, **options)
 
 
 def _check_points(points: Sequence[Any], settings: ServerSettings) -> None:
@@ -592,10 +606,11 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
         height, width = stored.size
         return {"id": stored.id, "name": decoded.name, "width": width, "height": height}
 
-    @app.delete("/api/pictures/{picture_id}", tags=["page"], status_code=204)
-    def forget(picture_id: PictureId) -> None:
+    @app.delete("/api/pictures/{picture_id}", tags=["page"], status_code=204, response_class=Response)
+    def forget(picture_id: PictureId) -> Response:
         """Drop a picture from the server's memory."""
         server.store.remove(picture_id)
+        return Response(status_code=204)
 
     @app.get("/api/pictures/{picture_id}", tags=["page"], response_class=Response)
     async def show(picture_id: PictureId) -> Response:

@@ -171,6 +171,7 @@ def _serve(settings: ServerSettings, model: DISSAM, listener: socket.socket, hos
         log_level="warning",
         access_log=False,  # addresses may contain the token
         server_header=False,
+        limit_concurrency=200,
         lifespan="on",
         timeout_graceful_shutdown=3,
     )

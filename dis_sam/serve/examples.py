@@ -40,7 +40,7 @@ def find_examples() -> dict[str, Example]:
     folder = Path(spec.origin).parent / "data" if spec is not None and spec.origin else None
     if folder is not None and all((folder / name).is_file() for name in _PHOTOGRAPHS):
         found = [
-            Example(name, title, "a photograph of scikit-image's test data", (folder / name).read_bytes)
+            Example(name, title, "photographs of scikit-image's test data", (folder / name).read_bytes)
             for name, title in _PHOTOGRAPHS.items()
         ]
     else:

@@ -78,6 +78,7 @@ class Guard:
         token: What requests must bring, as ``Authorization: Bearer TOKEN``; None if the server is only local.
         hosts: The names that the Host header may contain; None allows all.
         max_bytes: Of a request's body.
+        max_bodies: How many requests with a body may be in work at once; each is in memory.
         prefix: The path under which the page is reached, such as ``/cut``; empty if it is the root.
     """
 
@@ -88,9 +89,11 @@ class Guard:
         token: str | None,
         hosts: Collection[str] | None,
         max_bytes: int,
+        max_bodies: int,
         prefix: str = "",
     ) -> None:
         self.app, self.too_large, self.max_bytes, self.prefix = app, too_large, max_bytes, prefix
+        self.max_bodies, self._bodies = max_bodies, 0
         self.token = None if token is None else token.encode()
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
@@ -119,7 +122,16 @@ class Guard:
             return await send_with_headers({"type": "http.response.body", "body": b""})
         # the path contains the prefix, as ASGI has it, whether or not a proxy has removed it
         scope = {**scope, "path": self.prefix + path, "root_path": self.prefix}
-        return await self.app(scope, self._count(receive), send_with_headers)
+        if scope["method"] in ("GET", "HEAD"):
+            return await self.app(scope, self._count(receive), send_with_headers)
+        if self._bodies >= self.max_bodies:
+            busy = RefusedError(503, f"the server is busy with {self._bodies} requests; try again in some seconds")
+            return await _answer(send_with_headers, busy)
+        self._bodies += 1
+        try:
+            return await self.app(scope, self._count(receive), send_with_headers)
+        finally:
+            self._bodies -= 1
 
     def _check(self, path: str, method: str, scheme: str, headers: dict[str, str]) -> None:
         host = headers.get("host", "")
@@ -185,5 +197,7 @@ async def _answer(send: Send, refused: RefusedError) -> None:
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     if refused.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if refused.status == 503:
+        headers["retry-after"] = "5"
     await send({"type": "http.response.start", "status": refused.status, "headers": list(_encode(headers))})
     await send({"type": "http.response.body", "body": body})

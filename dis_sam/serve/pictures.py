@@ -52,6 +52,9 @@ class Model(Protocol):
         points: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        *,
+        detail: str = "auto",
+        keep_better: bool = False,
     ) -> Result:
         """Segment one object."""
 
@@ -191,18 +194,18 @@ def _are_numbers(value: Any, count: int) -> bool:
     )
 
 
-def segment(model: Model, prompt: Prompt, size: tuple[int, int]) -> Result:
+def segment(model: Model, prompt: Prompt, size: tuple[int, int], **options: Any) -> Result:
     """Segment the object of a prompt in the image that is set.
 
     Args:
         model: With the image.
         prompt: The prompt.
         size: (height, width) of the image.
+        **options: ``detail`` and ``keep_better``, see :meth:`dis_sam.pipeline.DISSAM.segment`.
 
     Raises:
         UserError: If the prompt cannot be used.
     """
-    options: dict[str, Any] = {}
     if prompt.box is not None:
         options["box"] = prompt.box
     if prompt.points:

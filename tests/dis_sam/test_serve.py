@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
@@ -23,6 +24,7 @@ from dis_sam.outputs import encode, render
 from dis_sam.pipeline import Result
 from dis_sam.serve import examples
 from dis_sam.serve.command import ServeError, check_access, main
+from dis_sam.serve.guard import Guard
 from dis_sam.serve.pictures import Decoded, Picture, PictureStore, Prompt, join, safe_stem
 from dis_sam.serve.training_pairs import save_pair
 from dis_sam.serve.worker import ClientLimitError, QueueFullError, SupersededError, Worker
@@ -53,8 +55,8 @@ class FakeModel:
     def set_image(self, image: np.ndarray) -> None:
         self.image = image
 
-    def segment(self, box=None, points=None, labels=None, mask=None) -> Result:
-        FakeModel.calls.append({"box": box, "points": points, "labels": labels, "mask": mask})
+    def segment(self, box=None, points=None, labels=None, mask=None, **options) -> Result:
+        FakeModel.calls.append({"box": box, "points": points, "labels": labels, "mask": mask, **options})
         if FakeModel.pause is not None:
             assert FakeModel.pause.wait(20)
         height, width = self.image.shape[:2]
@@ -228,7 +230,9 @@ def test_points_need_sam():
 
 def test_without_a_prompt_the_salient_thing_is_cut_out(client: httpx.Client):
     assert cut(client).status_code == 200
-    assert FakeModel.calls == [{"box": None, "points": None, "labels": None, "mask": None}]
+    assert FakeModel.calls == [{"box": None, "points": None, "labels": None, "mask": None, "detail": "auto"}]
+    cut(client, {"detail": "max"})
+    assert FakeModel.calls[-1]["detail"] == "max"
 
 
 def test_refine(client: httpx.Client):
@@ -236,7 +240,8 @@ def test_refine(client: httpx.Client):
     answer = client.post("/api/refine", files=files, data={"as": "alpha", "bits": 16})
     assert answer.content == encode(render(expected({"mask": MASK}), "alpha", bits=16))
     assert answer.headers["x-score"] == ""
-    client.post("/api/refine", files=files, data={"box": "20,10,120,90"})
+    client.post("/api/refine", files=files, data={"box": "20,10,120,90", "keep_better": True})
+    assert FakeModel.calls[-1]["keep_better"] is True
     np.testing.assert_array_equal(FakeModel.calls[-1]["mask"], MASK)
     assert FakeModel.calls[-1]["box"] == BOX
 
@@ -333,6 +338,7 @@ def test_bodies_without_a_length_have_a_largest_size():
         assert "at most 0.1 MB" in detail(client.post("/api/cut", content=body(), headers=boundary), 413)
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 def test_a_bomb_is_refused_before_it_is_decoded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch):
     def decode(*_: Any) -> None:
         raise AssertionError("decoded")
@@ -441,6 +447,30 @@ def test_a_newer_request_replaces_a_waiting_one(paused: threading.Event):
         paused.set()
         assert {result().status_code for result in (running, other, new)} == {200}
         assert sorted(call["box"][0] for call in FakeModel.calls) == [1, 3, 4]
+
+
+def test_only_some_bodies_are_in_memory_at_once():
+    gate, answers = asyncio.Event(), []
+
+    async def application(*_: Any) -> None:
+        await gate.wait()
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    async def requests() -> None:
+        guard = Guard(application, ValueError, None, None, 1000, max_bodies=2)
+        scope = {"type": "http", "path": "/api/cut", "method": "POST", "headers": [(b"host", b"localhost")]}
+        running = [asyncio.create_task(guard(scope, None, send)) for _ in range(2)]
+        await asyncio.sleep(0)
+        await guard(scope, None, send)
+        assert [message.get("status") for message in answers] == [503, None]
+        gate.set()
+        await asyncio.gather(*running)
+        await guard(scope, None, send)
+        assert len(answers) == 2
+
+    asyncio.run(requests())
 
 
 def test_worker_runs_jobs_in_order_and_counts_those_that_wait():

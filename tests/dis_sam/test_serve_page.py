@@ -710,6 +710,22 @@ def test_a_changed_box_cancels_the_one_before(page: Tab):
     assert page.download() == cut(page.address, PHOTO, "p.png", box="150,60,530,400")
 
 
+def test_a_fast_model_follows_a_dragged_box(page: Tab):
+    page.open()
+    page.draw_box((150, 60, 500, 400))
+    page.page.mouse.move(*page.on_screen(500.5, 400.5))
+    page.page.mouse.down()
+    page.page.mouse.move(*page.on_screen(600, 440))
+    page.page.wait_for_timeout(400)
+    assert FakeModel.calls[-1]["box"] == (150, 60, 600, 440)
+    page.page.keyboard.press("Escape")  # the box keeps its size
+    page.page.mouse.up()
+    page.settle()
+    assert page.box == [150, 60, 500, 400]
+    assert page.page.is_disabled("#redo")
+    assert page.download() == cut(page.address, PHOTO, "p.png", box="150,60,500,400")
+
+
 def test_a_picture_that_the_server_has_dropped_is_uploaded_again(page: Tab):
     uploads: list[str] = []
 

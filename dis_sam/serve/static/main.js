@@ -160,11 +160,10 @@ async function openExample(name) {
 
 async function listExamples() {
   const examples = await (await call('api/examples')).json();
-  for (const { name, title, source } of examples) {
+  for (const { name, title } of examples) {
     const item = document.createElement('li');
     const element = document.createElement('button');
     element.type = 'button';
-    element.title = source;
     const image = document.createElement('img');
     image.alt = '';
     const label = document.createElement('span');
@@ -179,6 +178,7 @@ async function listExamples() {
       .catch(() => {});
   }
   $('examples').hidden = examples.length === 0;
+  $('source').textContent = examples.length ? `The examples are ${examples[0].source}.` : '';
 }
 
 // --- what the page shows ---
@@ -581,6 +581,7 @@ async function download() {
   };
   const pictures = $('all').checked ? state.pictures.filter((picture) => picture.objects.length) : [state.current];
   $('download-now').disabled = true;
+  $('download-now').textContent = 'Preparing...';
   try {
     let { blob, name } = await exportPictures(pictures, options);
     if (kind === 'background' && view.background.kind === 'picture') {
@@ -594,6 +595,7 @@ async function download() {
     fail(error);
   } finally {
     $('download-now').disabled = false;
+    $('download-now').textContent = 'Download';
   }
 }
 

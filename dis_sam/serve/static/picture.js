@@ -3,6 +3,7 @@
 import { ApiError, call, upload } from './api.js';
 import { Layer, MaskCanvas } from './layer.js';
 
+const LIVE = 500;  // milliseconds: a model that is as fast as this follows a box while it is dragged
 const HISTORY = 100;
 const CACHED = 60;
 
@@ -34,6 +35,7 @@ export class Picture {
     this.cache = new Map();    // signature -> {key, score, area, blob}
     this.failures = new Map(); // object id -> signature that the server refused
     this.uploading = null;
+    this.pace = Infinity;      // milliseconds that the latest result took
   }
 
   get activeObject() { return this.objects.find((object) => object.id === this.active) ?? null; }
@@ -129,6 +131,13 @@ export class Picture {
     this.listener.changed(this);
   }
 
+  /** Show what an object would look like, if that is fast; it ends with a change or with refresh(). */
+  preview(object) {
+    const sign = signature(object);
+    if (this.pace > LIVE || this.working.has(object.id) || this.shown.get(object.id)?.sign === sign) return;
+    this.#work(object, sign);
+  }
+
   async #work(object, sign) {
     const controller = new AbortController();
     const work = { sign, controller };
@@ -167,7 +176,9 @@ export class Picture {
     } else {
       form.append('prompt', JSON.stringify({ box: object.box, points: object.points }));
     }
+    const start = performance.now();
     const response = await this.#ask('/segment', { method: 'POST', body: form, signal });
+    this.pace = performance.now() - start;
     const score = response.headers.get('X-Score');
     const found = {
       key: response.headers.get('X-Result'),

@@ -81,6 +81,7 @@ export class Tools {
   cancel() {
     const { gesture } = this;
     if (gesture?.kind === 'brush') this.#restore(gesture);
+    if (gesture?.kind === 'handle') this.picture.refresh();
     if (this.penDown) this.#restore(this.penDown);
     this.gesture = this.anchor = this.penDown = null;
     this.view.draft = null;
@@ -154,6 +155,7 @@ export class Tools {
       gesture.far = true;
       view.draft = { id: gesture.object.id, box: this.#dragged(gesture, view.pixelAt(x, y)) };
       view.draw();
+      if (hasArea(view.draft.box)) this.picture.preview({ ...gesture.object, box: view.draft.box });
     } else if (gesture.kind === 'brush') {
       // events that came since the last frame, so that fast strokes stay round
       for (const part of event.getCoalescedEvents?.() ?? [event]) this.#stroke(gesture, view.toPicture(...this.#at(part)));
