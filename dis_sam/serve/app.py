@@ -63,7 +63,8 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 MAX_BOXES = 100
 """Boxes of a request, and objects of a download."""
-_UPLOADS_AT_ONCE, _UPLOADS_WAITING = 2, 16
+_THREADS, _MAX_IN_THREADS = 2, 16
+"""How many pictures are decoded or encoded at once, and how many of them may be in work or wait."""
 _CLOSED = 499
 """The status code, known from nginx, of a request whose client has gone; nobody sees it."""
 
@@ -117,8 +118,8 @@ class _Server:
     worker: Worker
     store: PictureStore
     examples: dict[str, Example]
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
-    decoding: int = 0
+    threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_THREADS))
+    in_threads: int = 0
 
     async def compute(
         self, request: Request, function: Callable[[Job], _T], client: str, slot: tuple[str, ...] | None = None
@@ -162,17 +163,17 @@ class _Server:
 
     async def in_thread(self, function: Callable[[], _T]) -> _T:
         """Run a function that decodes or encodes pictures in a thread; only a few at once, for the memory's sake."""
-        if self.decoding >= _UPLOADS_WAITING:
+        if self.in_threads >= _MAX_IN_THREADS:
             raise HTTPException(
                 503, "the server is busy with other pictures; try again in some seconds", {"Retry-After": "5"}
             )
-        self.decoding += 1
+        self.in_threads += 1
         try:
-            async with self.uploads:
+            async with self.threads:
                 with _failures():
                     return await asyncio.to_thread(function)
         finally:
-            self.decoding -= 1
+            self.in_threads -= 1
 
     def picture(self, picture_id: str) -> Picture:
         try:
@@ -433,7 +434,7 @@ def create_app(new_model: Callable[[], Model], settings: ServerSettings) -> Guar
         settings.token,
         settings.hosts,
         int(settings.max_mb * 1e6),
-        settings.max_queue + _UPLOADS_WAITING,
+        settings.max_queue + _MAX_IN_THREADS,
         settings.prefix,
     )
 

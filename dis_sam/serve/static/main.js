@@ -219,7 +219,7 @@ function describe(picture, object) {
     : [object.box && 'Box', object.points.length && `${object.points.length} point${object.points.length > 1 ? 's' : ''}`].filter(Boolean).join(', ');
   if (picture.working.has(object.id)) return 'Working...';
   if (picture.failures.has(object.id)) return `${kind}: failed`;
-  return shown?.score != null ? `${kind}, confidence ${percent(shown.score)}` : kind;
+  return shown?.score != null ? `${kind}, ${percent(shown.score)} sure` : kind;
 }
 
 function showObjects(picture) {
@@ -518,7 +518,11 @@ function nextView() {
 }
 
 const inText = (target) => target.matches?.('input:not([type=radio], [type=checkbox], [type=range], [type=color])');
-const takesSpace = (target) => target.matches?.('button, input, a, [role=slider]');
+// what was clicked with the mouse has the focus too, but the next space is meant for the picture
+let byMouse = false;
+addEventListener('pointerdown', () => { byMouse = true; }, true);
+addEventListener('keydown', (event) => { if (event.key === 'Tab') byMouse = false; }, true);
+const takesSpace = (target) => !byMouse && target.matches?.('button, input, a, [role=slider]');
 
 addEventListener('keydown', (event) => {
   if (document.querySelector('dialog[open]') || inText(event.target)) return;
@@ -541,7 +545,11 @@ addEventListener('keydown', (event) => {
     letterKeys[key]();
   }
 });
-addEventListener('keyup', (event) => { if (event.key === ' ') tools.setSpace(false); });
+addEventListener('keyup', (event) => {
+  if (event.key !== ' ' || !tools.space) return;
+  event.preventDefault();
+  tools.setSpace(false);
+});
 addEventListener('blur', () => tools.setSpace(false));
 
 // --- results ---

@@ -8,7 +8,7 @@ const KEY_STEP = 10;   // CSS pixels that an arrow key moves the crosshair
 const PAN_STEP = 60;
 
 export class Tools {
-  /** @param page has hint(text) and say(text, delay), and is told with toolDone() when something was changed. */
+  /** @param page has hint(text), say(text, delay), and zoomed(), which is called after zooming. */
   constructor(view, page) {
     this.view = view;
     this.page = page;
