@@ -30,7 +30,7 @@ def test_notebook_is_committed_with_pictures() -> None:
 def test_notebook_runs(tmp_path: Path, weights: Path) -> None:
     split = make_split(tmp_path / "DIS-VD", {"a": (20, 20, 120, 90), "b": None}, (120, 160))
     photos = make_split(tmp_path / "photos", {"c": None}, (120, 160))
-    record = {"points": [[50, 50], [9, 9]], "labels": [1, 0]}
+    record = {"box": [20, 20, 120, 90], "points": [[50, 50], [9, 9]], "labels": [1, 0]}
     (photos / "prompts.json").write_text(json.dumps({"c": [record]}))
     notebook = nbformat.read(NOTEBOOK, 4)
     settings = next(cell for cell in notebook.cells if cell.cell_type == "code")
