@@ -96,12 +96,12 @@ def no_calls() -> Iterator[None]:
 
 
 @contextmanager
-def serving(**options: Any) -> Iterator[str]:
-    """Run a server with the fake model in a thread; yield its address."""
+def serving(make: Callable[[], Any] = FakeModel, **options: Any) -> Iterator[str]:
+    """Run a server in a thread, with the fake model if no other is given; yield its address."""
     settings = app.ServerSettings(**{"sam": "vit_b", **options})
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app.create_app(FakeModel, settings), log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app.create_app(make, settings), log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
@@ -924,6 +924,42 @@ def test_pictures_share_networks_but_not_what_was_computed():
     assert first.sam.network is second.sam.network
     assert first.dis is second.dis is dis
     assert Sam.loads == 1
+
+
+def test_real_networks_behind_the_api():
+    """Two pictures are worked on in turn; each gives what both stages give for it alone."""
+    pytest.importorskip("segment_anything")
+    import torch
+
+    from dis_sam.pipeline import DISSAM
+    from dis_sam.serve.command import _new_model
+    from IS_Net.models import ISNetDIS
+    from IS_Net.predictor import DISPredictor
+    from sam.backends.segment_anything import BatchedSamPredictor
+    from tests.sam.tiny_sam import tiny_sam
+
+    torch.manual_seed(0)
+    dis = DISPredictor(ISNetDIS(5), "cpu", "full", (64, 96))
+    network = tiny_sam()
+    shared = DISSAM(lambda: BatchedSamPredictor(network, "vit_b"), dis)
+    images = (IMAGE, np.ascontiguousarray(IMAGE[::-1, :120]))
+    prompts = ({"box": [20, 10, 100, 90]}, {"points": [[60, 60, 1], [10, 20, 0]]})
+    with client_of(make=lambda: _new_model(shared)) as client:
+        pictures = [upload(client, encode_image(image, ".png"))["id"] for image in images]
+        for prompt in prompts:
+            for image, picture in zip(images, pictures, strict=True):
+                key = segment(client, picture, prompt).headers["x-result"]
+                what = {"items": [{"picture": picture, "results": [key]}], "as": "alpha", "bits": 16}
+                answer = client.post("/api/export", json=what)
+                points = np.array(prompt["points"]) if "points" in prompt else None
+                alone = DISSAM(BatchedSamPredictor(network, "vit_b"), dis).cut(
+                    image,
+                    prompt.get("box"),
+                    None if points is None else points[:, :2],
+                    None if points is None else points[:, 2],
+                )
+                assert np.ptp(alone.alpha) > 0
+                assert answer.content == encode(render(alone, "alpha", bits=16))
 
 
 # --- examples ---
