@@ -48,12 +48,16 @@ Passes = int | Literal["auto"]
 Detail = Literal["auto", "off", "max"]
 
 PASSES_WITH_MASK, PASSES_WITHOUT_MASK = 1, 2
-"""Number of whole passes that ``auto`` takes."""
+"""Number of whole passes that ``auto`` takes. On 26 photographs with the starter weights, mean IoU and boundary IoU are
+.937/.836 after one pass from simulated SAM masks and .925/.819 after two; from boxes alone, .816/.652 and .852/.715."""
 
 WINDOWS = "windows"
 """Key of a checkpoint's metadata: whether the weights were trained on windows of photographs too."""
 CALIBRATION = "score_calibration"
 """Key of a checkpoint's metadata: the two coefficients of :func:`calibrate`."""
+
+EXACT_SHARE = 0.75
+"""A mask is kept if at least this share of the refined border lies on its own border; see :func:`is_exact`."""
 
 EDGE_RANGE = 0.1
 """An edge is where the alpha matte of a whole pass varies by more than this among neighbors, or is further than this
@@ -64,7 +68,6 @@ BOX_MARGIN = 0.1
 """Windows look at edges in the box and this share of its width and height around it."""
 OVERLAP = 0.25
 """Share of a window's side that neighboring windows overlap by."""
-EXACT_SHARE = 0.9
 MAX_WINDOWS = 16
 """Number of windows up to which ``detail="auto"`` works at native scale; beyond it, at a lower scale."""
 
@@ -138,7 +141,7 @@ class Refined(NamedTuple):
     alpha: np.ndarray
     """(H, W) float32 in [0, 1]."""
     score: float
-    """Predicted IoU of the alpha matte; NaN if unknown."""
+    """Predicted IoU of the refined alpha matte, also if the mask was kept; NaN if unknown."""
     kept: bool
     """Whether the alpha matte is the given mask; see ``keep_better``."""
 
@@ -245,7 +248,8 @@ class DISPredictor:
                 edges that the whole passes found in and near the box. ``auto``: such windows, at a lower scale where
                 there would be more than 16, if the metadata of the checkpoint has ``windows: true``; else
                 ``off``, because windows make the results of weights that were not trained on windows worse.
-            keep_better: Whether to return the given mask itself if it is probably better than the refined one.
+            keep_better: Whether to return the given mask itself if it is probably better than the refined one; see
+                :func:`is_exact`.
             return_score: Whether to return the score too. It may take one more whole pass.
 
         Returns:
@@ -429,16 +433,22 @@ def agreement(first: Tensor, second: Tensor) -> float:
 def is_exact(mask: Tensor, alpha: Tensor) -> bool:
     """Return whether a coarse mask is probably better than the alpha matte that was made from it.
 
+    That is so if at least EXACT_SHARE of the alpha matte's border lies within a pixel of the mask's border: the network
+    then found hardly any edge that the mask does not have, so what differs is mostly what it lost. The masks of SAM and
+    the like are off by more than a pixel along most of their border. An alpha matte without an object has no border,
+    and the mask is kept. On 26 photographs with the starter weights, the share is .73 to 1 for the ground truth as a
+    mask, and at most .68 for simulated SAM masks.
+
     Args:
         mask: (1, 1, h, w) float32 in [0, 1], the mask at the network's size.
         alpha: (1, 1, h, w) float32 in [0, 1].
     """
-    border, near = _border(mask > 0.5), F.max_pool2d(_border(alpha > 0.5), 3, 1, 1)
-    return bool((border * near).sum() > EXACT_SHARE * border.sum())
+    border, near = _border(alpha > 0.5), F.max_pool2d(_border(mask > 0.5), 3, 1, 1)
+    return bool((border * near).sum() >= EXACT_SHARE * border.sum())
 
 
 def _border(mask: Tensor) -> Tensor:
-    """Return 1 where a mask, (1, 1, h, w) bool, differs from a neighbor to the left, right, top or bottom, else 0."""
+    """Return 1 at the pixels of a mask, (1, 1, h, w) bool, of whose eight neighbors one is outside the mask, else 0."""
     inside = mask.float()
     return (F.max_pool2d(inside, 3, 1, 1) + F.max_pool2d(-inside, 3, 1, 1)) * inside
 

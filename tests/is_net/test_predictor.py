@@ -17,7 +17,7 @@ from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import BoxError, CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
-from IS_Net.predictor import DISPredictor, agreement, calibrate, check_mask, fold_batchnorm
+from IS_Net.predictor import DISPredictor, agreement, calibrate, check_mask, fold_batchnorm, is_exact
 from IS_Net.preprocess import make_input, make_planes
 
 SIZE = (64, 96)
@@ -336,6 +336,66 @@ def test_invalid_calibration(wrong: Any):
         CheckpointError, match="metadata, key 'score_calibration': expected two numbers, offset and slope > 0, found"
     ):
         DISPredictor(Constant(0), "cpu", "full", SIZE, {"score_calibration": wrong})
+
+
+# --- a mask that is better than its refinement ---
+
+
+def disc(radius: float, size: tuple[int, int] = (120, 120), center: tuple[float, float] = (60, 60)) -> np.ndarray:
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return np.hypot(rows - center[0], columns - center[1]) < radius
+
+
+def as_tensor(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask.astype(np.float32))[None, None]
+
+
+@pytest.mark.parametrize(
+    ("mask", "refined", "exact"),
+    [
+        (disc(40), disc(40), True),
+        (disc(40), disc(41), True),
+        (disc(40), disc(43), False),
+        (disc(40), disc(36), False),
+        (disc(40) | disc(15, center=(60, 110)), disc(40), True),  # the network lost a part
+        (disc(40), disc(40) & ~disc(3), True),  # a small hole
+        (disc(40), disc(40) & ~disc(30), False),  # a large hole: many new edges
+        (disc(40), disc(0), True),  # nothing was found
+        (~disc(200), disc(40), False),
+        (disc(200), disc(200), True),  # the whole frame
+    ],
+)
+def test_mask_is_exact_if_the_network_finds_no_other_edges(mask: np.ndarray, refined: np.ndarray, exact: bool):
+    assert is_exact(as_tensor(mask), as_tensor(refined)) == exact
+
+
+@pytest.mark.parametrize("in_ch", [4, 5])
+def test_better_mask_is_kept_only_on_request(in_ch: int):
+    image = np.zeros((120, 120, 3), np.uint8)
+    refined = disc(40)
+    image[refined] = 255
+    model = Recording(in_ch, lambda x: x[:, :1] * 40)  # the alpha matte is the bright disc
+    predictor = DISPredictor(model, "cpu", "full", (120, 120))
+    exact, coarse = disc(40) | disc(15, center=(60, 110)), disc(46)
+    for mask in (exact, exact * np.uint8(255), exact * 0.8):
+        kept, score = predictor.predict(image, mask, keep_better=True, return_score=True)
+        assert kept.dtype == np.float32
+        np.testing.assert_allclose(kept, mask / np.max(mask) * (0.8 if mask.dtype == float else 1), atol=1e-6)
+        assert score == 1  # two passes agree
+    for mask, options in ((coarse, {"keep_better": True}), (exact, {}), (None, {"keep_better": True})):
+        np.testing.assert_array_equal(predictor.predict(image, mask, **options) > 0.5, refined)
+    assert predictor.refine(predictor.prepare(image), exact * np.uint8(255), None, keep_better=True).kept
+    assert not predictor.predict(image, exact & ~exact, keep_better=True).any()
+
+
+def test_masks_of_another_size_than_the_input_are_compared_at_the_networks():
+    image = np.zeros((300, 260, 3), np.uint8)
+    mask = disc(100, (300, 260), (150, 130))
+    image[mask] = 255
+    predictor = DISPredictor(Recording(5, lambda x: x[:, :1] * 40), "cpu", "full", (120, 120))
+    np.testing.assert_array_equal(predictor.predict(image, mask, keep_better=True), mask.astype(np.float32))
+    moved = np.roll(mask, 12, axis=1)
+    assert (predictor.predict(image, moved, keep_better=True) != moved).any()
 
 
 # --- prepared images ---
