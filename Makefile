@@ -21,7 +21,7 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "" -n auto -q --durations=10
+	$(BIN)/python -m pytest -m "" -n auto --dist worksteal -q --durations=10
 
 # Existing sample data and masks are kept: a second run only refines, scores and draws.
 demo: $(INSTALLED)
