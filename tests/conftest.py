@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -77,10 +78,14 @@ def make_dataset(tmp_path: Path):
 
 
 @pytest.fixture(scope="session")
-def isnet() -> ISNetDIS:
-    """Return a 4-channel network with random weights, in eval mode; not to be trained."""
+def isnet() -> Iterator[ISNetDIS]:
+    """Yield a 4-channel network with random weights, in eval mode; all tests share it, so none may change it."""
     torch.manual_seed(0)
-    return ISNetDIS(4).eval()
+    model = ISNetDIS(4).eval()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    yield model
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])]
+    assert not changed, f"a test changed the network that all tests share: {changed[:3]}"
 
 
 @pytest.fixture(scope="session")
