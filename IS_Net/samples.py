@@ -114,7 +114,7 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
     if gts:
         mask_names = {name: [name] if name in masks else [] for name in images}
     else:
-        for mask, image in _images_of_masks(masks, images, manifest).items():
+        for mask, image in images_of_masks(masks, images, manifest).items():
             mask_names[image].append(mask)
 
     problems = [f"{name}: no ground truth in {dataset.gt_dir}" for name in images if gts and name not in gts]
@@ -143,7 +143,7 @@ def _list_files(what: str, folder: Path, extension: str, remedy: str) -> dict[st
         raise DatasetError(f"{what}: {error}; {remedy}") from error
 
 
-def _images_of_masks(
+def images_of_masks(
     masks: Iterable[str], images: Collection[str], manifest: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
     """Find the image of each mask: in the manifest, or the longest image name that the mask's name starts with.
