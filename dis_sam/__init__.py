@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from dis_sam.pipeline import DISSAM, load, refine
+    from dis_sam.pipeline import DISSAM, Result, load, refine
     from IS_Net.images import read_image
     from IS_Net.predictor import DISPredictor
 
 _MODULES = {
     "DISPredictor": "IS_Net.predictor",
     "DISSAM": "dis_sam.pipeline",
+    "Result": "dis_sam.pipeline",
     "load": "dis_sam.pipeline",
     "read_image": "IS_Net.images",
     "refine": "dis_sam.pipeline",
 }
 
-__all__ = ["DISSAM", "DISPredictor", "__version__", "load", "read_image", "refine"]
+__all__ = ["DISSAM", "DISPredictor", "Result", "__version__", "load", "read_image", "refine"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, str]] = [
     ("front door, Python", "dis_sam"),
     ("annotations", "dis_sam.formats"),
     ("both stages", "dis_sam.pipeline"),
-    ("forms of a result", "dis_sam.outputs"),
+    ("forms of a result", "dis_sam.outputs dis_sam.notebook"),
     ("stage 1, commands", "sam.generate_masks"),
     ("stage 1, runs", "sam.mask_run"),
     ("stage 1, models", "sam.backends sam.enrich"),
@@ -160,7 +160,7 @@ def test_light_modules_load_nothing_heavy(name: str):
     assert {other for other in found if other in MODULES} - BARE <= LIGHT
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - ENTRY_POINTS - {"IS_Net.command_line"}))
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - ENTRY_POINTS - {"IS_Net.command_line", "dis_sam.notebook"}))
 def test_libraries_neither_print_nor_plot(name: str):
     called = {ast.unparse(node.func) for node in ast.walk(tree(name)) if isinstance(node, ast.Call)}
     assert not called & {"print", "logging.basicConfig", "sys.stdout.write", "sys.stderr.write"}
