@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,11 @@ class Progress:
         """Whether a request to stop ended the phase."""
         return self.done == "interrupted"
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request to stop or the time limit ended the phase, so that it is to be resumed."""
+        return self.done in ("interrupted", "max_minutes")
+
     def record(self, metrics: Metrics) -> bool:
         """Record a validation; return whether it is the best so far: the highest max F, ties by the lower MAE."""
         f, mae = metrics["max_f_mean_pr"], metrics["mae"]
@@ -255,19 +260,28 @@ class Run:
     make_train_loader: Callable[[int], DataLoader]
     """Returns an endless loader that starts at the batch of the given number."""
     log: RunLog
+    started: float = field(default_factory=time.monotonic)
+    """When the run was started or resumed, in seconds of :func:`time.monotonic`."""
 
     @property
     def folder(self) -> Path:
         """Folder of the checkpoints."""
         return Path(self.settings.model_path)
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether ``max_minutes`` have passed since the start."""
+        limit = self.settings.max_minutes
+        return bool(limit) and time.monotonic() - self.started >= 60 * limit
+
 
 def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
     """Train a network until an end condition is met; always validate and save at the end.
 
     The end conditions are: ``max_ite`` iterations; ``max_epoch_num`` epochs; ``early_stop`` validations in which
-    neither max F nor MAE improved; in phase 1, a max F above ``gt_encoder_stop_f``; and a request to stop (Ctrl-C,
-    SIGTERM). The latter saves without validating, so that the resumed run equals one that was never interrupted.
+    neither max F nor MAE improved; in phase 1, a max F above ``gt_encoder_stop_f``; ``max_minutes``; and a request to
+    stop (Ctrl-C, SIGTERM). The latter saves without validating, so that the resumed run equals one that was never
+    interrupted.
 
     Args:
         task: The network and its losses.
@@ -306,6 +320,8 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
                 progress.done = "early_stop"
             elif task.stop_f is not None and progress.last_f > task.stop_f:
                 progress.done = "stop_f"
+            elif run.out_of_time:
+                progress.done = "max_minutes"
             else:
                 if batches is None:
                     batches = iter(run.make_train_loader(progress.batch))
@@ -315,6 +331,9 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
                     bar.set_postfix(loss=f"{training.read_loss():.4g}")
                 if progress.iteration % run.settings.model_save_fre == 0:
                     training.validate()
+                    training.save()
+                elif training.save_is_due:
+                    training.read_loss()  # raises before a network that has diverged is saved
                     training.save()
         if not progress.interrupted and progress.validated != progress.iteration:
             training.validate()
@@ -347,10 +366,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
         self.progress = Progress(iteration=task.start_ite)
         self.ema = EMA(task.model, task.ema_decay) if task.ema_decay else None
+        if run.settings.compile and isinstance(task, SegmentationTask):
+            task.model.compile()
         if resume:
             self._load(resume)
         run.log.begin(task.name, self.progress.iteration)
         self.started = time.perf_counter()
+        self._saved = time.monotonic()
         self._losses = torch.zeros(2, device=run.device)  # their sum and number since the last reading
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -376,8 +398,9 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(settings.accumulation):
+        for index in range(settings.accumulation):
             planes = next(batches).to(device, non_blocking=True)
+            planes = self.task.prepare(planes, self.progress.batch + index, self.run.dtype)
             with autocast(device, self.run.dtype):
                 loss = self.task.loss(planes)
             if settings.orthogonal_weight:
@@ -441,7 +464,14 @@ class Training:
             "in_ch": self.task.model.in_ch,
             "input_size": list(self.run.settings.input_size),
             "iteration": self.progress.iteration,
+            **({"windows": True} if self.run.settings.window_share else {}),
         }
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether ``save_minutes`` have passed since the last save."""
+        every = self.run.settings.save_minutes
+        return bool(every) and time.monotonic() - self._saved >= 60 * every
 
     def save(self) -> None:
         """Write ``last.pt``: everything that the run needs to resume."""
@@ -458,3 +488,4 @@ class Training:
             "settings": self.run.settings.as_dict(),
         }
         save_state(self.run.folder / STATE_FILE, state)
+        self._saved = time.monotonic()

@@ -23,6 +23,9 @@ which BatchNorm cannot be trained."""
 FOLDER, CHECKPOINT = "folder", "checkpoint"
 """Path rules of :func:`setting`."""
 
+PROMPT_KEYS = "box_jitter", "drop_mask", "whole_frame", "own_mask", "window_share"
+"""The settings that vary the prompts of training samples."""
+
 NO_LIMIT = 10_000_000
 """Default of the limits that count iterations: in practice, none."""
 
@@ -95,6 +98,7 @@ class Settings:
         choices=("auto", "full", "half"),
     )
     device: str = setting("auto", "auto | cpu | cuda | cuda:N | mps")
+    compile: bool = setting(False, "phase 2: compile the network with torch.compile; takes minutes, then is faster")
     mask_skip_logit: float = setting(
         0.0, "3-channel weights get a mask skip connection with this logit; 0 adds zero weights"
     )
@@ -116,6 +120,26 @@ class Settings:
     simulate_mask: float = setting(
         0.0, "probability of simulating the coarse mask from the GT; 1 needs no mask files", maximum=1
     )
+    box_jitter: float = setting(
+        0.0, "each side of a box moves by up to this share of the box's width or height", maximum=0.25
+    )
+    drop_mask: float = setting(
+        0.0, "share of samples without a coarse mask: 5 channels get zeros, 4 the filled box", maximum=1
+    )
+    whole_frame: float = setting(
+        0.0,
+        "share of the samples without a mask whose box is the whole frame, if the target's box covers a quarter of it",
+        maximum=1,
+    )
+    own_mask: float = setting(
+        0.0, "share of samples whose coarse mask is the network's own alpha matte, from their prompt", maximum=1
+    )
+    window_share: float = setting(
+        0.0,
+        "share of samples that are windows of input_size at the scale of cache_size, with the alpha matte of the whole "
+        "sample as their mask",
+        maximum=1,
+    )
     passes: int = setting(
         1, "modes valid and inference: forward passes, each with the last one's map as its coarse mask", minimum=1
     )
@@ -125,8 +149,10 @@ class Settings:
     start_ite: int = setting(0, "number of the first iteration")
     max_ite: int = setting(NO_LIMIT, "phase 2: last iteration")
     max_epoch_num: int = setting(1_000_000, "last epoch", minimum=1)
+    max_minutes: float = setting(0.0, "minutes after which training ends, and can be resumed; 0 is no limit")
     early_stop: int = setting(20, "patience: validations without a better max F or MAE before training ends", minimum=1)
     model_save_fre: int = setting(2000, "iterations between validations, each of which saves", minimum=1)
+    save_minutes: float = setting(0.0, "minutes between further saves, without validation; 0 is none")
     batch_size_train: int = setting(6, "batch size of training", minimum=1)
     batch_size_valid: int = setting(1, "batch size of validation and inference", minimum=1)
     accumulation: int = setting(1, "gradient accumulation: batches per iteration", minimum=1)
@@ -143,6 +169,9 @@ class Settings:
     bce_weight: float = setting(20.0, "loss weight of the BCE of each side output")
     iou_weight: float = setting(0.5, "loss weight of the IoU loss of each side output")
     edge_weight: float = setting(0.0, "phase 2: extra BCE weight of pixels near edges; F3Net uses 5")
+    outside_weight: float = setting(
+        0.0, "phase 2, 5 channels: extra BCE weight of pixels outside the box grown by 10 % on each side"
+    )
     feature_weight: float = setting(1.0, "phase 2: loss weight of the intermediate supervision")
     orthogonal_weight: float = setting(1e-8, "loss weight of the orthogonal regularization")
 
@@ -186,6 +215,7 @@ class Settings:
                 f"hypar['crop_size']: {list(self.crop_size)} is larger than input_size {list(self.input_size)}; "
                 "reduce crop_size"
             )
+        self._check_prompts()
         if self.mode == "train" and not self.model_path:
             raise HyparError("hypar['model_path']: is empty, but mode 'train' needs a folder for its checkpoints")
         if self.mode == "inference" and not self.valid_out_dir:
@@ -194,6 +224,40 @@ class Settings:
             raise HyparError(f"hypar['restore_model']: is empty, but mode {self.mode!r} needs a checkpoint")
         if self.lr_decay == "cosine" and self.max_ite == NO_LIMIT:
             raise HyparError("hypar['lr_decay']: 'cosine' decays to 0 at max_ite, which is not set; set max_ite")
+
+    def _check_prompts(self) -> None:
+        for key, least in {"outside_weight": 5, **dict.fromkeys(PROMPT_KEYS, 4)}.items():
+            if getattr(self, key) and self.in_ch < least:
+                raise HyparError(
+                    f"hypar[{key!r}]: is {getattr(self, key):g}, but a network with {self.in_ch} input channels has no "
+                    f"{'box' if least == 5 else 'prompt'}; set hypar['model'] to {'5' if least == 5 else '4 or 5'}, or "
+                    f"{key} to 0"
+                )
+        if self.whole_frame and not self.drop_mask:
+            raise HyparError("hypar['whole_frame']: is a share of the samples without a mask; set drop_mask too")
+        if not self.window_share:
+            return
+        if self.window_share + self.own_mask > 1:
+            raise HyparError(
+                f"hypar['own_mask']: {self.own_mask:g} and window_share {self.window_share:g} are shares of different "
+                "samples, and their sum is above 1; reduce one of them"
+            )
+        if self.crop_size != self.input_size:
+            raise HyparError(
+                f"hypar['crop_size']: with window_share, windows take the place of crops; leave crop_size empty or set "
+                f"it to input_size {list(self.input_size)}"
+            )
+        small = any(cache < side for cache, side in zip(self.cache_size, self.input_size, strict=True))
+        if small or self.cache_size == self.input_size:
+            raise HyparError(
+                f"hypar['window_share']: windows of input_size {list(self.input_size)} are cut from samples of "
+                f"cache_size {list(self.cache_size)}; increase cache_size, for example to twice input_size"
+            )
+
+    @property
+    def varies_prompts(self) -> bool:
+        """Whether the prompts of training samples are varied (:mod:`IS_Net.training_prompts`)."""
+        return any(getattr(self, key) for key in PROMPT_KEYS)
 
     @property
     def in_ch(self) -> int:

@@ -68,6 +68,7 @@ def side_output_loss(
     bce_weight: float,
     iou_weight: float,
     edge_weight: float = 0.0,
+    extra_weight: Tensor | None = None,
 ) -> Tensor:
     """Sum over the side outputs of ``bce_weight * BCE + iou_weight * IoU``.
 
@@ -77,8 +78,13 @@ def side_output_loss(
         bce_weight: Weight of the cross entropy.
         iou_weight: Weight of the IoU loss.
         edge_weight: Extra weight of pixels near edges in the cross entropy, see :func:`edge_weights`.
+        extra_weight: (B, 1, H, W), extra weights of pixels in the cross entropy, in addition to those of edges; None
+            adds nothing.
     """
     weight = edge_weights(target, edge_weight) if edge_weight else None
+    if extra_weight is not None:
+        weight = extra_weight + (1 if weight is None else weight)
+        weight = weight / weight.mean()
     return torch.stack(
         [bce_weight * bce_loss(side, target, weight) + iou_weight * iou_loss(side, target) for side in sides]
     ).sum()

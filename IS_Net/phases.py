@@ -28,9 +28,9 @@ from IS_Net.data_loader import (
 from IS_Net.device import autocast_dtype, available_cores, pick_device
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
 from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
-from IS_Net.hypar import Settings
+from IS_Net.hypar import FIELDS, Settings
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.preprocess import IMAGE_CHANNELS
+from IS_Net.preprocess import IMAGE_CHANNELS, Size
 from IS_Net.report import MEAN, Scores
 from IS_Net.run_log import RunLog
 from IS_Net.scoring import Job, Scorer
@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 Datasets = Sequence[dict[str, str]]
 """Entries as in :mod:`IS_Net.datalist`."""
 
-_FREE_TO_CHANGE = ("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics")
+_FREE_TO_CHANGE = (
+    *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics"),
+    *("max_minutes", "save_minutes"),
+)
 """Settings that do not affect the result of a resumed training."""
 
 
@@ -64,11 +67,10 @@ class Session:
         self.workers = min(settings.workers, available_cores())  # more would only wait for each other
         self._pin = self.device.type == "cuda"
 
-    def dataset(self, entry: dict[str, str], in_ch: int, need_gt: bool, preload: bool) -> DISDataset:
-        """Open a data set, and build its cache if there is none yet."""
-        return DISDataset(
-            entry, in_ch, self.settings.cache_size, self.settings.input_size, need_gt=need_gt, preload=preload
-        )
+    def dataset(self, entry: dict[str, str], in_ch: int, need_gt: bool, preload: bool, size: Size = ()) -> DISDataset:
+        """Open a data set, whose samples have ``size``, else ``input_size``; build its cache if there is none yet."""
+        size = size or self.settings.input_size
+        return DISDataset(entry, in_ch, self.settings.cache_size, size, need_gt=need_gt, preload=preload)
 
     def valid_loaders(self, datasets: Datasets, need_gt: bool) -> list[DataLoader]:
         """Return a loader for each data set, in order."""
@@ -81,17 +83,21 @@ class Session:
         settings = self.settings
         # with simulate_mask=1 no mask file is read
         in_ch = IMAGE_CHANNELS if settings.simulate_mask == 1 else self.model.in_ch
-        opened = [self.dataset(entry, in_ch, True, settings.cache_boost_train) for entry in train_datasets]
+        # windows are cut from samples at the size of the cache
+        size, crop_size = settings.input_size, settings.crop_size
+        if settings.window_share:
+            size = crop_size = settings.cache_size
+        opened = [self.dataset(entry, in_ch, True, settings.cache_boost_train, size) for entry in train_datasets]
         backgrounds = None
         if settings.copy_paste and settings.backgrounds:
             entry = datalist.photographs(settings.backgrounds, cache=True)
-            backgrounds = self.dataset(entry, IMAGE_CHANNELS, False, settings.cache_boost_train)
+            backgrounds = self.dataset(entry, IMAGE_CHANNELS, False, settings.cache_boost_train, size)
         data = TrainDataset(
             opened,
             settings.seed,
             settings.random_flip_h,
             settings.random_flip_v,
-            settings.crop_size,
+            crop_size,
             self.model.in_ch,
             Synthesis(settings.copy_paste, settings.simulate_mask, backgrounds),
         )
@@ -140,9 +146,9 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     try:
         gt_encoder = None
         if settings.interm_sup:
-            gt_encoder, interrupted = _trained_gt_encoder(run, state)
-            if interrupted:
-                return interrupted
+            gt_encoder, unfinished = _trained_gt_encoder(run, state)
+            if unfinished:
+                return unfinished
         if resume:
             assign_weights(session.model, resume["model"], run.folder / STATE_FILE)
         return fit(SegmentationTask(session.model, gt_encoder, settings), run, resume)
@@ -180,10 +186,11 @@ def _state_to_resume(session: Session) -> dict[str, Any] | None:
             f"{path}: is of a network with {then['model']} input channels, hypar['model'] has {now['model']}; set it "
             f"to {then['model']}"
         )
+    before = {key: then.get(key, FIELDS[key].default) for key in now}  # a state may be older than a setting
     changed = [
-        f"{key} {then.get(key)} -> {value}"
+        f"{key} {before[key]} -> {value}"
         for key, value in now.items()
-        if key not in _FREE_TO_CHANGE and value != then.get(key)
+        if key not in _FREE_TO_CHANGE and value != before[key]
     ]
     if changed:
         logger.warning("%s is resumed with other settings than before: %s", path, ", ".join(changed))
@@ -194,7 +201,7 @@ def _trained_gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGT
     """Return the trained GT encoder: given, restored, or trained now (phase 1).
 
     Returns:
-        The encoder, and its progress if its training was interrupted, else None.
+        The encoder, and its progress if its training was interrupted or out of time, else None.
     """
     encoder = ISNetGTEncoder()
     if run.settings.gt_encoder_model:
@@ -206,7 +213,7 @@ def _trained_gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGT
         if resume:
             assign_weights(encoder, resume["model"], run.folder / STATE_FILE)
         progress = fit(GTEncoderTask(encoder, run.settings), run, resume)
-        if progress.interrupted:
+        if progress.unfinished:
             return encoder, progress
         load_weights(encoder, run.folder / GTEncoderTask.weights_file)
     return encoder, None

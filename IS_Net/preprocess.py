@@ -137,9 +137,15 @@ def resize_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if planes.shape[-2:] == tuple(size):
         return np.ascontiguousarray(planes)
     # PyTorch does not accept arrays of negative strides, such as image[..., ::-1]
-    pixels = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
-    resized = F.interpolate(pixels[None], size=tuple(size), mode="bilinear", align_corners=False)
-    return resized[0].round_().to(torch.uint8).contiguous().numpy()
+    return resize_batch(torch.from_numpy(np.ascontiguousarray(planes))[None], size)[0].contiguous().numpy()
+
+
+def resize_batch(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a batch, (B, C, H, W) uint8 on any device, to (B, C, height, width) uint8 as :func:`resize_uint8` does."""
+    if planes.shape[-2:] == tuple(size):
+        return planes
+    resized = F.interpolate(planes.float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.round_().to(torch.uint8)
 
 
 def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from IS_Net.device import autocast
 from IS_Net.hypar import Settings
 from IS_Net.losses import feature_loss, side_output_loss
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.preprocess import make_input, make_target
+from IS_Net.preprocess import BOX_CHANNEL, make_alpha, make_input, make_target, resize_batch
+from IS_Net.training_prompts import find_bounds, outside_boxes, prepare_batch
+
+_BOX_MARGIN = 0.1  # how much boxes grow on each side before outside_weight counts, as a share of the box
 
 
 class SegmentationTask:
@@ -58,11 +62,40 @@ class SegmentationTask:
         """Return the network's input for (B, in_ch [+ 1], H, W) uint8 planes: (B, in_ch, H, W) float32."""
         return make_input(planes[:, : self.model.in_ch])
 
+    @torch.no_grad()
+    def prepare(self, planes: Tensor, number: int, dtype: torch.dtype | None) -> Tensor:
+        """Vary the prompts of a batch of the loader as the settings say; see :mod:`IS_Net.training_prompts`.
+
+        It has to be called outside of autocast, which would keep the weights that it converts without gradients.
+
+        Args:
+            planes: (B, in_ch + 1, H, W) uint8, on the device of the network.
+            number: Number of the batch in the run.
+            dtype: Of autocast, for the network's own masks; None is float32.
+
+        Returns:
+            (B, in_ch + 1, h, w) uint8, for :meth:`loss`.
+        """
+        if not self.settings.varies_prompts:
+            return planes
+
+        def predict_alpha(chosen: Tensor) -> Tensor:
+            self.model.eval()  # the statistics of BatchNorm are those of a prediction, and do not change
+            with autocast(chosen.device, dtype):
+                logits = self.model.predict_logits(make_input(chosen))
+            self.train()
+            return make_alpha(logits, chosen.shape[-2:])
+
+        return prepare_batch(planes, self.model.in_ch, number, self.settings, predict_alpha)
+
     def loss(self, planes: Tensor) -> Tensor:
         """Return the side-output loss plus the feature loss for (B, in_ch + 1, H, W) uint8 planes."""
-        settings, target = self.settings, make_target(planes[:, -1:])
+        settings, target, extra = self.settings, make_target(planes[:, -1:]), None
+        if settings.outside_weight:
+            boxes = find_bounds(planes[:, BOX_CHANNEL] > 0)
+            extra = settings.outside_weight * outside_boxes(boxes, _BOX_MARGIN, planes.shape[-2:])
         sides, features = self.model(self.input(planes))
-        loss = side_output_loss(sides, target, settings.bce_weight, settings.iou_weight, settings.edge_weight)
+        loss = side_output_loss(sides, target, settings.bce_weight, settings.iou_weight, settings.edge_weight, extra)
         if self.gt_encoder is not None:
             with torch.no_grad():
                 gt_features = self.gt_encoder.features(target)
@@ -99,6 +132,10 @@ class GTEncoderTask:
     def input(self, planes: Tensor) -> Tensor:
         """Return the ground truth of (B, in_ch + 1, H, W) uint8 planes: (B, 1, H, W) float32 in [0, 1]."""
         return make_target(planes[:, -1:])
+
+    def prepare(self, planes: Tensor, _number: int, _dtype: torch.dtype | None) -> Tensor:
+        """Return a batch of the loader at ``input_size`` if it has the size that windows are cut from."""
+        return resize_batch(planes, self.settings.input_size) if self.settings.window_share else planes
 
     def loss(self, planes: Tensor) -> Tensor:
         """Return the side-output loss for (B, in_ch + 1, H, W) uint8 planes."""

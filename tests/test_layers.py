@@ -35,8 +35,8 @@ LAYERS: list[tuple[str, str]] = [
     ("loops", "IS_Net.engine IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.predictor"),
     (
         "parts",
-        "IS_Net.tasks IS_Net.run_log IS_Net.cache IS_Net.samples IS_Net.checkpoint IS_Net.int8 IS_Net.onnx_weights "
-        "IS_Net.synthesis",
+        "IS_Net.tasks IS_Net.training_prompts IS_Net.run_log IS_Net.cache IS_Net.samples IS_Net.checkpoint "
+        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis",
     ),
     ("the paper", "IS_Net.models IS_Net.losses IS_Net.metrics IS_Net.augment"),
     ("pixels", "IS_Net.preprocess IS_Net.compositing IS_Net.manifest IS_Net.grabcut"),
