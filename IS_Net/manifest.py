@@ -48,7 +48,7 @@ def read_manifest(mask_dir: str | Path) -> dict[str, dict[str, Any]]:
         try:
             entry = json.loads(line)
             name = entry["mask"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             # a run that is killed while it writes leaves an incomplete line; its mask is made again
             logger.warning("%s, line %d: not a complete entry; ignored", path, number)
             continue

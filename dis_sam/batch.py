@@ -491,7 +491,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(text or "")
         return record if isinstance(record, dict) and {"fingerprint", "source"} <= record.keys() else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

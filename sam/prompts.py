@@ -152,7 +152,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                     prompts.append(_parse_record(name, record, where))
                 except PromptError as error:
                     problems.append(str(error))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, OSError) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise PromptError(f"{path}: cannot be read as {extension[1:].upper()} in UTF-8: {error}") from error
     if not prompts and not problems:
         problems.append(f"{path}: contains no prompts")
@@ -191,7 +191,10 @@ def _parse_json(file: IO[str], path: str, problems: list[str]) -> Iterator[tuple
         )
         return dict(pairs)
 
-    images = json.load(file, object_pairs_hook=unique)
+    try:
+        images = json.load(file, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
+        raise PromptError(f"{path}: cannot be read as JSON in UTF-8: {error}") from error
     if not isinstance(images, dict):
         raise PromptError(f"{path}: expected an object {{name: [prompt, ..]}}, found {_kind(images)}")
     for name, records in images.items():

@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
     try:
         # utf-8-sig: some tools write a byte order mark
         return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
         raise DatasetError(f"{path}: cannot be read as JSON in UTF-8: {error}") from error
 
 

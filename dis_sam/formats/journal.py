@@ -41,7 +41,7 @@ class Journal:
                     self._outputs[entry["output"]].append(entry)
                 else:
                     self.results[entry["key"]] = entry["result"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 # a run that is killed while it writes leaves an incomplete line; its result is made again
                 logger.warning("%s, line %d: not a complete entry; ignored", path, number)
         self._rewrite()  # an entry must not be appended to an incomplete last line

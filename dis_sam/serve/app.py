@@ -636,7 +636,7 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
         picture = server.picture(picture_id)
         try:
             value = json.loads(prompt)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HTTPException(422, f"prompt: expected JSON, found {prompt[:80]!r}") from error
         parsed = Prompt.parse(value, None if mask is None else await mask.read())
         _check_points(parsed.points, settings)
