@@ -1,5 +1,6 @@
 # make demo: both stages on the sample data. make test: ruff and all tests. Both install what they need into .venv.
 # make bench: what the speed figures come from. make demo-train: both phases of the training, briefly.
+# make fuzz: damaged files, 50,000 cases.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 STARTER := saved_models/dis_sam_starter.safetensors
 SPLITS := DIS-TR DIS-VD DIS-TE1
 
-.PHONY: install demo demo-train test bench clean-demo
+.PHONY: install demo demo-train test bench fuzz clean-demo
 
 install: $(INSTALLED)
 
@@ -46,6 +47,9 @@ BENCHMARKS := predict train_step data_loading metrics scoring
 
 bench: $(INSTALLED)
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz.fuzz_files --cases 50000
 
 clean-demo:
 	rm -rf data/sample data/cache/sample-* saved_models/demo pic/demo_*
