@@ -1,6 +1,8 @@
-"""Report what DIS-SAM would run with, and refine one mask as a test (``dis-sam check``).
+"""Report what DIS-SAM would run with, or examine data sets (``dis-sam check``).
 
-The report has versions, devices with their precisions, weights with their hashes, and disk space.
+dis-sam check                                 # versions, devices, weights, disk space, and a self test
+dis-sam check data/DIS5K/DIS-TR               # every file that cannot be used or would distort a result
+dis-sam check DIS-TR DIS-VD --json found.json # also images that are in both
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from dis_sam import __version__
 from dis_sam.fetch import differs_from_published, hash_file
 from IS_Net import paths
-from IS_Net.command_line import DONE, FAILED, print_text, run_command
+from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
 from IS_Net.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from IS_Net.doctor import Report
 
 PACKAGES = {
     "torch": "", "numpy": "", "opencv-python-headless": "", "opencv-python": "", "pillow": "", "safetensors": "",
@@ -37,6 +41,7 @@ SELF_TEST_IOU = 0.9
 """What the self test must exceed; the coarse mask that it refines has 0.78."""
 _SHORT = 12
 """Hex digits of a hash in the text of the report."""
+STDOUT = "-"
 
 
 def _versions() -> dict[str, str | None]:
@@ -269,21 +274,84 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _examine(options: argparse.Namespace) -> int:
+    """Examine data sets; return 1 if a file cannot be used or is doubtful."""
+    from IS_Net.datalist import find_datasets
+    from IS_Net.doctor import ERROR, WARNING, examine
+
+    entries = [entry for names in options.datasets for entry in find_datasets(names, cache=False)]
+    report = examine(entries, workers=options.workers)
+    _show(format_findings(report), report.as_dict(), options.json)
+    return FAILED if report.of(ERROR, WARNING) else DONE
+
+
+def _show(text: str, values: dict[str, Any], json_target: str | None) -> None:
+    """Print a report as text, or as JSON if the target is standard output; write it to another target as JSON."""
+    from IS_Net.images import atomic_file
+
+    content = json.dumps(values, indent=2)
+    print_text(content if json_target == STDOUT else text)
+    if json_target not in (None, STDOUT):
+        with atomic_file(json_target, "w") as file:
+            file.write(content + "\n")
+
+
+def format_findings(report: Report) -> str:
+    """Return the findings as lines of text. Errors and warnings are named, notes only counted."""
+    from IS_Net.doctor import KINDS, NOTE
+
+    lines = []
+    for kind, severity in KINDS.items():
+        found = [finding for finding in report.findings if finding.kind == kind]
+        if found and severity == NOTE:
+            lines.append(f"{kind}: {len(found)} files (note)")
+        elif found:
+            lines.append(f"{kind}: {len(found)} ({severity})")
+            lines += [f"  {finding.message}" for finding in found]
+    for row in report.datasets:
+        own = sum(finding.dataset == row["name"] and finding.severity != NOTE for finding in report.findings)
+        counts = f"{row['images']} images, {row['gts']} ground truths, {row['masks']} coarse masks"
+        lines.append(f"{row['name']}: {counts}; {own or 'no'} problem{'s' * (own != 1)}")
+    lines.append(f"{report.files} files read in {report.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _json_target(text: str) -> str:
+    """Convert the argument of ``--json``; a data set that stands behind it is not taken for the file."""
+    if text != STDOUT and not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"expected a file name with .json, found {text!r}; give data sets first")
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 if all is well, 1 if something was found that will not work."""
     parser = argparse.ArgumentParser(
-        prog="dis-sam check", description="Report what DIS-SAM would run with, and refine one mask as a test."
+        prog="dis-sam check",
+        description="Report what DIS-SAM would run with, and refine one mask as a test. With data sets: read all their "
+        "files, and name those that are unreadable, truncated, of another size than their image, without a partner, "
+        "empty, full, turned, copies of others (also between data sets), or out of date.",
+    )
+    parser.add_argument(
+        "datasets",
+        nargs="*",
+        metavar="DATA_SET",
+        help="a folder with im/, gt/ and mask/, or a name of datalist.py; FOLDER:SUB takes the masks of FOLDER/SUB",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="default: %(default)s")
     parser.add_argument("--no-self-test", action="store_true", help="do not refine a mask")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--json", nargs="?", const=STDOUT, metavar="FILE", type=_json_target, help="report as JSON, printed or to FILE"
+    )
+    parser.add_argument("--workers", type=positive_int, help="with data sets: threads; default: one for each core")
     options = parser.parse_args(argv)
 
     def command() -> int:
+        if options.datasets:
+            return _examine(options)
         report, problems = collect(options.device, options.precision, not options.no_self_test)
-        print_text(json.dumps({**report, "problems": problems}, indent=2) if options.json else format_report(report))
-        for problem in problems if not options.json else ():
+        _show(format_report(report), {**report, "problems": problems}, options.json)
+        for problem in problems if options.json != STDOUT else ():
             print_text(f"problem: {problem}", sys.stderr)
         return FAILED if problems else DONE
 

@@ -36,7 +36,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "parts",
         "IS_Net.tasks IS_Net.training_prompts IS_Net.run_log IS_Net.cache IS_Net.samples IS_Net.checkpoint "
-        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis",
+        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis IS_Net.doctor",
     ),
     ("the paper", "IS_Net.models IS_Net.losses IS_Net.metrics IS_Net.augment"),
     ("pixels", "IS_Net.preprocess IS_Net.compositing IS_Net.manifest IS_Net.grabcut"),
