@@ -32,7 +32,9 @@ VERBS = {
     "evaluate": Verb("IS_Net.evaluate:main", "score maps, or the predictions of weights, with all metrics"),
     "import-weights": Verb("IS_Net.import_weights:main", "convert published .pth and .onnx weights to safetensors"),
     "fetch": Verb("dis_sam.fetch:main", "download SAM's checkpoints: vit_l, vit_h, vit_b"),
-    "check": Verb("dis_sam.check:main", "report versions, devices and weights, and run a self test; or examine data sets"),
+    "check": Verb(
+        "dis_sam.check:main", "report versions, devices and weights, and run a self test; or examine data sets"
+    ),
 }
 
 _EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted"
