@@ -83,6 +83,11 @@ class DISDataset(Dataset):
         """Whether the samples have ground truth."""
         return self.samples[0].gt is not None
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether the samples come from a cache, for which all files have been read."""
+        return self._cache is not None
+
     def planes(self, index: int) -> np.ndarray:
         """Return a sample: (in_ch, height, width) uint8, with ground truth (in_ch + 1, height, width).
 

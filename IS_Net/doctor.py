@@ -1,12 +1,13 @@
 """Examine data sets: read every file once, and name those that cannot be used or that would distort a result.
 
-:func:`examine` decodes everything. :func:`looks_whole` is the cheap part: it tells truncated files from the end of
-the file alone.
+:func:`examine` decodes everything (``dis-sam check``, and the setting ``check``). :func:`take_first_look` is what every
+training does at its start: it finds the files that would end it later.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 import unicodedata
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,11 +25,16 @@ from tqdm import tqdm
 
 from IS_Net.bounded import map_bounded
 from IS_Net.device import available_cores
-from IS_Net.errors import DatasetError, ImageError
+from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import binarize, is_image, read_image, read_mask, size_mismatch, size_text
 from IS_Net.manifest import fingerprint, read_manifest
 from IS_Net.preprocess import box_from_mask
-from IS_Net.samples import CheckedDataset, check_dataset, images_of_masks
+from IS_Net.samples import CheckedDataset, check_dataset, format_list, images_of_masks
+
+if TYPE_CHECKING:
+    from IS_Net.data_loader import DISDataset
+
+logger = logging.getLogger(__name__)
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 """Severities: the file or data set cannot be used; it can be, but probably should not; good to know."""
@@ -557,7 +563,7 @@ def _is_sample_of_one(first: Path, second: Path) -> bool:
     return (len(names) == 2 and names[0] == names[1]) or first.samefile(second)
 
 
-# --- the cheap part -------------------------------------------------------------------------------------------------
+# --- at the start of a run --------------------------------------------------------------------------------------------
 
 _TAIL = 64
 
@@ -605,3 +611,76 @@ def find_truncated(paths: Iterable[Path], workers: int | None = None) -> list[st
     with ThreadPoolExecutor(threads) as pool:
         jobs = map_bounded(pool, problem, dict.fromkeys(paths), 4 * threads)
         return [message for job in jobs if (message := job.result())]
+
+
+def take_first_look(train: Sequence[DISDataset], valid: Sequence[DISDataset], stop_f: float | None) -> None:
+    """Find what would end a training later: files that are truncated or cannot be read, and a goal out of reach.
+
+    A data set with a cache has been read when the cache was built. Of the others, training files are tested by
+    :func:`find_truncated`, and each validation sample is read once, as each validation does.
+
+    Args:
+        train: The data sets to train on.
+        valid: The data sets of validations, with ground truth.
+        stop_f: The max F at which phase 1 ends, if there is a phase 1. An image whose ground truth is empty has an F
+            of 0, so that too many of them keep the mean below it, which is logged.
+
+    Raises:
+        DatasetError: If files cannot be read; the message names all of them.
+    """
+    for dataset in train:
+        if not dataset.has_cache:
+            files = [file for s in dataset.samples for file in (s.image, s.mask, s.gt) if file is not None]
+            _require_none(dataset.name, find_truncated(files))
+    for dataset in valid:
+        if dataset.has_cache and stop_f is None:
+            continue
+        empty, problems = _read_all(dataset)
+        _require_none(dataset.name, problems)
+        if stop_f is not None and 1 - empty / len(dataset) < stop_f:
+            logger.warning(
+                "data set %r: %d of %d ground truths are empty and have an F of 0, so that max F cannot reach "
+                "gt_encoder_stop_f=%g, and phase 1 ends only by early_stop or gt_encoder_max_ite; remove these "
+                "samples, or set gt_encoder_stop_f below %.3f",
+                *(dataset.name, empty, len(dataset), stop_f, 1 - empty / len(dataset)),
+            )
+
+
+def _require_none(name: str, problems: Sequence[str]) -> None:
+    if problems:
+        raise DatasetError(f"data set {name!r}: {len(problems)} files cannot be used:{format_list(problems)}")
+
+
+def _read_all(dataset: DISDataset) -> tuple[int, list[str]]:
+    """Read all samples once; return the number of empty ground truths, and a message for each that is unusable."""
+
+    def read(index: int) -> bool | str:
+        try:
+            return not binarize(dataset.planes(index)[-1]).any()
+        except (ImageError, BoxError) as error:
+            return str(error)
+
+    threads = available_cores()
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = map_bounded(pool, read, range(len(dataset)), 2 * threads)
+        results = [job.result() for job in tqdm(jobs, f"reading {dataset.name}", len(dataset), unit="image")]
+    return sum(found is True for found in results), [found for found in results if isinstance(found, str)]
+
+
+def require_usable(train: Sequence[Mapping[str, str]], valid: Sequence[Mapping[str, str]]) -> Report:
+    """Examine the data sets of a run (:func:`examine`); log what is doubtful.
+
+    Args:
+        train: Entries to train on.
+        valid: Entries to validate on.
+
+    Raises:
+        DatasetError: If files cannot be used; the message names them.
+    """
+    report = examine([*train, *valid], ["train"] * len(train) + ["valid"] * len(valid))
+    for finding in report.of(WARNING):
+        logger.warning("%s: %s", finding.kind, finding.message)
+    if errors := report.of(ERROR):
+        listed = format_list([f"{finding.kind}: {finding.message}" for finding in errors])
+        raise DatasetError(f"{len(errors)} files of the data sets cannot be used:{listed}")
+    return report

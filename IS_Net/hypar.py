@@ -143,6 +143,7 @@ class Settings:
     passes: int = setting(
         1, "modes valid and inference: forward passes, each with the last one's map as its coarse mask", minimum=1
     )
+    check: bool = setting(False, "read all files of the data sets first, and refuse those that cannot be used")
     workers: int = setting(4, "processes that load data, and in mode valid also processes that score; 0 uses none")
 
     # schedule

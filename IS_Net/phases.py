@@ -26,11 +26,12 @@ from IS_Net.data_loader import (
     valid_loader,
 )
 from IS_Net.device import autocast_dtype, available_cores, pick_device
+from IS_Net.doctor import require_usable, take_first_look
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
 from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.preprocess import IMAGE_CHANNELS, Size
+from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL, Size
 from IS_Net.report import MEAN, Scores
 from IS_Net.run_log import RunLog
 from IS_Net.scoring import Job, Scorer
@@ -43,7 +44,7 @@ Datasets = Sequence[dict[str, str]]
 
 _FREE_TO_CHANGE = (
     *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics"),
-    *("max_minutes", "save_minutes"),
+    *("max_minutes", "save_minutes", "check"),
 )
 """Settings that do not affect the result of a resumed training."""
 
@@ -72,14 +73,23 @@ class Session:
         size = size or self.settings.input_size
         return DISDataset(entry, in_ch, self.settings.cache_size, size, need_gt=need_gt, preload=preload)
 
+    def require_usable(self, train: Datasets, valid: Datasets) -> None:
+        """Read all files that the run uses, as :func:`IS_Net.doctor.require_usable` does."""
+
+        def used(entries: Datasets, masks: bool) -> Datasets:
+            return entries if masks else [{**entry, "mask_dir": "", "mid_dir": ""} for entry in entries]
+
+        masks = self.model.in_ch > MASK_CHANNEL
+        require_usable(used(train, masks and self.settings.simulate_mask < 1), used(valid, masks))
+
     def valid_loaders(self, datasets: Datasets, need_gt: bool) -> list[DataLoader]:
         """Return a loader for each data set, in order."""
         settings = self.settings
         opened = [self.dataset(entry, self.model.in_ch, need_gt, settings.cache_boost_valid) for entry in datasets]
         return [valid_loader(ValidDataset(data), settings.batch_size_valid, self.workers, self._pin) for data in opened]
 
-    def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog) -> Run:
-        """Return what both phases are trained with."""
+    def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog, phase_1: bool = False) -> Run:
+        """Return what both phases are trained with, after a first look at the files; phase 1 may be about to begin."""
         settings = self.settings
         # with simulate_mask=1 no mask file is read
         in_ch = IMAGE_CHANNELS if settings.simulate_mask == 1 else self.model.in_ch
@@ -103,6 +113,10 @@ class Session:
         )
         make_loader = functools.partial(train_loader, data, settings.batch_size_train, self.workers, pin=self._pin)
         valid_loaders = self.valid_loaders(valid_datasets, need_gt=True)
+        validated = [loader.dataset.dataset for loader in valid_loaders]
+        take_first_look(
+            [*opened, *filter(None, [backgrounds])], validated, settings.gt_encoder_stop_f if phase_1 else None
+        )
         return Run(settings, self.device, self.dtype, valid_loaders, make_loader, log)
 
 
@@ -133,6 +147,8 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     """
     _check_datasets([e for i, e in enumerate(train_datasets) if e not in train_datasets[:i]], "train_datasets")
     _check_datasets(valid_datasets, "valid_datasets")
+    if session.settings.check:
+        session.require_usable(train_datasets, valid_datasets)
     log = RunLog(Path(session.settings.model_path))
     state = _state_to_resume(session)
     if state:
@@ -142,7 +158,8 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     resume = state if state and state["phase"] == SegmentationTask.name else None
     if settings.restore_model and not resume:
         load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
-    run = session.run(train_datasets, valid_datasets, log)
+    phase_1 = settings.interm_sup and not settings.gt_encoder_model and not (resume and resume["gt_encoder"])
+    run = session.run(train_datasets, valid_datasets, log, phase_1)
     try:
         gt_encoder = None
         if settings.interm_sup:
@@ -293,6 +310,8 @@ def evaluate(session: Session, datasets: Datasets) -> Evaluation:
         datasets = [{**entry, "gt_dir": ""} for entry in datasets]
     elif MEAN in [entry.get("name") for entry in datasets]:
         raise DatasetError(f"a data set is named {MEAN!r}, like the mean over all data sets; rename it")
+    if settings.check:
+        session.require_usable([], datasets)
     metadata = load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
     trained_at = tuple(metadata.get("input_size", settings.input_size))
     if trained_at != settings.input_size:
