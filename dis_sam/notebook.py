@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 _YELLOW = (255, 214, 0)
 _LONGEST_SIDE = 7.0  # inches of the picture in which the box is drawn, at 100 pixels per inch
+_TITLE = 0.4  # inches
 _CHECKER = (255, 214)  # gray values
 _WIDTH = 14.0  # inches of a figure
+_DPI = 80
 
 
 class BoxInput:
@@ -71,11 +73,13 @@ class BoxInput:
             return
         height, width = self._image.shape[:2]
         inches = _LONGEST_SIDE / max(height, width)
-        drawing = figure(figsize=(max(width * inches, 3), height * inches + 0.4), dpi=100, layout="constrained")
+        below_title = height * inches
+        drawing = figure(figsize=(max(width * inches, 3), below_title + _TITLE), dpi=100)
         self._canvas = ipympl.Canvas(drawing)
         ipympl.FigureManager(self._canvas, 0)  # connects the canvas to the front end
         self._canvas.header_visible = False
-        self._axes = drawing.add_subplot()
+        # no layout engine: it would move the picture a little with every change of the title
+        self._axes = drawing.add_axes((0, 0, 1, below_title / (below_title + _TITLE)))
         self._axes.imshow(self._image)
         self._axes.set_axis_off()
         self._selector = widgets.RectangleSelector(
@@ -171,23 +175,21 @@ def on_checker(rgba: np.ndarray, squares: int = 24) -> np.ndarray:
 
 
 def edge_window(alpha: np.ndarray, share: float = 0.2) -> tuple[slice, slice]:
-    """Choose where to magnify the edge of an object: the square that holds most of it.
+    """Choose where to magnify the edge of an object: the part of the picture that holds most of it.
 
     Args:
         alpha: (H, W) float32 in [0, 1].
-        share: Side of the square, as a share of the shorter side of the picture.
+        share: Size of the part, as a share of the picture's height and width.
 
     Returns:
         Rows and columns.
     """
-    height, width = alpha.shape
-    side = max(1, round(min(height, width) * share))
+    rows, columns = (max(1, round(length * share)) for length in alpha.shape)
     mask = (alpha > 0.5).astype(np.uint8)
-    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    total = cv2.integral(edge)
-    inside = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    total = cv2.integral(cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
+    inside = total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
     y, x = (int(value) for value in np.unravel_index(np.argmax(inside), inside.shape))
-    return slice(y, y + side), slice(x, x + side)
+    return slice(y, y + rows), slice(x, x + columns)
 
 
 def side_by_side(rows: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
@@ -207,7 +209,8 @@ def side_by_side(rows: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     (columns,) = counts
     heights = [max(picture.shape[0] / picture.shape[1] for picture in row.values()) for row in rows.values()]
     inches = sum(heights) * _WIDTH / columns + 0.15 * len(rows) + 0.3
-    figure = import_extra("matplotlib.figure", "notebook").Figure(figsize=(_WIDTH, inches), layout="constrained")
+    new_figure = import_extra("matplotlib.figure", "notebook").Figure
+    figure = new_figure(figsize=(_WIDTH, inches), dpi=_DPI, layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
         axes[0].set_ylabel(name)
