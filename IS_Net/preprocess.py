@@ -136,8 +136,8 @@ def resize_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize planes, (C, H, W) uint8, to (C, height, width) uint8 in the same way as :func:`resize_uint8`."""
     if planes.shape[-2:] == tuple(size):
         return np.ascontiguousarray(planes)
-    # PyTorch does not accept arrays of negative strides, such as image[..., ::-1]
-    return resize_batch(torch.from_numpy(np.ascontiguousarray(planes))[None], size)[0].contiguous().numpy()
+    # a copy, because PyTorch accepts neither negative strides, such as image[..., ::-1], nor read-only arrays
+    return resize_batch(torch.from_numpy(np.array(planes, order="C"))[None], size)[0].contiguous().numpy()
 
 
 def resize_batch(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,0 +1,74 @@
+"""Write prompts that are a box alone, to validate 5-channel weights on during training.
+
+    python -m recipes.starter.box_prompts data/sample/hard/many_parts
+
+writes an empty coarse mask for each ground truth to `box/` in the folder, and the tight boxes to its manifest. The data
+set `data/sample/hard/many_parts:box` then gives a 5-channel network what it gets for a box without a mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from IS_Net.command_line import DONE, run_command
+from IS_Net.errors import DatasetError
+from IS_Net.images import list_images, read_mask, write_mask
+from IS_Net.manifest import Manifest
+from IS_Net.preprocess import box_from_mask
+
+FOLDER = "box"
+"""Subfolder of the empty masks."""
+
+
+def write_box_prompts(pairs: Path) -> int:
+    """Write an empty mask and a manifest entry with the tight box for each ground truth that has a target.
+
+    Args:
+        pairs: A folder that holds ``im`` and ``gt``.
+
+    Returns:
+        The number of prompts.
+
+    Raises:
+        DatasetError: If there are no ground truths, or one of them is empty.
+    """
+    if not (pairs / "gt").is_dir():
+        raise DatasetError(f"{pairs}: has no folder gt of ground truths; name a folder that holds im and gt")
+    folder = pairs / FOLDER
+    folder.mkdir(exist_ok=True)
+    manifest, gts = Manifest(folder), list_images(pairs / "gt")
+    for name, path in gts.items():
+        gt = read_mask(path)
+        box = box_from_mask(gt)
+        if box is None:
+            raise DatasetError(f"{path}: the ground truth is empty, so it has no box; remove it and its image")
+        write_mask(folder / f"{name}.png", np.zeros_like(gt))
+        manifest.add({"mask": name, "image": name, "box": list(box), "model": FOLDER, "size": list(gt.shape)})
+    return len(gts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.starter.box_prompts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pairs", type=Path, nargs="+", metavar="FOLDER", help="folders that hold im and gt")
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        for pairs in args.pairs:
+            print(f"{pairs / FOLDER}: {write_box_prompts(pairs)} prompts")
+        return DONE
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
