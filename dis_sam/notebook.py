@@ -42,7 +42,6 @@ class BoxInput:
 
     Raises:
         BoxError: If the box has no area, or lies outside the image.
-        MissingExtraError: If matplotlib is not installed.
     """
 
     def __init__(self, image: np.ndarray, box: Box, interactive: bool | None = None) -> None:
@@ -65,16 +64,17 @@ class BoxInput:
         return self._canvas is not None
 
     def _show_widget(self) -> None:
-        figure = import_extra("matplotlib.figure", "notebook").Figure
-        widgets = import_extra("matplotlib.widgets", "notebook")
         try:
+            from matplotlib.figure import Figure
+            from matplotlib.widgets import RectangleSelector
+
             ipympl = importlib.import_module("ipympl.backend_nbagg")
         except ImportError:  # missing, or of a version that does not fit: the coordinates remain
             return
         height, width = self._image.shape[:2]
         inches = _LONGEST_SIDE / max(height, width)
         below_title = height * inches
-        drawing = figure(figsize=(max(width * inches, 3), below_title + _TITLE), dpi=100)
+        drawing = Figure(figsize=(max(width * inches, 3), below_title + _TITLE), dpi=100)
         self._canvas = ipympl.Canvas(drawing)
         ipympl.FigureManager(self._canvas, 0)  # connects the canvas to the front end
         self._canvas.header_visible = False
@@ -82,7 +82,7 @@ class BoxInput:
         self._axes = drawing.add_axes((0, 0, 1, below_title / (below_title + _TITLE)))
         self._axes.imshow(self._image)
         self._axes.set_axis_off()
-        self._selector = widgets.RectangleSelector(
+        self._selector = RectangleSelector(
             *(self._axes, self._on_select),
             useblit=False,
             button=1,

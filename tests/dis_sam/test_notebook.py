@@ -130,8 +130,9 @@ def test_widgets_need_ipympl_and_somebody_at_the_front_end(
     assert BoxInput(picture(40, 50), (1, 2, 30, 35)).is_interactive is (answers and installed)
 
 
-def test_an_ipympl_that_cannot_be_imported_leaves_the_coordinates(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "ipympl.backend_nbagg", None)
+@pytest.mark.parametrize("module", ["ipympl.backend_nbagg", "matplotlib.widgets"])
+def test_packages_that_cannot_be_imported_leave_the_coordinates(module: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, module, None)
     drawn = BoxInput(picture(40, 50), (1, 2, 30, 35), interactive=True)
     assert not drawn.is_interactive and drawn.box == (1, 2, 30, 35)
     assert WIDGET not in drawn._repr_mimebundle_()
