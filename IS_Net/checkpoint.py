@@ -3,19 +3,28 @@
 Weights are saved as safetensors files with metadata, in full precision or in 8 bits. The ``.pth`` files of the
 published IS-Net and DIS-SAM can be loaded too, as can ``.onnx`` exports of IS-Net. A training state, ``last.pt``, holds
 everything that a run needs to resume. Files are written atomically, and loading one never runs code that it holds.
+
+What is written has checksums, and a file whose bytes have changed since is refused: a safetensors file has a CRC-32 of
+the whole file in its header, and the zip format of ``torch.save`` has one of each tensor. Files without them load too.
+Weights that are not finite are refused.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import mmap
 import pickle
-from collections.abc import Mapping
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
@@ -33,11 +42,23 @@ Weights = dict[str, Tensor]
 Metadata = dict[str, Any]
 
 STATE_VERSION = 2
-_WRAPPERS = ("ema_model", "state_dict", "model_state_dict", "model", "net")  # the first one is a training state's
+_WRAPPERS = (
+    *("ema_model", "params_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema"),
+    *("state_dict", "model_state_dict", "model", "params", "net", "network", "module", "weights"),
+)
+"""Keys under which state dicts are found, averaged weights first. The first one is a training state's."""
+_MAX_DEPTH = 4  # of such keys inside each other
+_COUNTERS = (".total_ops", ".total_params")  # tensors that a profiler adds to every module
+_MAX_SIDE = 1 << 14
 _GT_ENCODER_STEM = "conv_in.conv.weight"
 _IN_CH = (3, 4, 5)
 _METADATA_KEY = "dis-sam"
 _STORAGE = "storage"
+_CHECKSUM_KEY = "dis-sam-crc32"
+_NO_CHECKSUM = b"00000000"
+_CHECKSUM = re.compile(rb'"%s":"([0-9a-f]{8})"' % _CHECKSUM_KEY.encode())
+_MAX_EXPANSION = 4  # of a zip file; torch.save does not compress
+_MAX_REASON = 160  # characters of a library's message
 
 
 def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, Any], int8: bool = False) -> None:
@@ -61,8 +82,81 @@ def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]
             weights = int8_storage.pack(weights)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}; save it without int8, or check the training") from error
+    texts = {_METADATA_KEY: json.dumps(metadata), _CHECKSUM_KEY: _NO_CHECKSUM.decode()}
+    content = bytearray(serialize(weights, metadata=texts))
+    start, end = _find_checksum(content)
+    content[start:end] = b"%08x" % zlib.crc32(content)
     with atomic_file(path) as file:
-        file.write(serialize(weights, metadata={_METADATA_KEY: json.dumps(metadata)}))
+        file.write(content)
+
+
+def _find_checksum(content: bytes | bytearray | mmap.mmap) -> tuple[int, int]:
+    """Return where in a safetensors file its checksum is; (0, 0) if it has none."""
+    header = bytes(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    found = _CHECKSUM.search(header)
+    return (8 + found.start(1), 8 + found.end(1)) if found else (0, 0)
+
+
+def _verify_safetensors(path: Path) -> None:
+    """Compare a safetensors file with its checksum, if it has one: the CRC-32 of the file with zeros in its place.
+
+    Raises:
+        CheckpointError: If they differ.
+        OSError: If the file cannot be read.
+        ValueError: If it is empty.
+    """
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        start, end = _find_checksum(content)
+        if not end:
+            return
+        with view[:start] as before, view[end:] as after:
+            found = zlib.crc32(after, zlib.crc32(_NO_CHECKSUM, zlib.crc32(before)))
+        if content[start:end] != b"%08x" % found:
+            raise CheckpointError(
+                f"{path}: is damaged: its checksum is {found:08x}, and {content[start:end].decode()} was written; copy "
+                "the file again, or take an earlier checkpoint"
+            )
+
+
+def _verify_zip(path: Path) -> None:
+    """Check a file of ``torch.save`` before it is loaded: that it does not expand, and its checksums.
+
+    Raises:
+        CheckpointError: If its entries are much larger than the file, or differ from their checksums.
+    """
+    if not zipfile.is_zipfile(path):  # the legacy format
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            total, size = sum(entry.file_size for entry in entries), path.stat().st_size
+            if total > _MAX_EXPANSION * size:
+                raise CheckpointError(
+                    f"{path}: has {size / 1e6:.1f} MB and would expand to {total / 1e6:.1f} MB; expected a file that "
+                    "torch.save wrote, which is not compressed: get it from another source"
+                )
+            for entry in entries:
+                if entry.CRC:  # torch.save writes 0 if it was told not to compute them
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):
+                            pass
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes raise errors of all types
+        raise CheckpointError(
+            f"{path}: is damaged ({_reason(error)}); copy the file again, or take an earlier checkpoint"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the beginning of a library's message, without terminal codes, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error) or type(error).__name__)
+    line = " ".join(plain.split())
+    return line if len(line) <= _MAX_REASON else line[:_MAX_REASON] + " ..."
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -97,14 +191,21 @@ def load_torch_file(path: str | Path) -> Any:
 
 def _load_pickled(path: Path) -> Any:
     try:
+        _verify_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f" ({named[1]})" if named else ""
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, which could run code when loaded, or is damaged; "
-            "save only its state_dict() and load that"
+            f"{path}: holds more than tensors and plain values{found}, which could run code when loaded, or is "
+            "damaged; save only its state_dict() and load that"
         ) from error
     except Exception as error:  # damaged bytes, read as a pickle, raise errors of all types
-        raise CheckpointError(f"{path}: cannot be read; it is damaged or not a checkpoint ({error})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read; it is damaged or not a checkpoint ({_reason(error)})"
+        ) from error
 
 
 _OLD_SETTINGS = {"composite": "copy_paste", "mask_path": "mask_skip_logit", "lr_stem": "lr_stem_factor"}
@@ -147,11 +248,15 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> tuple[Weights, Metadata]:
     try:
+        _verify_safetensors(path)
         with safe_open(path, framework="pt") as file:
-            metadata = dict(json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}")))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+            metadata = _check_metadata(json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}")), path)
+            # copied, because the tensors are views of the file, which may be overwritten
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+    except CheckpointError:
+        raise
+    except Exception as error:  # RecursionError for deep JSON, MemoryError for a false length, and others
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({_reason(error)}); copy it again") from error
     storage = metadata.pop(_STORAGE, None)
     if storage not in (None, "int8"):
         raise CheckpointError(f"{path}: is stored as {storage}; expected int8 or plain floats: update DIS-SAM")
@@ -163,21 +268,98 @@ def _read_safetensors(path: Path) -> tuple[Weights, Metadata]:
     return weights, metadata
 
 
+def _check_metadata(metadata: Any, path: Path) -> Metadata:
+    """Return the metadata of a checkpoint if it is of the expected types.
+
+    Raises:
+        CheckpointError: If it is not a dict with names, or ``input_size`` is not two sides.
+    """
+    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+        raise CheckpointError(
+            f"{path}: metadata: expected a dict of names, found {_reason(ValueError(repr(metadata)))}"
+        )
+    size = metadata.get("input_size")
+    sides = list(size) if isinstance(size, (list, tuple)) else [size]
+    if size is not None and not (
+        len(sides) == 2 and all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides)
+    ):
+        raise CheckpointError(f"{path}: metadata, key 'input_size': expected [height, width], found {size!r}")
+    return metadata
+
+
+def find_weights(content: Any, path: str | Path) -> Weights:
+    """Find the state dict in what a checkpoint holds, and remove the prefix that all of its names may have.
+
+    Args:
+        content: A state dict; or a dict that holds one, or several of which averaged weights are taken first, under
+            ``state_dict``, ``model``, ``params``, ``ema`` or a similar key, also inside each other; or a dict that
+            holds a single state dict under any key.
+        path: The file, for messages.
+
+    Returns:
+        Tensors by name. A prefix such as ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile) or ``net.``, or
+        several, is removed; so are the counters of a profiler.
+
+    Raises:
+        CheckpointError: If there is no state dict, several under unknown keys, or names that are not text.
+    """
+    found = _find_state(content)
+    if found is None:
+        kind = type(content).__name__
+        if isinstance(content, dict) and content:
+            kind += f" with the keys {', '.join(map(repr, list(content)[:5]))}"
+        raise CheckpointError(
+            f"{path}: expected a state dict (names to tensors), found {kind}; save the network's state_dict()"
+        )
+    names = list(found)
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: expected a state dict with names, found the key {names[0]!r}")
+    kept = {name: tensor for name, tensor in found.items() if not name.endswith(_COUNTERS)} or found
+    prefix = _common_prefix(kept)
+    if prefix:
+        logger.info("%s: the prefix %r is removed from all names", path, prefix)
+    return {name[len(prefix) :]: tensor for name, tensor in kept.items()}
+
+
+def _find_state(content: Any, depth: int = _MAX_DEPTH) -> dict | None:
+    if not isinstance(content, dict) or not content or not depth:
+        return None
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return content
+    for wrapper in _WRAPPERS:
+        if found := _find_state(content.get(wrapper), depth - 1):
+            return found
+    others = [found for value in content.values() if (found := _find_state(value, 2))]
+    return others[0] if len(others) == 1 else None
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """Return the parts, each with its dot, that all names begin with; "" if only one name is given."""
+    split = [name.split(".") for name in names]
+    shared: list[str] = []
+    while len(split) > 1 and all(len(parts) > len(shared) + 1 for parts in split):
+        part = split[0][len(shared)]
+        if any(parts[len(shared)] != part for parts in split):
+            break
+        shared.append(part)
+    return "".join(f"{part}." for part in shared)
+
+
 def read_weights(path: str | Path) -> tuple[Weights, Metadata]:
     """Read the weights of any checkpoint and its metadata ({} if it has none).
 
     Args:
         path: A ``.safetensors`` file of :func:`save_weights`; an ``.onnx`` export of IS-Net
             (:func:`IS_Net.onnx_weights.read_onnx`); a training state, whose EMA is taken if it has one; or a published
-            ``.pth``: a state dict, or one under ``state_dict`` or a similar key. The prefix ``module.`` of
-            DataParallel is removed.
+            ``.pth``, see :func:`find_weights`.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or does not hold a state dict.
     """
     path = _require_file(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        weights, metadata = _read_safetensors(path)
+        return find_weights(weights, path), metadata
     if path.suffix == ".onnx":
         try:
             return read_onnx(path)
@@ -185,17 +367,8 @@ def read_weights(path: str | Path) -> tuple[Weights, Metadata]:
             raise CheckpointError(f"{path}: {error}") from error
     content = _load_current(path)
     is_state = isinstance(content, dict) and content.get("version") == STATE_VERSION
-    metadata = content.get("metadata", {}) if is_state else {}
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(
-            f"{path}: expected a state dict (names to tensors), found {type(content).__name__}; save the network's "
-            "state_dict()"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, metadata
+    metadata = _check_metadata(content.get("metadata", {}), path) if is_state else {}
+    return find_weights(content, path), metadata
 
 
 def input_channels(weights: Weights, path: str | Path) -> int:
@@ -211,12 +384,21 @@ def input_channels(weights: Weights, path: str | Path) -> int:
     stem = weights.get("conv_in.weight")
     if stem is None or stem.ndim != 4:
         found = "a GT encoder" if _GT_ENCODER_STEM in weights else "another network"
+        if nested := next((name for name in weights if name.endswith(".conv_in.weight")), None):
+            found = (
+                f"several networks: IS-Net's have the prefix {nested.removesuffix('conv_in.weight')!r}, and "
+                f"{_first_without(weights, nested.removesuffix('conv_in.weight'))!r} does not"
+            )
         raise CheckpointError(
             f"{path}: expected weights of ISNetDIS (conv_in.weight), found those of {found}; choose another checkpoint"
         )
     if stem.shape[1] not in _IN_CH:
         raise CheckpointError(f"{path}: expected 3, 4 or 5 input channels, found {stem.shape[1]}")
     return stem.shape[1]
+
+
+def _first_without(weights: Weights, prefix: str) -> str:
+    return next((name for name in weights if not name.startswith(prefix)), "")
 
 
 def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_skip_logit: float = 0.0) -> Metadata:
@@ -273,6 +455,24 @@ def _check_names(model: nn.Module, weights: Weights, path: str | Path) -> None:
             f"{path}: does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}. Nothing was loaded; "
             "choose a checkpoint of this network"
         )
+    require_finite(weights, path)
+
+
+def require_finite(weights: Weights, path: str | Path) -> None:
+    """Check that weights, which must have plain shapes, are finite numbers.
+
+    Raises:
+        CheckpointError: If a tensor holds NaN or infinity, complex numbers, or is not dense; the message names it.
+    """
+    for name, tensor in weights.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}; expected dense real numbers")
+        bounds = torch.aminmax(tensor) if tensor.is_floating_point() and tensor.numel() else ()
+        if not all(math.isfinite(bound) for bound in bounds):  # takes no memory, unlike isfinite
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not finite; the training that wrote it had failed: take an "
+                "earlier checkpoint"
+            )
 
 
 def load_isnet(path: str | Path) -> tuple[ISNetDIS, Metadata]:
@@ -285,8 +485,11 @@ def load_isnet(path: str | Path) -> tuple[ISNetDIS, Metadata]:
         CheckpointError: As :func:`load_weights`.
     """
     weights, metadata = read_weights(path)
-    model = ISNetDIS(input_channels(weights, path))
+    with torch.device("meta"):  # without memory and random weights, which would be replaced at once
+        model = ISNetDIS(input_channels(weights, path))
     _check_names(model, weights, path)
-    model.load_state_dict(weights)
+    for name, own in model.state_dict().items():
+        weights[name] = weights[name].to(own.dtype)  # a published file may hold float16
+    model.load_state_dict(weights, assign=True)
     logger.info("weights: %s", path)
     return model, metadata
