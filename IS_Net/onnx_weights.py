@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _COPIES = ("Cast", "Identity")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _SIDES = 6
+_IN_CH = (3, 4, 5)
 
 
 class OnnxError(ValueError):
@@ -114,6 +115,15 @@ def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         MissingExtraError: If the package onnx is not installed.
     """
     graph = _Graph(Path(path))
+    try:
+        return _read_graph(graph, path)
+    except OnnxError:
+        raise
+    except Exception as error:  # a damaged graph that could be parsed: nodes without inputs, weights of text, and more
+        raise OnnxError(f"cannot be read as IS-Net; copy it again ({type(error).__name__}: {error})") from error
+
+
+def _read_graph(graph: _Graph, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     found = graph.convolutions
     if graph.quantized:
         raise OnnxError("is quantized; expected float16 or float32 weights: use the export before quantization")
@@ -121,6 +131,8 @@ def read_onnx(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if stem.ndim != 4:
         raise OnnxError(f"is another network: it has {len(found)} convolutions, the first {tuple(stem.shape)}")
     in_ch = stem.shape[1]
+    if in_ch not in _IN_CH:
+        raise OnnxError(f"is another network: expected 3, 4 or 5 input channels, found {in_ch}")
     model, order = skeleton(in_ch)
     fewest = len(order) - _SIDES + 1
     if not fewest <= len(found) <= len(order):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from IS_Net.checkpoint import load_torch_file
+from IS_Net.checkpoint import find_weights, load_torch_file, require_finite
 from IS_Net.device import autocast, fast_dtype, pick_device
 from IS_Net.errors import CheckpointError, import_extra
 from sam.backends import checkpoint_names, how_to_fetch
@@ -56,15 +56,16 @@ def _sha256(path: Path) -> str:
 
 def _load_weights(sam: Sam, path: Path, model: str) -> None:
     try:
-        state = load_torch_file(path)
+        state = find_weights(load_torch_file(path), path)
     except CheckpointError as error:
         size = path.stat().st_size  # tells an error page, or an incomplete download
         raise CheckpointError(f"{error}; it has {size} bytes: {how_to_fetch(model)}") from error
-    found = {key: getattr(value, "shape", None) for key, value in state.items()} if isinstance(state, dict) else {}
+    found = {key: value.shape for key, value in state.items()}
     expected = {key: value.shape for key, value in sam.state_dict().items()}
     if found != expected:
         difference, remedy = _difference(found, expected), _remedy(found, model)
         raise CheckpointError(f"{path}: does not hold the weights of SAM {model} ({difference}); {remedy}")
+    require_finite(state, path)
     sam.load_state_dict(state)
 
 
