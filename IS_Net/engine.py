@@ -381,7 +381,8 @@ class Training:
         self.progress = Progress(**state["progress"])
         factors = [group["factor"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the run began without a scaler: in full precision, or in bfloat16
+            self.scaler.load_state_dict(state["scaler"])
         for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
             # the current settings take precedence over the saved ones
             group.update(factor=factor, weight_decay=self.run.settings.weight_decay)

@@ -76,7 +76,7 @@ class Settings:
     )
     metrics: str = setting("all", f"mode valid: metrics to compute: all, or some of {', '.join(METRIC_NAMES)}")
     interm_sup: bool = setting(True, "intermediate supervision: train a GT encoder first and match its features")
-    seed: int = setting(0, "random seed of weights, shuffling and augmentation")
+    seed: int = setting(0, "random seed of weights, shuffling and augmentation", maximum=2**63 - 1)
 
     # paths
     valid_out_dir: str = setting("", "folder of predicted maps: valid_out_dir/DATA_SET/NAME.png", path=FOLDER)
@@ -322,17 +322,19 @@ def _checked_size(key: str, value: Any, rule: Rule) -> tuple[int, ...]:
 
 
 def find_checkpoint(key: str, name: str, model_path: str) -> Path:
-    """Find a checkpoint in ``model_path``, where the published code looks for it, or else at its own path.
+    """Find a checkpoint in ``model_path``, where the published code looks for it, or at its own path.
 
     Args:
         key: The setting, for the message.
-        name: File name or path; a relative path starts at :func:`IS_Net.paths.settings_base`.
+        name: File name or path; a relative path starts at :func:`IS_Net.paths.settings_base`, or else at
+            the current folder.
         model_path: The setting of that name; may be empty.
 
     Raises:
-        HyparError: If it is in neither place.
+        HyparError: If it is in none of these places.
     """
     places = [resolve(name, resolve(model_path) if model_path else settings_base()), resolve(name)]
+    places.append(resolve(name, Path.cwd()))
     for place in places:
         if place.is_file():
             return place
