@@ -16,17 +16,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from IS_Net.errors import UserError
+from IS_Net.errors import UserError, import_extra
 
 Array = np.ndarray
 Rng = np.random.Generator
 
 
 class RenderError(UserError, ValueError):
-    """Models, photographs or packages that cannot be rendered with."""
+    """Models that cannot be rendered."""
 
 
-INSTALL = 'pip install -e ".[render]"'
+EXTRA = "render"
+"""The extra that installs what is imported here when it is needed."""
 NOTHING = -1
 """The object of a ray that hits none."""
 _EPSILON = 2e-4
@@ -312,13 +313,8 @@ class Scene:
 
 
 def _build(triangles: Array) -> Any:
-    try:
-        from embreex import rtcore_scene
-        from embreex.mesh_construction import TriangleMesh
-    except ImportError as error:
-        raise RenderError(f"rendering needs the packages embreex and trimesh: {INSTALL} ({error})") from error
-    scene = rtcore_scene.EmbreeScene()
-    TriangleMesh(scene, np.ascontiguousarray(triangles, np.float32))
+    scene = import_extra("embreex.rtcore_scene", EXTRA).EmbreeScene()
+    import_extra("embreex.mesh_construction", EXTRA).TriangleMesh(scene, np.ascontiguousarray(triangles, np.float32))
     return scene
 
 

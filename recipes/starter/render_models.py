@@ -38,10 +38,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from IS_Net.command_line import DONE, FAILED, non_negative_int, positive_int, print_error, run_command
+from IS_Net.errors import import_extra
 from IS_Net.images import atomic_file, encode_image, list_images, read_image, write_mask
 from IS_Net.worker import prepare_worker
 from recipes.starter.raytrace import (
-    INSTALL,
+    EXTRA,
     Array,
     Camera,
     Light,
@@ -257,12 +258,9 @@ def load_model(model: Model) -> Mesh:
     """Read a model's triangles and surfaces; it is scaled to a longest side of 1, centered, and stands on y = 0.
 
     Raises:
-        RenderError: If it cannot be read or has no triangles, or a package is missing.
+        RenderError: If it cannot be read or has no triangles.
     """
-    try:
-        import trimesh
-    except ImportError as error:
-        raise RenderError(f"reading models needs the package trimesh: {INSTALL} ({error})") from error
+    trimesh = import_extra("trimesh", EXTRA)
     logging.getLogger("trimesh").setLevel(logging.WARNING)  # it reports each model that it reads
     try:
         with zipfile.ZipFile(model.archive) as archive:
@@ -744,6 +742,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     views = args.views or (HELD_OUT if args.held_out else 2400)
 
     def command() -> int:
+        for module in ("embreex.rtcore_scene", "trimesh"):
+            import_extra(module, EXTRA)
         models = split_models(list_models(args.models))[args.held_out]
         if not models:
             raise RenderError(
