@@ -1,6 +1,6 @@
 """Measure weights on validation pairs, prompt by prompt, and fit the score that prediction returns.
 
-    python -m recipes.starter.calibrate saved_models/starter/mean.safetensors data/sample/hard/many_parts --plot plot.png
+    python -m recipes.starter.calibrate saved_models/starter/mean.safetensors data/sample/hard/many_parts --plot p.png
 
 Each pair (im, gt) is predicted from its tight box, from boxes that are looser and tighter by 10 % of their size, and
 from the coarse masks in its subfolder `sim` if there is one. The agreement of two passes of the network and the IoU of

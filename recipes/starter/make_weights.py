@@ -31,9 +31,12 @@ SIZES = 512, 768, 1024
 """Sides in pixels of the images in the three trainings."""
 PHOTOS, CUTOUTS = Path("data/sample/photos/im"), Path("/usr/share/tuxpaint/stamps")
 """Defaults: the sample set's photographs, and the pictures of Debian's package tuxpaint-stamps-default."""
+MODELS = Path("/usr/share/sweethome3d/furniture")
+"""Default: the models of Debian's package sweethome3d-furniture."""
 
 # what the steps write, relative to the checkout
 LABELED, PAIRS, HARD = Path("data/pseudo_labeled"), Path("data/cutouts"), Path("data/sample/hard")
+RENDERED = Path("data/rendered")
 ISNET = Path("saved_models/isnet.safetensors")
 RUNS = Path("saved_models/starter")
 
@@ -55,6 +58,13 @@ TRAINING = (
 )
 """Settings that the three trainings share."""
 
+PROMPTS = ("model=5", "box_jitter=0.1", "drop_mask=0.34", "whole_frame=0.1", "own_mask=0.25")
+"""The prompts that the network is trained on, in the same three trainings."""
+WINDOWS = ("input_size=1024", "window_share=0.2")
+"""Further settings of the last training, whose samples have twice the size of the network's input."""
+SCENES = "many_parts", "low_salience", "touching"
+"""The kinds of scenes that ``hard_scenes`` draws."""
+
 
 class RecipeError(UserError, RuntimeError):
     """The recipe cannot start: a folder is missing, or a step was done before with other settings."""
@@ -73,6 +83,8 @@ class Settings(NamedTuple):
     """Folders of photographs to label; those of the first one are also the backgrounds."""
     cutouts: Path = CUTOUTS
     """A folder of pictures with an alpha channel."""
+    models: Path = MODELS
+    """A folder of 3D models."""
     workers: int = 1
     iterations: Sequence[int] = (1000, 2000, 600)
     batch: Sequence[int] = (2, 1, 1)
@@ -96,7 +108,7 @@ class Step(NamedTuple):
 
     def key(self) -> list[str]:
         """Return what the step was done with: its arguments, without those that do not affect the product."""
-        return [argument for argument in self.arguments if not argument.startswith("workers=")]
+        return [argument for argument in self.arguments if not argument.startswith(("workers=", "--workers="))]
 
     def to_run(self, root: Path) -> tuple[str, ...]:
         """Return the arguments to run now: those that resume if there is a training state."""
@@ -108,10 +120,22 @@ class Step(NamedTuple):
 def list_steps(settings: Settings) -> list[Step]:
     """Return all steps of the recipe, in order."""
     photos, backgrounds = [str(folder) for folder in settings.photos], str(settings.photos[0])
+    scenes = [str(HARD / kind) for kind in SCENES]
     steps = [
-        # 1. the data: drawn scenes to train and to validate on, cut-outs, and photographs labeled by IS-Net
+        # 1. the data: drawn scenes to train and to validate on, rendered models, cut-outs, and photographs labeled by
+        # IS-Net
         Step("sample set", ("data/make_sample.py",), Path("data/sample/DIS-TR")),
         Step("hard scenes", ("-m", "recipes.starter.hard_scenes", "--out", str(HARD)), HARD),
+        Step("box prompts", ("-m", "recipes.starter.box_prompts", *scenes), HARD / SCENES[-1] / "box"),
+        Step(
+            "renders",
+            (
+                *("-m", "recipes.starter.render_models", "--models", str(settings.models), "--backgrounds", *photos),
+                *("--out", str(RENDERED), f"--workers={max(settings.workers, 1)}"),
+            ),
+            RENDERED / "im",
+            may_skip_items=True,
+        ),
         Step(
             "cut-outs",
             (
@@ -139,11 +163,11 @@ def list_steps(settings: Settings) -> list[Step]:
                 (
                     "-m",
                     "IS_Net.train_valid_inference_main",
-                    f"train_datasets={LABELED},{LABELED},{LABELED},{PAIRS},sample_tr",
-                    f"valid_datasets={HARD}/many_parts:sim,{HARD}/low_salience:sim,{HARD}/touching:sim",
+                    f"train_datasets={LABELED},{LABELED},{LABELED},{PAIRS},{RENDERED},sample_tr",
+                    f"valid_datasets={','.join(f'{scene}:{kind}' for scene in scenes for kind in ('sim', 'box'))}",
                     f"backgrounds={backgrounds}",
-                    *TRAINING,
-                    f"cache_size={size}",
+                    *(*TRAINING, *PROMPTS),
+                    *([f"cache_size={2 * size}", *WINDOWS] if size == SIZES[-1] else [f"cache_size={size}"]),
                     f"max_ite={_of(settings.iterations, index)}",
                     f"batch_size_train={_of(settings.batch, index)}",
                     f"lr={_of(settings.rate, index)}",
@@ -160,11 +184,13 @@ def list_steps(settings: Settings) -> list[Step]:
             weights, extra = run / "last.safetensors", []
             export = ("-m", "IS_Net.import_weights", str(run / "last.pt"), str(weights))
             steps.append(Step(f"weights of {size} px", export, weights))
-    # 3. the mean of the last two, in 8 bits, with a stronger influence of the mask
-    out = RUNS / "dis_sam_starter.safetensors"
-    mean = (str(RUNS / "1024" / "last.pt"), str(RUNS / "768" / "last.safetensors"), str(out))
-    mean = ("-m", "recipes.starter.average_weights", "--int8", "--mask-skip-gain", "1.4", *mean)
-    return [*steps, Step("mean", mean, out)]
+    # 3. the mean of the last two; the score is fitted, and the result stored in 8 bits
+    mean, out = RUNS / "mean.safetensors", RUNS / "dis_sam_starter.safetensors"
+    sources = str(RUNS / "1024" / "last.pt"), str(RUNS / "768" / "last.safetensors")
+    steps.append(Step("mean", ("-m", "recipes.starter.average_weights", *sources, str(mean)), mean))
+    calibration = ("--out", str(out), "--int8", "--plot", str(out.with_suffix(".png")))
+    calibration = ("-m", "recipes.starter.calibrate", str(mean), *scenes, *calibration)
+    return [*steps, Step("calibration", calibration, out)]
 
 
 def _of(values: Sequence[T], index: int) -> T:
@@ -243,7 +269,7 @@ def _check_unchanged(step: Step, done: Mapping[str, list[str]]) -> None:
         ]
         raise RecipeError(
             f"the step {step.name!r} was done with other settings: {', '.join(changed)}; repeat the earlier settings, "
-            f"or delete {RUNS}, {LABELED} and {PAIRS} to start again"
+            f"or delete {RUNS}, {LABELED}, {PAIRS} and {RENDERED} to start again"
         )
 
 
@@ -264,6 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--cutouts", type=Path, metavar="FOLDER", help=f"folder of pictures with an alpha channel (default: {CUTOUTS})"
+    )
+    parser.add_argument(
+        "--models", type=Path, metavar="FOLDER", help=f"folder of 3D models to render (default: {MODELS})"
     )
     for name, kind, meaning in (
         ("iterations", positive_int, "iterations of the trainings"),
@@ -291,15 +320,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = checkout()
         if root is None:
             raise RecipeError("the recipe runs in a checkout of the project, not in an installed package; clone it")
-        for folder in [*(args.photos or []), args.cutouts or CUTOUTS]:
+        packages = {CUTOUTS: "tuxpaint-stamps-default", MODELS: "sweethome3d-furniture"}
+        for folder in [*(args.photos or []), args.cutouts or CUTOUTS, args.models or MODELS]:
             if not folder.is_dir() and not args.dry_run:
-                hint = "install Debian's package tuxpaint-stamps-default, or " if folder == CUTOUTS else ""
+                hint = f"install Debian's package {packages[folder]}, or " if folder in packages else ""
                 raise RecipeError(
-                    f"{folder}: the folder does not exist; {hint}choose another with --photos or --cutouts"
+                    f"{folder}: the folder does not exist; {hint}choose another with --photos, --cutouts or --models"
                 )
         settings = Settings(
             [_from_root(folder, root) for folder in args.photos] if args.photos else default.photos,
             _from_root(args.cutouts, root) if args.cutouts else default.cutouts,
+            _from_root(args.models, root) if args.models else default.models,
             args.workers,
             args.iterations,
             args.batch,

@@ -25,6 +25,8 @@ from recipes.starter.make_weights import RecipeError, Settings, StepError, list_
 STEPS = [
     "sample set",
     "hard scenes",
+    "box prompts",
+    "renders",
     "cut-outs",
     "IS-Net",
     "pseudo-labels",
@@ -34,7 +36,17 @@ STEPS = [
     "weights of 768 px",
     "training at 1024 px",
     "mean",
+    "calibration",
 ]
+
+
+def produce(product: Path) -> None:
+    """Make what a step would write: a folder, or a file if the name has a suffix."""
+    if product.suffix:
+        product.parent.mkdir(parents=True, exist_ok=True)
+        product.touch()
+    else:
+        product.mkdir(parents=True, exist_ok=True)
 
 
 class FakeRunner:
@@ -45,14 +57,13 @@ class FakeRunner:
         self.arguments: dict[str, Sequence[str]] = {}
 
     def __call__(self, arguments: Sequence[str], root: Path) -> int:
-        key = [a for a in arguments if not a.startswith(("workers=", "restore_model="))]
+        key = [a for a in arguments if not a.startswith(("workers=", "--workers=", "restore_model="))]
         (step,) = (s for s in list_steps(self.settings) if [a for a in s.key() if "restore_model=" not in a] == key)
         self.ran.append(step.name)
         self.arguments[step.name] = arguments
         code = self.codes.get(step.name, 0)
         if code in (0, 1) and step.name not in self.without_product:
-            (root / step.product).parent.mkdir(parents=True, exist_ok=True)
-            (root / step.product).touch()
+            produce(root / step.product)
         return code
 
 
@@ -75,17 +86,18 @@ def test_the_steps_run_in_order_and_are_recorded(tmp_path: Path, runner: FakeRun
     assert list(json.loads((tmp_path / "saved_models/starter/steps.json").read_text())) == STEPS
     assert (tmp_path / "saved_models/starter/dis_sam_starter.safetensors").is_file()
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "[1/11] sample set" and printed[1] == "python data/make_sample.py"
+    assert printed[0] == "[1/14] sample set" and printed[1] == "python data/make_sample.py"
     assert len(printed) == 2 * len(STEPS)
 
 
 def test_each_step_reads_what_earlier_steps_wrote():
     """Paths in the commands are inputs of the project, or products of earlier steps."""
-    written = {"data/sample/photos/im", "/usr/share/tuxpaint/stamps"}
+    written = {"data/sample/photos/im", "/usr/share/tuxpaint/stamps", "/usr/share/sweethome3d/furniture"}
     for step in list_steps(Settings()):
         read = [a.partition("=")[2] if "=" in a else a for a in step.arguments]
         for path in [part.partition(":")[0] for text in read for part in text.split(",") if "/" in part]:
             own = str(step.product) in (path, f"{path}/im", f"{path}/last.pt") or path.startswith("data/make_sample")
+            own |= path == str(step.product.with_suffix(".png"))
             earlier = any(path == one or path.startswith(f"{one}/") or f"{path}/im" == one for one in written)
             assert own or earlier, (step.name, path)
         written.add(str(step.product))
@@ -94,7 +106,8 @@ def test_each_step_reads_what_earlier_steps_wrote():
 def test_there_is_a_value_for_each_size_or_the_last_one_counts():
     settings = Settings(iterations=(10, 20, 30), batch=(16,), rate=(1e-4, 2e-5), workers=7)
     trainings = [step.arguments for step in list_steps(settings) if step.state]
-    assert [of(a, "cache_size") for a in trainings] == ["512", "768", "1024"]
+    assert [of(a, "cache_size") for a in trainings] == ["512", "768", "2048"]
+    assert "input_size=1024" in trainings[2]
     assert [of(a, "max_ite") for a in trainings] == ["10", "20", "30"]
     assert [of(a, "batch_size_train") for a in trainings] == ["16", "16", "16"]
     assert [of(a, "lr") for a in trainings] == ["0.0001", "2e-05", "2e-05"]
@@ -123,7 +136,11 @@ def test_the_parsers_accept_the_arguments(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(ParsedError) as parsed:
         command.main(step.arguments[2:])
-    assert str(step.product.parent if step.product.name == "im" else step.product) == str(parsed.value.args[0].out)
+    given = parsed.value.args[0]
+    if name == "box prompts":
+        assert step.product.parent == given.pairs[-1]
+    else:
+        assert str(step.product.parent if step.product.name == "im" else step.product) == str(given.out)
 
 
 def test_the_training_script_accepts_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,18 +149,22 @@ def test_the_training_script_accepts_the_settings(tmp_path: Path, monkeypatch: p
         if step.state:
             assert step.arguments[:2] == ("-m", "IS_Net.train_valid_inference_main")
             given = parse_assignments(step.arguments[2:], extra=("train_datasets", "valid_datasets"))
-            assert given.pop("train_datasets").split(",") == [*["data/pseudo_labeled"] * 3, "data/cutouts", "sample_tr"]
+            assert given.pop("train_datasets").split(",") == [
+                *["data/pseudo_labeled"] * 3,
+                *("data/cutouts", "data/rendered", "sample_tr"),
+            ]
             valid = [name.split(":") for name in given.pop("valid_datasets").split(",")]
             kinds = importlib.import_module("recipes.starter.hard_scenes").KINDS
-            assert valid == [[f"data/sample/hard/{kind}", "sim"] for kind in kinds]
+            assert valid == [[f"data/sample/hard/{kind}", prompt] for kind in kinds for prompt in ("sim", "box")]
             settings = TrainingSettings.from_hypar(given)
             assert settings.restore_model == str(tmp_path / of(step.arguments, "restore_model"))
             assert settings.model_path == str(tmp_path / step.product.parent)
             assert (settings.copy_paste, settings.simulate_mask, settings.ema) == (0.95, 1.0, 0.995)
             assert (settings.bce_weight, settings.iou_weight, settings.edge_weight) == (10, 2.5, 4)
+            assert (settings.in_ch, settings.box_jitter, settings.drop_mask, settings.own_mask) == (5, 0.1, 0.34, 0.25)
+            assert bool(settings.window_share) == (settings.input_size == (1024, 1024))
             assert settings.freeze_bn and not settings.interm_sup and not settings.random_flip_v
-        step.product.parent.mkdir(parents=True, exist_ok=True)
-        step.product.touch()
+        produce(step.product)
     assert "sample_tr" in datalist.named()
 
 
@@ -168,14 +189,14 @@ def test_an_interrupted_training_resumes_and_the_steps_before_it_are_not_repeate
     runner.codes["training at 768 px"] = 130
     with pytest.raises(KeyboardInterrupt):
         make_weights(Settings(), tmp_path, runner)
-    assert runner.ran == STEPS[:8]
+    assert runner.ran == STEPS[:10]
     assert of(runner.arguments["training at 768 px"], "restore_model") == "saved_models/starter/512/last.safetensors"
     (tmp_path / "saved_models/starter/768").mkdir()
     (tmp_path / "saved_models/starter/768/last.pt").touch()  # the training saved its state
     runner.codes.clear()
     runner.ran.clear()
     make_weights(Settings(workers=3), tmp_path, runner)
-    assert runner.ran == STEPS[7:]
+    assert runner.ran == STEPS[9:]
     assert of(runner.arguments["training at 768 px"], "restore_model") == "last.pt"
     assert of(runner.arguments["training at 1024 px"], "restore_model") == "saved_models/starter/768/last.safetensors"
 
@@ -183,7 +204,7 @@ def test_an_interrupted_training_resumes_and_the_steps_before_it_are_not_repeate
 def test_a_product_that_was_deleted_is_made_again(tmp_path: Path, runner: FakeRunner):
     make_weights(Settings(), tmp_path, runner)
     runner.ran.clear()
-    (tmp_path / "data/cutouts/im").unlink()
+    (tmp_path / "data/cutouts/im").rmdir()
     make_weights(Settings(), tmp_path, runner)
     assert runner.ran == ["cut-outs"]
 
@@ -191,8 +212,7 @@ def test_a_product_that_was_deleted_is_made_again(tmp_path: Path, runner: FakeRu
 def test_weights_that_exist_already_are_not_fetched(tmp_path: Path, runner: FakeRunner):
     (tmp_path / "saved_models").mkdir()
     (tmp_path / "saved_models/isnet.safetensors").touch()
-    (tmp_path / "data/cutouts").mkdir(parents=True)
-    (tmp_path / "data/cutouts/im").touch()  # not recorded, so it may be incomplete
+    (tmp_path / "data/cutouts/im").mkdir(parents=True)  # not recorded, so it may be incomplete
     make_weights(Settings(), tmp_path, runner)
     assert runner.ran == [name for name in STEPS if name != "IS-Net"]
 
@@ -200,7 +220,7 @@ def test_weights_that_exist_already_are_not_fetched(tmp_path: Path, runner: Fake
 @pytest.mark.parametrize(
     ("settings", "step", "found", "expected"),
     [
-        (Settings(photos=[Path("p")]), "cut-outs", "data/sample/photos/im", "p"),
+        (Settings(photos=[Path("p")]), "renders", "data/sample/photos/im", "p"),
         (Settings(cutouts=Path("c")), "cut-outs", "/usr/share/tuxpaint/stamps", "c"),
         (Settings(iterations=[5]), "training at 512 px", "max_ite=1000", "max_ite=5"),
         (Settings(rate=[5e-5]), "training at 768 px", "lr=6e-05", "lr=5e-05"),
@@ -223,8 +243,8 @@ def test_a_failed_step_ends_the_run(tmp_path: Path, runner: FakeRunner, code: in
     runner.codes["weights of 512 px"] = code
     with pytest.raises(StepError, match=f"'weights of 512 px' failed with exit code {code}") as caught:
         make_weights(Settings(), tmp_path, runner)
-    assert runner.ran == STEPS[:7] and caught.value.exit_code == 1
-    assert list(json.loads((tmp_path / "saved_models/starter/steps.json").read_text())) == STEPS[:6]
+    assert runner.ran == STEPS[:9] and caught.value.exit_code == 1
+    assert list(json.loads((tmp_path / "saved_models/starter/steps.json").read_text())) == STEPS[:8]
 
 
 def test_files_that_cannot_be_used_do_not_end_the_run(tmp_path: Path, runner: FakeRunner):
@@ -237,7 +257,7 @@ def test_a_step_without_a_product_ends_the_run(tmp_path: Path, runner: FakeRunne
     runner.without_product = ("pseudo-labels",)
     with pytest.raises(StepError, match="'pseudo-labels' wrote no data/pseudo_labeled/im"):
         make_weights(Settings(), tmp_path, runner)
-    assert runner.ran == STEPS[:5]
+    assert runner.ran == STEPS[:7]
 
 
 # --- the command ---
@@ -266,6 +286,8 @@ def test_a_missing_folder_is_named_before_anything_runs(root: Path, monkeypatch,
     monkeypatch.setattr(module, "make_weights", lambda *_, **__: pytest.fail("started"))
     assert main(["--cutouts", str(root), "--photos", str(root / "gone")]) == 2
     assert "gone: the folder does not exist" in capsys.readouterr().err
+    assert main(["--cutouts", str(root), "--models", str(root / "none")]) == 2
+    assert "none: the folder does not exist; choose another" in capsys.readouterr().err
     monkeypatch.setattr(module, "CUTOUTS", root / "stamps")
     assert main([]) == 2
     assert "stamps: the folder does not exist; install Debian's package tuxpaint" in capsys.readouterr().err
@@ -299,7 +321,7 @@ def test_an_interruption_exits_with_130(root: Path, monkeypatch: pytest.MonkeyPa
 
     (root / "stamps").mkdir()
     monkeypatch.setattr(module, "make_weights", interrupt)
-    assert main(["--cutouts", str(root / "stamps")]) == 130
+    assert main(["--cutouts", str(root / "stamps"), "--models", str(root)]) == 130
     assert "the same command resumes" in capsys.readouterr().err
 
 
