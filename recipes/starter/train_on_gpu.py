@@ -7,7 +7,7 @@
 
 `pack` runs on the machine that has the data: it encodes pairs, backgrounds and validation pairs again, at the size that
 they are used at, until the limit is reached. `train` runs on the machine with the GPU: it is the ordinary training with
-the settings of the recipe, to which key=value arguments are added, in a process of its own. Every two minutes it writes
+the settings of the recipe, some of which --settings replaces, in a process of its own. Every two minutes it writes
 the EMA of the weights to --out, in 8 bits and in parts that are small enough to be copied one by one. When the time is
 up, the training saves its state, and the same command resumes it. `join` puts the parts together.
 """
@@ -333,8 +333,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     training = verbs.add_parser("train", help="train until the time is up")
     training.add_argument("sources", type=Path, metavar="SOURCES", help="what pack wrote")
-    training.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the training, see hypar.py")
     training.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write the weights' parts")
+    training.add_argument(
+        "--settings", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the training, see hypar.py"
+    )
     training.add_argument("--minutes", type=float, default=9.0, help="when to save and end (default: %(default)s)")
     training.add_argument(
         "--weights", type=Path, default=Path("saved_models/dis_sam_starter.safetensors"), metavar="FILE",

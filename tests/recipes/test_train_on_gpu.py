@@ -235,7 +235,7 @@ def test_a_training_that_ends_by_itself_ends_the_command(tmp_path, published):
     ("arguments", "message"),
     [
         (["train", "s", "--out", "o", "--minutes", "0"], "expected a number above 0"),
-        (["train", "s", "batch", "--out", "o"], "expected KEY=VALUE, found 'batch'"),
+        (["train", "s", "--out", "o", "--settings", "batch"], "expected KEY=VALUE, found 'batch'"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
