@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from IS_Net.checkpoint import load_isnet
 from IS_Net.device import autocast, autocast_dtype, pick_device
@@ -107,12 +107,18 @@ def check_mask(
     raise ValueError(f"expected a mask of bool, uint8 or float, found {mask.dtype}")
 
 
+@torch.no_grad()
 def fold_batchnorm(model: ISNetDIS) -> ISNetDIS:
     """Return a copy in eval mode whose BatchNorms are folded into their convolutions: the same function, faster."""
-    model = copy.deepcopy(model).eval()
+    blocks = [block for block in model.modules() if isinstance(block, ConvBNReLU)]
+    # the tensors of the blocks are not copied, because folding makes new ones
+    shared = {id(tensor): tensor for block in blocks for tensor in (*block.parameters(), *block.buffers())}
+    model = copy.deepcopy(model, shared).eval()
     for block in model.modules():
         if isinstance(block, ConvBNReLU):
-            block.conv_s1 = fuse_conv_bn_eval(block.conv_s1, block.bn_s1)
+            conv, norm = block.conv_s1, block.bn_s1
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
             block.bn_s1 = nn.Identity()
     return model
 

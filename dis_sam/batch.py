@@ -8,15 +8,19 @@ resumed by calling it again.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import hashlib
 import json
 import logging
 import os
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +58,7 @@ KEYWORD = "dis-sam"
 
 _METHOD = 1
 """Part of every fingerprint. Increase it when the same inputs give other outputs than before."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MAX_LISTED = 10
 
@@ -331,8 +336,10 @@ class ModelChoice:
 
     def load(self) -> DISSAM:
         """Load the model."""
-        from dis_sam.pipeline import load  # PyTorch takes seconds to import, and a run may have nothing left to do
-
+        # PyTorch takes seconds to import, and a run may have nothing left to do
+        with _garbage_collection_paused():  # it would start hundreds of times during the import and find nothing
+            from dis_sam.pipeline import load
+        _reuse_freed_memory()
         return load(self.weights, self.sam, self.device, self.precision)
 
     @cached_property
@@ -347,6 +354,30 @@ class ModelChoice:
     def key(self, uses_stage_1: bool) -> list[list[str]]:
         """Return what identifies the weights and the precision, as JSON values."""
         return [self._stage_2, self._stage_1] if uses_stage_1 else [self._stage_2]
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _reuse_freed_memory() -> None:
+    """Make glibc keep freed memory for the next allocation, where it would return it to the system.
+
+    Every layer of the network allocates its output. Without this, a seventh of a prediction's CPU time is spent on new
+    pages. With it, the peak memory is a seventh higher.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries, such as musl, have none
+        if mallopt is not None:
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
 def choose_model(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -72,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in VERBS:
         print_error(f"unknown verb {name!r}{did_you_mean(name, VERBS)}")
         return NOT_STARTED
+    atexit.register(gc.freeze)  # at exit, Python would search PyTorch's modules for garbage, which takes half a second
     verb = VERBS[name]
     module, _, function = verb.target.partition(":")
     try:

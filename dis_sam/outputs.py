@@ -114,7 +114,8 @@ def render_all(
         if colors is None and kind not in ("alpha", "mask", "overlay"):
             colors = object_colors(image, alpha)
         if kind == "rgba":
-            pixels = np.dstack((_to_bits(colors, bits), _alpha_to_bits(alpha, bits)))
+            pixels = cv2.cvtColor(_to_bits(colors, bits), cv2.COLOR_RGB2RGBA)
+            pixels[..., 3] = _alpha_to_bits(alpha, bits)
         elif kind == "alpha":
             pixels = _alpha_to_bits(alpha, bits)
         elif kind == "mask":
@@ -177,9 +178,10 @@ def object_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         y, x, side = tile
         top, left = max(y - _MARGIN, 0), max(x - _MARGIN, 0)
         context = slice(top, y + side + _MARGIN), slice(left, x + side + _MARGIN)
-        estimates = estimate_foreground(image[context], alpha[context])[y - top :, x - left :][:side, :side]
+        where = np.zeros(alpha[context].shape, bool)
         inside = slice(y, y + side), slice(x, x + side)
-        np.copyto(colors[inside], estimates, where=estimated[inside][..., None])
+        where[y - top :, x - left :][:side, :side] = estimated[inside]
+        colors[inside][estimated[inside]] = estimate_foreground(image[context], alpha[context], where)
 
     with ThreadPoolExecutor(_THREADS) as pool:  # NumPy, which does most of it, uses one core
         for _ in pool.map(estimate, _tiles(estimated)):

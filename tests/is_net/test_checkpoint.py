@@ -98,6 +98,25 @@ def test_loading_is_logged(weights: Path, caplog: pytest.LogCaptureFixture):
     assert caplog.messages == [f"weights: {weights}"]
 
 
+def test_a_loaded_network_is_independent_of_its_file(tmp_path: Path, weights: Path):
+    copied = tmp_path / "isnet.safetensors"
+    copied.write_bytes(weights.read_bytes())
+    model, _ = load_isnet(copied)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with copied.open("r+b") as file:  # the same file, not a new one of this name
+        file.write(bytes(copied.stat().st_size))
+    assert_same(model.state_dict(), before)
+    assert_same(before, read_weights(weights)[0])
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_half_precision_files_give_float32_networks(tmp_path: Path, narrow: State):
+    torch.save({name: x.half() if x.is_floating_point() else x for name, x in narrow.items()}, tmp_path / "a.pth")
+    model, _ = load_isnet(tmp_path / "a.pth")
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    assert_same(model.state_dict(), {name: x.half().to(x.dtype) for name, x in narrow.items()})
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "model", "net"])
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,3 +74,42 @@ def test_an_opaque_object_keeps_its_colors():
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     found = estimate_foreground(image, np.ones((40, 50), np.float32))
     assert np.abs(found.astype(int) - image).max() <= 1
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_colors_of_some_pixels_are_those_of_all(share: float):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    alpha, where = rng.random((37, 50), dtype=np.float32), rng.random((37, 50)) < share
+    found = estimate_foreground(image, alpha, where)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, estimate_foreground(image, alpha)[where])
+
+
+def test_colors_follow_the_published_formula():
+    """The two passes written out pixel by pixel in float64, with plain loops over windows."""
+    rng = np.random.default_rng(1)
+    image = cv2.resize(rng.integers(0, 256, (13, 15, 3), dtype=np.uint8), (60, 52), interpolation=cv2.INTER_CUBIC)
+    alpha = np.clip(cv2.resize(rng.random((6, 6), dtype=np.float32), (60, 52)) * 1.6 - 0.3, 0, 1)
+
+    def mean(values: np.ndarray, radius: int) -> np.ndarray:
+        padded = np.pad(values, ((radius, radius),) * 2 + ((0, 0),), mode="reflect")
+        side = 2 * radius + 1
+        height, width = values.shape[:2]
+        return np.array(
+            [[padded[y : y + side, x : x + side].mean(axis=(0, 1)) for x in range(width)] for y in range(height)]
+        )
+
+    def improve(pixels: np.ndarray, a: np.ndarray, front: np.ndarray, back: np.ndarray, radius: int):
+        weight = mean(a, radius)
+        front = (mean(front * a, radius) + 1e-5 * front) / (weight + 1e-5)
+        back = mean(back * (1 - a), radius) / (1 - weight + 1e-5)
+        return np.clip(front + a * (pixels - a * front - (1 - a) * back), 0, 255), back
+
+    small, small_alpha = (cv2.resize(x, (15, 13), interpolation=cv2.INTER_AREA) for x in (image, alpha))
+    small = small.astype(float)
+    front, back = improve(small, small_alpha[..., None].astype(float), small, small, 11)
+    front, back = (cv2.resize(layer, (60, 52), interpolation=cv2.INTER_LINEAR) for layer in (front, back))
+    expected, _ = improve(image.astype(float), alpha[..., None].astype(float), front, back, 4)
+    difference = expected - estimate_foreground(image, alpha)  # colors are rounded down
+    assert difference.min() > -0.01 and difference.max() < 1.01

@@ -482,7 +482,11 @@ def test_invalid_boxes(predictor: DISPredictor, box: Any):
 @torch.no_grad()
 def test_folding_keeps_the_function(trained: ISNetDIS):
     x = torch.rand(1, 5, 96, 65)
+    before = copy.deepcopy(trained)
     folded = fold_batchnorm(trained)
+    own = {tensor.data_ptr() for tensor in trained.state_dict().values()}
+    assert not own & {tensor.data_ptr() for tensor in folded.state_dict().values()}
+    assert all(map(torch.equal, trained.state_dict().values(), before.state_dict().values()))
     unfolded = copy.deepcopy(trained).eval()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     torch.testing.assert_close(folded.predict_logits(x), unfolded.predict_logits(x), rtol=1e-4, atol=1e-4)
