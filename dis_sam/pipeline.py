@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,8 +102,45 @@ class Result:
             file.write(data)
 
 
+class _StageOne:
+    """Stage 1 for all sessions of a model: loaded when it is needed, called by one thread at a time.
+
+    Args:
+        predictor: See :class:`DISSAM`.
+    """
+
+    def __init__(self, predictor: StageOnePredictor | Callable[[], StageOnePredictor]) -> None:
+        self._predictor = predictor
+        self._lock = threading.RLock()
+        self._encoded: PreparedImage | None = None
+
+    @property
+    def predictor(self) -> StageOnePredictor:
+        """The model; it is loaded now if it has not been."""
+        with self._lock:
+            if not hasattr(self._predictor, "set_image"):
+                self._predictor = self._predictor()
+            return self._predictor
+
+    def predict(self, image: PreparedImage, **prompt: np.ndarray | None) -> tuple[np.ndarray, float]:
+        """Return the mask with the highest predicted IoU, (H, W) bool, and that IoU; encode the image if needed."""
+        with self._lock:
+            predictor = self.predictor
+            if self._encoded is not image:
+                self._encoded = None  # if encoding fails, no prompt may refer to the previous image
+                predictor.set_image(image.pixels)
+                self._encoded = image
+            masks, scores, _ = predictor.predict(**prompt, multimask_output=True)
+        best = int(np.argmax(scores))
+        return np.asarray(masks[best]).astype(bool), float(scores[best])
+
+
 class DISSAM:
     """Both stages as one: image and prompt -> alpha matte. Mirrors SamPredictor.
+
+    Threads: :meth:`cut` may be called on one object by any number of threads. :meth:`set_image` changes the object, so
+    that threads that use it and :meth:`predict` or :meth:`segment` need a :meth:`session` each; where another thread
+    has set an image in between, these raise an error instead of using it.
 
     Args:
         sam_predictor: Stage 1: from :func:`sam.backends.load_predictor`, or segment_anything's SamPredictor; or a
@@ -112,17 +151,25 @@ class DISSAM:
     def __init__(
         self, sam_predictor: StageOnePredictor | Callable[[], StageOnePredictor], dis_predictor: DISPredictor
     ) -> None:
-        self._sam = sam_predictor
+        self._stage_one = _StageOne(sam_predictor)
         self.dis = dis_predictor
+        self._lock = threading.Lock()
         self._image: PreparedImage | None = None
-        self._encoded = False
+        self._setters: list[int] = []  # the threads that have set an image, the last one at the end
 
     @property
     def sam(self) -> StageOnePredictor:
         """Stage 1."""
-        if not hasattr(self._sam, "set_image"):
-            self._sam = self._sam()
-        return self._sam
+        return self._stage_one.predictor
+
+    def session(self) -> DISSAM:
+        """Return an object for another image that shares the networks of this one, for example for another thread.
+
+        Stage 1 holds the encoding of one image; it encodes again when sessions with stage 1 take turns.
+        """
+        other = DISSAM(self._stage_one._predictor, self.dis)
+        other._stage_one = self._stage_one
+        return other
 
     def set_image(self, image: Picture) -> None:
         """Set the image of the following prompts.
@@ -137,10 +184,21 @@ class DISSAM:
             ValueError: If the array has another shape or dtype.
             ImageError: If the file is missing, damaged, or not an image.
         """
-        self._image, self._encoded = None, False  # whatever fails below, no prompt may refer to the previous image
+        self._set_image(image)
+
+    def _set_image(self, image: Picture) -> PreparedImage:
+        self._keep(None)  # whatever fails below, no prompt may refer to the previous image
         pixels = _to_image(image)
         # an array is copied: stage 1 and windows read it later, when its owner may have modified it
-        self._image = self.dis.prepare(pixels.copy() if pixels is image else pixels)
+        prepared = self.dis.prepare(pixels.copy() if pixels is image else pixels)
+        self._keep(prepared)
+        return prepared
+
+    def _keep(self, image: PreparedImage | None) -> None:
+        thread = threading.get_ident()
+        with self._lock:
+            self._image = image
+            self._setters = [*(other for other in self._setters if other != thread), thread]
 
     def predict(
         self,
@@ -162,7 +220,7 @@ class DISSAM:
             with the highest predicted IoU; and that predicted IoU (NaN if stage 1 is ``box``, which predicts none).
 
         Raises:
-            RuntimeError: If no image is set.
+            RuntimeError: If no image is set, or another thread has set one since this thread did.
             ValueError: If there is no prompt, or points are given without labels.
             PromptError: If there are points and no box, and stage 1 is ``box``.
             BoxError: If the box has no area, or lies outside the image.
@@ -209,14 +267,25 @@ class DISSAM:
             Image, alpha matte, coarse mask and score.
 
         Raises:
-            RuntimeError: If no image is set.
+            RuntimeError: If no image is set, or another thread has set one since this thread did.
             PromptError: If there are points together with a mask; labels without points; other numbers of points and
                 labels; no point on the object and no box; or points and no box, and stage 1 is ``box``.
             BoxError: If the box has no area, or lies outside the image.
             ImageError: If the file of the mask is missing, damaged, or not an image.
             ValueError: If the mask has another shape, dtype or range, or another size than the image.
         """
-        prepared = self._require_image()
+        options = {"detail": detail, "keep_better": keep_better, "need_score": need_score}
+        return self._segment(self._require_image(), box, points, labels, mask, **options)
+
+    def _segment(
+        self,
+        prepared: PreparedImage,
+        box: Box | None,
+        points: Points | None,
+        labels: Labels | None,
+        mask: Picture | None,
+        **options: Any,
+    ) -> Result:
         clipped = None if box is None else check_box(box, *prepared.size)
         if points is not None or labels is not None:
             points, labels = _check_points(points, labels, has_box=box is not None, has_mask=mask is not None)
@@ -227,9 +296,7 @@ class DISSAM:
         else:
             coarse, _ = self._stage_1(prepared, points, labels, box)
             given = self._for_stage_2(prepared, coarse)
-        refined = self.dis.refine(
-            prepared, given, clipped, detail=detail, keep_better=keep_better, need_score=need_score
-        )
+        refined = self.dis.refine(prepared, given, clipped, **options)
         return Result(prepared.pixels, refined.alpha, coarse, refined.score)
 
     def cut(
@@ -245,13 +312,20 @@ class DISSAM:
         need_score: bool = False,
     ) -> Result:
         """Set an image (:meth:`set_image`) and segment one object of it (:meth:`segment`); the arguments are theirs."""
-        self.set_image(image)
-        return self.segment(box, points, labels, mask, detail=detail, keep_better=keep_better, need_score=need_score)
+        options = {"detail": detail, "keep_better": keep_better, "need_score": need_score}
+        return self._segment(self._set_image(image), box, points, labels, mask, **options)
 
     def _require_image(self) -> PreparedImage:
-        if self._image is None:
+        thread = threading.get_ident()
+        with self._lock:
+            image, setters = self._image, self._setters
+        if len(setters) > 1 and setters[-1] != thread:
+            raise RuntimeError(
+                "another thread has set an image of its own in this object; use a session() for each thread, or cut()"
+            )
+        if image is None:
             raise RuntimeError("no image is set; call set_image(image) before predict() and segment()")
-        return self._image
+        return image
 
     def _stage_1(
         self,
@@ -262,18 +336,13 @@ class DISSAM:
         mask_input: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float]:
         """Return the mask of stage 1 with the highest predicted IoU, (H, W) bool, and that IoU."""
-        if not self._encoded:
-            self.sam.set_image(prepared.pixels)
-            self._encoded = True
-        masks, scores, _ = self.sam.predict(
+        return self._stage_one.predict(
+            prepared,
             point_coords=None if points is None else np.asarray(points),
             point_labels=None if labels is None else np.asarray(labels),
             box=None if box is None else np.asarray(box),
             mask_input=mask_input,
-            multimask_output=True,
         )
-        best = int(np.argmax(scores))
-        return np.asarray(masks[best]).astype(bool), float(scores[best])
 
     def _for_stage_2(self, prepared: PreparedImage, coarse: np.ndarray) -> np.ndarray | None:
         """Return the mask that stage 2 is given: none if the mask of stage 1 is only the filled box."""
