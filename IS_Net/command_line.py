@@ -1,6 +1,7 @@
 """What all commands share: the exit codes, the messages of errors, and argument types.
 
-Exit codes: 0 = done; 1 = some items failed, each named; 2 = the command could not start; 130 = interrupted.
+Exit codes: 0 = done; 1 = some items failed, each named; 2 = the command could not start; 130 = interrupted by Ctrl-C;
+143 = ended by SIGTERM.
 This module imports nothing heavy, so that ``--help`` answers at once.
 """
 
@@ -8,13 +9,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from IS_Net.errors import UserError
 
-DONE, FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, NOT_STARTED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 """Exit codes."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a command answers as it does Ctrl-C."""
 
 
 def run_command(command: Callable[[], int], interrupted: str = "interrupted") -> int:
@@ -25,20 +33,42 @@ def run_command(command: Callable[[], int], interrupted: str = "interrupted") ->
         interrupted: What to print after Ctrl-C, for example that the same command resumes.
 
     Returns:
-        The exit code: the command's own, that of its error, or 130 after Ctrl-C.
+        The exit code: the command's own, that of its error, 130 after Ctrl-C, or 143 after SIGTERM.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return command()
+        with _sigterm_raises():
+            return command()
     except UserError as error:
         print_error(str(error))
         return error.exit_code
     except OSError as error:
         print_error(str(error))
         return NOT_STARTED
+    except Terminated:
+        print_error(interrupted.replace("interrupted", "terminated", 1), prefix="")
+        return TERMINATED
     except KeyboardInterrupt:
         print_error(interrupted, prefix="")
         return INTERRUPTED
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise :class:`Terminated` at SIGTERM, unless the signal is handled or ignored already."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(_number: int, _frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def print_error(message: str, prefix: str = "error: ") -> None:

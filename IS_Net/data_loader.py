@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from IS_Net.augment import augment
 from IS_Net.cache import open_cache, read_planes
-from IS_Net.errors import import_extra
-from IS_Net.images import binarize, image_size, read_mask
-from IS_Net.preprocess import BOX_CHANNEL, IMAGE_CHANNELS, MASK_CHANNEL, Size, box_from_mask, fill_box, resize_planes
+from IS_Net.images import image_size, read_mask
+from IS_Net.preprocess import MASK_CHANNEL, Size, resize_planes
 from IS_Net.samples import check_dataset, pair_files
-from IS_Net.synthesis.copy_paste import copy_paste
-from IS_Net.synthesis.simulate_masks import MASK_SOURCES, RELIABLE_SOURCES, simulate_mask
+from IS_Net.synthesis.composer import Composer
+from IS_Net.synthesis.sources import fits
 from IS_Net.worker import keep, prepare_worker
 
 logger = logging.getLogger(__name__)
@@ -125,14 +125,11 @@ class Synthesis:
     """Photographs for the backgrounds of copy-paste augmentation; None takes the training images."""
 
 
-_MIN_TARGET_PIXELS = 100  # a copy-paste sample with fewer visible pixels of the target is not used
-
-
 class TrainDataset(Dataset):
     """The training samples of one or more data sets, augmented.
 
     The augmentation of a sample depends on seed, epoch and index only, not on the worker process that loads it, nor on
-    whether the run was interrupted and resumed.
+    whether the run was interrupted and resumed. On a GPU, synthetic samples are the same up to rounding.
 
     Args:
         datasets: Data sets with ground truth, of equal sizes. They have ``in_ch`` channels, or 3 if all masks are
@@ -143,9 +140,11 @@ class TrainDataset(Dataset):
         crop_size: As in :func:`IS_Net.augment.augment`.
         in_ch: Number of input channels of the network; None takes that of the data sets.
         synthesis: Which samples are synthetic.
+        device: Where to make synthetic samples: on a CUDA device if its memory has room for the data sets; on any other
+            device, and without synthetic samples, the CPU is used.
 
-    Raises:
-        MissingExtraError: If copy-paste augmentation is used and the extra ``train`` is not installed.
+    Attributes:
+        device: Where the samples are made.
     """
 
     def __init__(
@@ -157,50 +156,48 @@ class TrainDataset(Dataset):
         crop_size: Size | None = None,
         in_ch: int | None = None,
         synthesis: Synthesis = Synthesis(),
+        device: torch.device = torch.device("cpu"),
     ) -> None:
-        if synthesis.copy_paste:
-            import_extra("skimage.segmentation", "train")  # now, rather than in a worker process during training
         self.dataset = ConcatDataset(datasets)
         self.seed, self.flip_h, self.flip_v, self.crop_size = seed, flip_h, flip_v, crop_size
         self.in_ch, self.synthesis = in_ch or datasets[0].in_ch, synthesis
+        used = [self.dataset, *([synthesis.backgrounds] if synthesis.backgrounds else [])]
+        on_gpu = device.type == "cuda" and bool(synthesis.copy_paste or synthesis.simulate_mask) and fits(used, device)
+        self.device = device if on_gpu else torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def names(self, keys: Sequence[TrainKey]) -> list[str]:
+        """Return the names of samples, each after that of its data set."""
+        samples = [f"{data.name}/{sample.name}" for data in self.dataset.datasets for sample in data.samples]
+        return [samples[key.index] for key in keys]
 
     def __getitem__(self, key: TrainKey) -> Tensor:
         """Return (in_ch + 1, height, width) uint8: the network's input and the ground truth."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[TrainKey]) -> Tensor:
-        """Return (B, in_ch + 1, height, width) uint8; each sample is written to its place in the batch directly."""
-        batch = None
-        for position, key in enumerate(keys):
-            rng = np.random.default_rng((self.seed, key.epoch, key.index))
-            planes = self._synthesize(self.dataset[key.index], rng)
-            if batch is None:
-                batch = torch.empty((len(keys), len(planes), *(self.crop_size or planes.shape[1:])), dtype=torch.uint8)
-            augment(planes, rng, self.flip_h, self.flip_v, self.crop_size, out=batch[position].numpy())
+        """Return (B, in_ch + 1, height, width) uint8, on the device where the samples are made."""
+        rngs = [np.random.default_rng((self.seed, key.epoch, key.index)) for key in keys]
+        samples = self._composer.make([key.index for key in keys], rngs)
+        channels, *size = samples[0].shape
+        batch = torch.empty((len(keys), channels, *(self.crop_size or size)), dtype=torch.uint8, device=self.device)
+        for planes, rng, place in zip(samples, rngs, batch, strict=True):
+            augment(planes, rng, self.flip_h, self.flip_v, self.crop_size, out=place)
         return batch
 
-    def _synthesize(self, planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Replace the whole sample by copy-paste augmentation, or its coarse mask by a simulated one, or nothing."""
+    @functools.cached_property
+    def _composer(self) -> Composer:
         synthesis = self.synthesis
-        image, gt, sources, pasted = planes[:IMAGE_CHANNELS], planes[-1], MASK_SOURCES, False
-        if synthesis.copy_paste and rng.random() < synthesis.copy_paste:
-            backgrounds = self.dataset if synthesis.backgrounds is None else synthesis.backgrounds
-            background = backgrounds[rng.integers(len(backgrounds))][:IMAGE_CHANNELS]
-            sample = copy_paste(background, lambda: self.dataset[rng.integers(len(self.dataset))], rng)
-            if np.count_nonzero(binarize(sample.gt)) >= _MIN_TARGET_PIXELS:
-                image, gt, pasted = sample.image, sample.gt, True
-                sources = RELIABLE_SOURCES if sample.mask_only_target else MASK_SOURCES
-        if not pasted and not (synthesis.simulate_mask and rng.random() < synthesis.simulate_mask):
-            return planes
-        layers = [image]
-        if self.in_ch > MASK_CHANNEL:
-            layers.append(simulate_mask(gt, image, rng, sources)[None])
-        if self.in_ch > BOX_CHANNEL:
-            layers.append(fill_box(box_from_mask(gt), gt.shape, gt.shape))
-        return np.concatenate([*layers, gt[None]])
+        return Composer(
+            self.dataset,
+            synthesis.backgrounds,
+            self.in_ch,
+            synthesis.copy_paste,
+            synthesis.simulate_mask,
+            self.device,
+        )
 
 
 class EndlessBatches(Sampler[list[TrainKey]]):
@@ -231,8 +228,12 @@ class EndlessBatches(Sampler[list[TrainKey]]):
             yield [TrainKey(epoch, int(index)) for index in indices]
 
 
-def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: int = 0, pin: bool = False) -> DataLoader:
+def train_loader(
+    dataset: TrainDataset, batch_size: int, workers: int, start: int = 0, pin: bool = False, timeout: float = 0
+) -> DataLoader:
     """Return an endless loader of training batches, (B, in_ch + 1, height, width) uint8.
+
+    Those of a data set on a GPU are made there, in the main process.
 
     Args:
         dataset: The samples.
@@ -240,6 +241,7 @@ def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: in
         workers: Number of worker processes; 0 loads in the main process.
         start: Number of the first batch, counted over all epochs.
         pin: Whether to pin the memory of batches, for faster copies to a GPU.
+        timeout: Seconds without a batch from the workers after which the loader raises RuntimeError; 0 waits forever.
     """
     batches = EndlessBatches(len(dataset), batch_size, dataset.seed, start)
     if batch_size > len(dataset):
@@ -248,13 +250,16 @@ def train_loader(dataset: TrainDataset, batch_size: int, workers: int, start: in
             batch_size,
             len(dataset),
         )
+    on_gpu = dataset.device.type != "cpu"
+    workers = 0 if on_gpu else workers
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=keep,
-        pin_memory=pin,
+        pin_memory=pin and not on_gpu,
         worker_init_fn=prepare_worker,
+        timeout=timeout if workers else 0,
     )
 
 
@@ -307,7 +312,9 @@ def collate_valid(items: list[ValidItem]) -> ValidBatch:
     return ValidBatch([item.name for item in items], planes, [item.size for item in items], gts)
 
 
-def valid_loader(dataset: ValidDataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
+def valid_loader(
+    dataset: ValidDataset, batch_size: int, workers: int, pin: bool = False, timeout: float = 0
+) -> DataLoader:
     """Return a loader of :class:`ValidBatch` in order; the last batch may be smaller.
 
     Args:
@@ -315,6 +322,7 @@ def valid_loader(dataset: ValidDataset, batch_size: int, workers: int, pin: bool
         batch_size: Samples per batch.
         workers: Number of worker processes; 0 loads in the main process.
         pin: Whether to pin the memory of batches, for faster copies to a GPU.
+        timeout: As for :func:`train_loader`.
     """
     return DataLoader(
         dataset,
@@ -323,4 +331,5 @@ def valid_loader(dataset: ValidDataset, batch_size: int, workers: int, pin: bool
         collate_fn=collate_valid,
         pin_memory=pin,
         worker_init_fn=prepare_worker,
+        timeout=timeout if workers else 0,
     )

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from IS_Net.bounded import BoundedQueue
 from IS_Net.checkpoint import save_state, save_weights
 from IS_Net.device import autocast
-from IS_Net.errors import TrainingError
+from IS_Net.errors import TrainingError, UserError
 from IS_Net.hypar import Settings
 from IS_Net.images import write_mask
 from IS_Net.losses import orthogonal_loss
@@ -39,6 +39,52 @@ Metrics = dict[str, float]
 STATE_FILE = "last.pt"
 _UNLIMITED = 1_000_000  # iterations; a limit from here on gets no progress bar
 _LOG_EVERY = 10  # iterations between two readings of the loss, each of which makes the host wait for the device
+
+
+# --- requests to stop -----------------------------------------------------------------------------------------------
+
+STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""What a phase that a signal ended calls the end."""
+
+
+class StopRequested(Exception):  # noqa: N818 - a request is no error
+    """A request to stop arrived during a validation."""
+
+
+class StopRequests:
+    """Turns the first Ctrl-C or SIGTERM into a request, which the loops answer between two batches.
+
+    A context manager; outside of it, and in threads other than the main one, signals act as before.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        """The end that was requested, a value of ``STOP_SIGNALS``; empty if there is no request."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, _frame: Any) -> None:
+        self.reason = STOP_SIGNALS[signal.Signals(number)]
+        self._restore()  # a second one stops at once
+        logger.info("%s: the training stops after this batch and is saved", signal.Signals(number).name)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise StopRequested if there is a request."""
+        if self.reason:
+            raise StopRequested
 
 
 # --- validation -----------------------------------------------------------------------------------------------------
@@ -69,6 +115,7 @@ def predict_maps(
     out_dir: str | Path | None = None,
     model: nn.Module | None = None,
     passes: int = 1,
+    stop: StopRequests | None = None,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Run a network in eval mode on one data set, and write its maps along the way.
 
@@ -81,10 +128,14 @@ def predict_maps(
         model: The network to run; None is the task's own.
         passes: Number of forward passes; each takes the alpha matte of the one before as its coarse mask. A network
             without a mask channel runs once.
+        stop: Requests to stop, which end the run after a batch.
 
     Yields:
         The name; the map, (H, W) uint8 on the device, at the image's own size and rounded as it is saved; the ground
         truth, (H, W) uint8 on the CPU, or None if the data set has none.
+
+    Raises:
+        StopRequested: If a request to stop arrived.
     """
     name = loader.dataset.name
     writer = _MapWriter(Path(out_dir) / name) if out_dir else None
@@ -93,6 +144,8 @@ def predict_maps(
     try:
         with tqdm(total=len(loader.dataset), desc=f"valid {name}", unit="image", leave=False) as bar:
             for batch in loader:
+                if stop is not None:
+                    stop.check()
                 x = task.input(batch.planes.to(device, non_blocking=True))
                 with autocast(device, dtype):
                     logits = model.predict_logits(x)
@@ -120,6 +173,7 @@ def validate(
     dtype: torch.dtype | None,
     out_dir: str | Path | None = None,
     model: nn.Module | None = None,
+    stop: StopRequests | None = None,
 ) -> Metrics:
     """Score a network on one data set, at the size of each ground truth and on maps rounded to uint8 as they are saved.
 
@@ -130,7 +184,7 @@ def validate(
         ``max_f_mean_pr``, ``max_f_mean_curve`` and ``mae``; nan if the data set has no ground truth.
     """
     f_measure, mae = FMeasure(), MAE()
-    for _, alpha, gt in predict_maps(task, loader, device, dtype, out_dir, model):
+    for _, alpha, gt in predict_maps(task, loader, device, dtype, out_dir, model, stop=stop):
         if gt is not None:
             gt = gt.to(device, non_blocking=True)
             if device.type == "mps":  # has no float64, which exact sums need
@@ -182,12 +236,12 @@ class Progress:
     @property
     def interrupted(self) -> bool:
         """Whether a request to stop ended the phase."""
-        return self.done == "interrupted"
+        return self.done in STOP_SIGNALS.values()
 
     @property
     def unfinished(self) -> bool:
         """Whether a request to stop or the time limit ended the phase, so that it is to be resumed."""
-        return self.done in ("interrupted", "max_minutes")
+        return self.interrupted or self.done == "max_minutes"
 
     def record(self, metrics: Metrics) -> bool:
         """Record a validation; return whether it is the best so far: the highest max F, ties by the lower MAE."""
@@ -222,30 +276,6 @@ class EMA:
                 mean.lerp_(now, 1 - decay)
             else:
                 mean.copy_(now)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop answers between two iterations."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def request(_number: int, _frame: Any) -> None:
-        requested.set()
-        for number, handler in before.items():  # a second one stops at once
-            signal.signal(number, handler)
-
-    for number in signals:
-        signal.signal(number, request)
-    try:
-        yield requested.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -293,7 +323,8 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
         of the run; the network holds the last weights, not the best.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If loss, gradient or weights are not finite, memory is short, or a process that loads data ends.
+            What the run reached before is in ``last.pt``.
     """
     training = Training(task, run, resume)
     progress, batches = training.progress, None
@@ -305,40 +336,48 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
     progress.done = ""  # the limits may have changed since the state was saved; they are checked again
     total = task.max_ite if task.max_ite < _UNLIMITED else None
     with (
-        _stop_requests() as stop_requested,
+        StopRequests() as stop,
         tqdm(total=total, initial=progress.iteration, desc=f"train {task.name}", unit="it") as bar,
     ):
-        while not progress.done:
-            progress.epoch = progress.batch // per_epoch
-            if stop_requested():
-                progress.done = "interrupted"
-            elif progress.iteration >= task.max_ite:
-                progress.done = "max_ite"
-            elif progress.epoch >= run.settings.max_epoch_num:
-                progress.done = "max_epoch_num"
-            elif progress.patience_count >= run.settings.early_stop:
-                progress.done = "early_stop"
-            elif task.stop_f is not None and progress.last_f > task.stop_f:
-                progress.done = "stop_f"
-            elif run.out_of_time:
-                progress.done = "max_minutes"
-            else:
-                if batches is None:
-                    batches = iter(run.make_train_loader(progress.batch))
-                training.step(batches)
-                bar.update()
-                if progress.iteration % _LOG_EVERY == 0:
-                    bar.set_postfix(loss=f"{training.read_loss():.4g}")
-                if progress.iteration % run.settings.model_save_fre == 0:
-                    training.validate()
-                    training.save()
-                elif training.save_is_due:
-                    training.read_loss()  # raises before a network that has diverged is saved
-                    training.save()
-        if not progress.interrupted and progress.validated != progress.iteration:
-            training.validate()
-        training.read_loss()  # raises before a network that has diverged is saved
+        try:
+            if training.validation_is_due:  # the state was saved before its validation was complete
+                training.validate(stop)
+                training.save()
+            while not progress.done:
+                progress.epoch = progress.batch // per_epoch
+                if stop.reason:
+                    progress.done = stop.reason
+                elif progress.iteration >= task.max_ite:
+                    progress.done = "max_ite"
+                elif progress.epoch >= run.settings.max_epoch_num:
+                    progress.done = "max_epoch_num"
+                elif progress.patience_count >= run.settings.early_stop:
+                    progress.done = "early_stop"
+                elif task.stop_f is not None and progress.last_f > task.stop_f:
+                    progress.done = "stop_f"
+                elif run.out_of_time:
+                    progress.done = "max_minutes"
+                else:
+                    with training.failures_saved():
+                        if batches is None:
+                            batches = iter(run.make_train_loader(progress.batch))
+                        training.step(batches)
+                    bar.update()
+                    if progress.iteration % _LOG_EVERY == 0:
+                        bar.set_postfix(loss=f"{training.read_loss():.4g}")
+                    if training.validation_is_due:
+                        training.save()  # before the validation, which may fail or take long
+                        training.validate(stop)
+                        training.save()
+                    elif training.save_is_due:
+                        training.save()
+            if not progress.interrupted and progress.validated != progress.iteration:
+                training.save()
+                training.validate(stop)
+        except StopRequested:
+            progress.done = stop.reason
         training.save()
+        progress.done = stop.reason or progress.done  # a request during the last validation or save counts, too
     logger.info("%s: stopped at iteration %d (%s)", task.name, progress.iteration, progress.done)
     return progress
 
@@ -370,10 +409,13 @@ class Training:
             task.model.compile()
         if resume:
             self._load(resume)
-        run.log.begin(task.name, self.progress.iteration)
+        run.log.begin(task.name, self.progress.iteration, self.progress.validated)
         self.started = time.perf_counter()
         self._saved = time.monotonic()
-        self._losses = torch.zeros(2, device=run.device)  # their sum and number since the last reading
+        # sum and number of the losses since the last reading
+        self._losses = torch.tensor(resume["losses"] if resume and "losses" in resume else [0.0, 0.0]).to(run.device)
+        # number of batches with a loss or gradient that is not finite, and the number of the first one
+        self._bad = torch.zeros(2, dtype=torch.long, device=run.device)
 
     def _load(self, state: dict[str, Any]) -> None:
         if self.ema and state.get("ema_model") is not None:
@@ -393,12 +435,13 @@ class Training:
         return self.ema.model if self.ema else self.task.model
 
     def step(self, batches: Iterator[Tensor]) -> None:
-        """Take one optimizer step on ``accumulation`` batches."""
+        """Take one optimizer step on ``accumulation`` batches; none if loss or gradient are not finite."""
         settings, device = self.run.settings, self.run.device
         lr = self._lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros_like(self._losses)
         for index in range(settings.accumulation):
             planes = next(batches).to(device, non_blocking=True)
             planes = self.task.prepare(planes, self.progress.batch + index, self.run.dtype)
@@ -407,13 +450,25 @@ class Training:
             if settings.orthogonal_weight:
                 loss = loss + settings.orthogonal_weight * orthogonal_loss(self.task.model)
             self.scaler.scale(loss / settings.accumulation).backward()
-            self._losses += torch.stack((loss.detach(), torch.ones_like(loss)))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            losses += torch.stack((loss.detach(), torch.ones_like(loss)))
+        self._step_if_finite(losses)
         self.progress.iteration += 1
         self.progress.batch += settings.accumulation
         if self.ema:
             self.ema.update(self.task.model, self.progress.iteration - self.task.start_ite)
+
+    def _step_if_finite(self, losses: Tensor) -> None:
+        """Step on the device without waiting for it; :meth:`read_loss` reports what was skipped."""
+        finite = torch.isfinite(losses[0])
+        if not self.scaler.is_enabled():  # a scaler skips infinite gradients itself, and meets them as a rule
+            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+            self.optimizer.found_inf = (~finite).float()  # the fused optimizer then leaves everything as it is
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        number = torch.where(self._bad[0] > 0, self._bad[1], self.progress.batch)
+        self._bad = torch.where(finite, self._bad, torch.stack((self._bad[0] + 1, number)))
+        self._losses += torch.where(finite, losses, 0)
 
     def _lr(self) -> float:
         if not self.task.cosine_decay:
@@ -425,36 +480,86 @@ class Training:
         """Return and log the mean loss since the last reading.
 
         Raises:
-            TrainingError: If it is not finite.
+            TrainingError: If a loss or gradient was not finite, and ``on_nonfinite`` is ``stop``.
         """
+        self._check_finite()
         total, number = self._losses.tolist()
         self._losses.zero_()
-        if not number:
-            return self.progress.loss
-        self.progress.loss = total / number
-        if not math.isfinite(self.progress.loss):
-            raise TrainingError(
-                f"{self.task.name}: the loss is {self.progress.loss} at iteration {self.progress.iteration}; reduce "
-                f"the learning rate or set hypar['model_digit'] to 'full'. The checkpoints in {self.run.folder} were "
-                "saved before and are intact"
-            )
-        self.run.log.loss(self.progress.iteration, self.progress.loss)
+        if number:
+            self.progress.loss = total / number
+            self.run.log.loss(self.progress.iteration, self.progress.loss)
         return self.progress.loss
 
-    def validate(self) -> None:
-        """Score the network on all data sets, log the metrics, and save the weights if they are the best so far."""
+    def _check_finite(self) -> None:
+        count, batch = self._bad.tolist()
+        if not count:
+            return
+        self._bad.zero_()
+        files = ", ".join(self._files(batch))
+        message = (
+            f"{self.task.name}: loss or gradient is not finite at iteration "
+            f"{self.progress.iteration - (self.progress.batch - batch) // self.run.settings.accumulation + 1}, batch "
+            f"{batch} ({files})"
+        )
+        if self.run.settings.on_nonfinite == "skip":
+            logger.warning("%s; %d iterations were skipped", message, count)
+            return
+        raise TrainingError(
+            f"{message}; look at these samples, reduce the learning rate, set hypar['model_digit'] to 'full', or "
+            f"hypar['on_nonfinite'] to 'skip'. The checkpoints in {self.run.folder} were saved before and are intact"
+        )
+
+    def _files(self, batch: int) -> list[str]:
+        """Return the names of the samples of a batch."""
+        loader = self.run.make_train_loader(batch)
+        return loader.dataset.names(next(iter(loader.batch_sampler)))
+
+    @contextmanager
+    def failures_saved(self) -> Iterator[None]:
+        """Save the training if its next step fails for want of memory, or because data cannot be loaded.
+
+        Raises:
+            TrainingError: Says what failed and which settings to change.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError, OSError, UserError) as error:
+            remedy = _remedy(error, self.run.settings)
+            if remedy is None:
+                raise
+            self.save()
+            raise TrainingError(
+                f"{self.task.name}, iteration {self.progress.iteration + 1}: {remedy}. The training is saved: "
+                f"restore_model={STATE_FILE} resumes it"
+            ) from error
+
+    @property
+    def validation_is_due(self) -> bool:
+        """Whether the network is to be validated at this iteration, and has not been."""
+        progress = self.progress
+        at_end = progress.iteration % self.run.settings.model_save_fre == 0
+        return at_end and progress.validated < progress.iteration and progress.iteration > self.task.start_ite
+
+    def validate(self, stop: StopRequests | None = None) -> None:
+        """Score the network on all data sets, log the metrics, and save the weights if they are the best so far.
+
+        Raises:
+            StopRequested: If a request to stop arrived; the validation is then repeated when the run is resumed.
+        """
         task, run, progress = self.task, self.run, self.progress
         loss = self.read_loss()
         out_dir = run.settings.valid_out_dir if isinstance(task, SegmentationTask) else None
-        results = []
+        results, rows = [], []
         for loader in run.valid_loaders:
-            metrics = validate(task, loader, run.device, run.dtype, out_dir, self.ema_model)
+            metrics = validate(task, loader, run.device, run.dtype, out_dir, self.ema_model, stop)
             results.append(metrics)
             name = loader.dataset.name
             logger.info("%s, iteration %d, %s: %s", task.name, progress.iteration, name, format_metrics(metrics))
             row = {"phase": task.name, "iteration": progress.iteration, "epoch": progress.epoch}
             row |= {"data_set": name, "loss": loss, **metrics}
-            run.log.validation(row | {"seconds": round(time.perf_counter() - self.started, 1)})
+            rows.append(row | {"seconds": round(time.perf_counter() - self.started, 1)})
+        for row in rows:
+            run.log.validation(row)
         metrics = mean_figures(results)
         if progress.record(metrics):
             save_weights(run.folder / task.weights_file, self.ema_model, self._metadata() | {"metrics": metrics})
@@ -475,11 +580,22 @@ class Training:
         return bool(every) and time.monotonic() - self._saved >= 60 * every
 
     def save(self) -> None:
-        """Write ``last.pt``: everything that the run needs to resume."""
+        """Write ``last.pt``: everything that the run needs to resume.
+
+        Raises:
+            TrainingError: If loss, gradient or weights are not finite; the state that was saved before is kept.
+        """
+        self._check_finite()
+        if not all(_is_finite(tensor) for tensor in self.task.model.state_dict().values()):
+            raise TrainingError(
+                f"{self.task.name}: the weights are not finite at iteration {self.progress.iteration}; reduce the "
+                f"learning rate. The checkpoints in {self.run.folder} were saved before and are intact"
+            )
         gt_encoder = self.task.gt_encoder
         state = {
             "phase": self.task.name,
             "progress": asdict(self.progress),
+            "losses": self._losses.tolist(),
             "model": self.task.model.state_dict(),
             "ema_model": self.ema.model.state_dict() if self.ema else None,
             "gt_encoder": None if gt_encoder is None else gt_encoder.state_dict(),
@@ -490,3 +606,35 @@ class Training:
         }
         save_state(self.run.folder / STATE_FILE, state)
         self._saved = time.monotonic()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+
+
+def _remedy(error: Exception, settings: Settings) -> str | None:
+    """Return what failed in a step and which settings to change; None if the error is of another kind."""
+    text = str(error)
+    if "DataLoader timed out" in text:
+        return (
+            f"no batch arrived in {settings.loader_minutes:g} minutes; check the disk of the data, reduce workers "
+            f"({settings.workers}), or raise loader_minutes"
+        )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in text for part in _OUT_OF_MEMORY):
+        return (
+            f"out of memory; reduce batch_size_train ({settings.batch_size_train}) and raise accumulation instead, "
+            f"reduce input_size {list(settings.input_size)} or workers ({settings.workers}), or set model_digit to "
+            "'half'"
+        )
+    if "DataLoader worker" in text and not isinstance(error, UserError):
+        reason = text.splitlines()[0]
+        return (
+            f"a process that loads data ended ({reason}); if memory is short, reduce workers ({settings.workers}), or "
+            "set workers=0"
+        )
+    if isinstance(error, UserError):  # a file that became unreadable; a worker's message contains its traceback
+        return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+    return None

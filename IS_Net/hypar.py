@@ -144,6 +144,10 @@ class Settings:
         1, "modes valid and inference: forward passes, each with the last one's map as its coarse mask", minimum=1
     )
     check: bool = setting(False, "read all files of the data sets first, and refuse those that cannot be used")
+    on_nonfinite: str = setting(
+        "stop", "at a loss or gradient that is not finite: stop | skip (the iteration)", choices=("stop", "skip")
+    )
+    loader_minutes: float = setting(10.0, "minutes without a batch from the workers after which a training ends")
     workers: int = setting(4, "processes that load data, and in mode valid also processes that score; 0 uses none")
 
     # schedule

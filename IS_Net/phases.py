@@ -44,7 +44,7 @@ Datasets = Sequence[dict[str, str]]
 
 _FREE_TO_CHANGE = (
     *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics"),
-    *("max_minutes", "save_minutes", "check"),
+    *("max_minutes", "save_minutes", "loader_minutes", "check"),
 )
 """Settings that do not affect the result of a resumed training."""
 
@@ -86,7 +86,8 @@ class Session:
         """Return a loader for each data set, in order."""
         settings = self.settings
         opened = [self.dataset(entry, self.model.in_ch, need_gt, settings.cache_boost_valid) for entry in datasets]
-        return [valid_loader(ValidDataset(data), settings.batch_size_valid, self.workers, self._pin) for data in opened]
+        size, timeout = settings.batch_size_valid, 60 * settings.loader_minutes
+        return [valid_loader(ValidDataset(data), size, self.workers, self._pin, timeout) for data in opened]
 
     def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog, phase_1: bool = False) -> Run:
         """Return what both phases are trained with, after a first look at the files; phase 1 may be about to begin."""
@@ -111,7 +112,14 @@ class Session:
             self.model.in_ch,
             Synthesis(settings.copy_paste, settings.simulate_mask, backgrounds),
         )
-        make_loader = functools.partial(train_loader, data, settings.batch_size_train, self.workers, pin=self._pin)
+        make_loader = functools.partial(
+            train_loader,
+            data,
+            settings.batch_size_train,
+            self.workers,
+            pin=self._pin,
+            timeout=60 * settings.loader_minutes,
+        )
         valid_loaders = self.valid_loaders(valid_datasets, need_gt=True)
         validated = [loader.dataset.dataset for loader in valid_loaders]
         take_first_look(

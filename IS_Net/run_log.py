@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
 from IS_Net.errors import import_extra
 from IS_Net.images import atomic_file
+
+logger = logging.getLogger(__name__)
 
 _METRICS = ("max_f_mean_pr", "max_f_mean_curve", "mae")
 _COLUMNS = ("phase", "iteration", "epoch", "data_set", *_METRICS, "loss", "seconds")
@@ -29,8 +32,14 @@ class RunLog:
         self.path = folder / "metrics.csv"
         self._board: Any = None
 
-    def begin(self, phase: str, iteration: int) -> None:
-        """Begin a phase or resume it: what an interrupted run logged of it after ``iteration`` is removed."""
+    def begin(self, phase: str, iteration: int, validated: int) -> None:
+        """Begin a phase or resume it: what an interrupted run logged of it later is removed.
+
+        Args:
+            phase: Name of the phase.
+            iteration: The iteration that the run resumes from.
+            validated: The iteration of the last validation that its state contains.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
@@ -38,8 +47,14 @@ class RunLog:
         self._board = SummaryWriter(str(board), purge_step=iteration + 1)
         if not self.path.is_file():
             return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["phase"] != phase or int(row["iteration"]) <= iteration]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        rows = list(csv.DictReader(lines, _COLUMNS))[1:]
+        if lines and not lines[-1].endswith("\n"):
+            rows[-1:] = [{}] * len(rows[-1:])
+        whole = [row for row in rows if row and None not in (*row, *row.values()) and row["iteration"].isdigit()]
+        if len(whole) < len(rows):
+            logger.warning("%s: %d incomplete lines are removed", self.path, len(rows) - len(whole))
+        rows = [row for row in whole if row["phase"] != phase or int(row["iteration"]) <= validated]
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS)
         writer.writeheader()

@@ -171,7 +171,8 @@ _worker: _Worker | None = None  # that of a worker process
 
 def _start_worker(metrics: str, cache_dir: str) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C, and SIGTERM to its group
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the processes run in parallel already
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from IS_Net.command_line import DONE, FAILED, INTERRUPTED, print_error, print_text, run_command
+from IS_Net.command_line import DONE, FAILED, INTERRUPTED, TERMINATED, print_error, print_text, run_command
 from IS_Net.datalist import dataset_tr, dataset_vd, find_datasets
 from IS_Net.hypar import Settings, describe_settings, override, parse_assignments
 
@@ -104,8 +104,8 @@ def command_line(arguments: Sequence[str]) -> int:
     """Run with ``key=value`` arguments in addition to the settings of this file.
 
     Returns:
-        0: done. 1: images could not be read, or the training failed. 2: the run could not start. 130: interrupted; a
-        training has been saved.
+        0: done. 1: images could not be read, or the training failed. 2: the run could not start. 130: interrupted
+        by Ctrl-C; 143: by SIGTERM; a training has been saved.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print_text(f"{__doc__}\nSettings and their defaults:\n{describe_settings()}")
@@ -124,9 +124,10 @@ def _run_command(arguments: Sequence[str]) -> int:
     with logging_redirect_tqdm():
         result = _run(train, valid, settings)
     if settings.mode == "train":
-        if result.interrupted:
-            print_error("interrupted; restore_model=last.pt resumes the training", prefix="")
-        return INTERRUPTED if result.interrupted else DONE
+        if not result.interrupted:
+            return DONE
+        print_error(f"{result.done}; restore_model=last.pt resumes the training", prefix="")
+        return TERMINATED if result.done == "terminated" else INTERRUPTED
     if result.problems:
         print_error(f"{len(result.problems)} images failed (see above)")
     return FAILED if result.problems else DONE

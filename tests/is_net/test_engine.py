@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from IS_Net.checkpoint import load_isnet, load_state, load_weights, read_weights
 from IS_Net.data_loader import DISDataset, TrainDataset, ValidDataset, train_loader, valid_loader
-from IS_Net.engine import EMA, Progress, Run, Training, _stop_requests, fit, format_metrics, predict_maps, validate
-from IS_Net.errors import MissingExtraError, TrainingError
+from IS_Net.engine import EMA, Progress, Run, StopRequests, Training, fit, format_metrics, predict_maps, validate
+from IS_Net.errors import ImageError, MissingExtraError, TrainingError
 from IS_Net.hypar import Settings
 from IS_Net.images import read_image, read_mask
 from IS_Net.losses import side_output_loss
@@ -237,6 +237,73 @@ def test_a_run_stops_early(make_run, settings):
     assert (progress.done, progress.iteration) == ("early_stop", 4)
 
 
+def test_a_run_ends_after_max_minutes_validated_and_resumes(make_run, settings):
+    chosen = settings(max_ite=1000, model_save_fre=1000, max_minutes=5.0)
+    run = make_run(chosen)
+    make_loader = run.make_train_loader
+
+    def make_late_loader(start: int) -> DataLoader:
+        loader = make_loader(start)
+
+        class Late(InterruptedLoader):
+            def __iter__(self):
+                for number, batch in enumerate(self.loader):
+                    if number == 3:
+                        run.started -= 5 * 60
+                    yield batch
+
+        return Late(loader, after=-1)
+
+    run.make_train_loader = make_late_loader
+    progress = fit(SegmentationTask(Canned(), None, chosen), run)
+    assert (progress.done, progress.iteration, progress.validated) == ("max_minutes", 4, 4)
+    assert progress.unfinished and not progress.interrupted
+    state = load_state(Path(chosen.model_path) / "last.pt")
+    longer = settings(max_ite=6, max_minutes=5.0)
+    again = fit(SegmentationTask(Canned(), None, longer), make_run(longer), state)
+    assert (again.done, again.iteration) == ("max_ite", 6)
+
+
+def test_a_run_saves_every_save_minutes_without_validating(make_run, settings, monkeypatch):
+    clock, events = [0.0], []
+    monkeypatch.setattr("IS_Net.engine.time.monotonic", lambda: clock[0])
+
+    def step(training: Training, *args, original=Training.step) -> None:
+        original(training, *args)
+        clock[0] += 50  # seconds
+
+    def logged(name: str, original):
+        return lambda training, *args: (events.append((name, training.progress.iteration)), original(training, *args))
+
+    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr(Training, "save", logged("save", Training.save))
+    monkeypatch.setattr(Training, "validate", logged("validate", Training.validate))
+    chosen = settings(max_ite=8, model_save_fre=1000, save_minutes=2.0)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    assert [event for event in events if event[1] < 8] == [("save", 3), ("save", 6)]  # the first one after 120 s
+    assert events[-1] == ("save", 8) and events.count(("validate", 8)) == 1
+
+
+def test_a_compiled_network_trains_alike(make_run, settings, monkeypatch, tmp_path):
+    """Compiled by a backend that changes nothing, a run gives the same weights; their names do not change."""
+    compiled = []
+
+    def compile_module(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    outcome = []
+    for number, choice in enumerate((False, True)):
+        chosen = settings(max_ite=2, lr=0.1, ema=0.5, compile=choice, model_path=str(tmp_path / str(number)))
+        model = Canned()
+        fit(SegmentationTask(model, None, chosen), make_run(chosen))
+        assert compiled == [model] * choice
+        outcome.append(read_weights(tmp_path / str(number) / "last.pt")[0])
+    assert outcome[0].keys() == outcome[1].keys()
+    assert torch.allclose(outcome[0]["gain"], outcome[1]["gain"])
+
+
 def test_the_gt_encoder_stops_above_its_max_f(make_run, settings):
     chosen = settings(gt_encoder_stop_f=0.0, gt_encoder_max_ite=50, model_save_fre=1)
     progress = fit(GTEncoderTask(ISNetGTEncoder(), chosen), make_run(chosen))
@@ -258,7 +325,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_spoils_no_checkpoint(make_run
     good = (Path(chosen.model_path) / "best.safetensors").read_bytes()
     with torch.no_grad():
         model.gain.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="the loss is nan"):
+    with pytest.raises(TrainingError, match=r"not finite at iteration 1, batch 0 \(tiny/"):
         fit(SegmentationTask(model, None, chosen), run)
     assert (Path(chosen.model_path) / "best.safetensors").read_bytes() == good
 
@@ -268,13 +335,181 @@ class InterruptedLoader:
 
     def __init__(self, loader: DataLoader, after: int, signal_number: int = signal.SIGINT) -> None:
         self.loader, self.after, self.signal_number = loader, after, signal_number
-        self.batch_sampler = loader.batch_sampler
+        self.batch_sampler, self.dataset = loader.batch_sampler, loader.dataset
 
     def __iter__(self):
         for number, batch in enumerate(self.loader, start=1):
             if number == self.after:
                 signal.raise_signal(self.signal_number)
             yield batch
+
+
+class FailingLoader(InterruptedLoader):
+    """A loader that raises an error instead of batch number ``after``."""
+
+    def __init__(self, loader: DataLoader, after: int, error: Exception) -> None:
+        super().__init__(loader, after)
+        self.error = error
+
+    def __iter__(self):
+        for number, batch in enumerate(self.loader, start=1):
+            if number == self.after:
+                raise self.error
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), r"process that loads data ended.*workers=0"),
+        (RuntimeError("DataLoader timed out after 600 seconds"), "no batch arrived in 10 minutes.*loader_minutes"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory; reduce batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), r"out of memory; reduce batch_size_train \(2\)"),
+        (MemoryError(), "out of memory"),
+        (
+            ImageError("Caught ImageError in DataLoader worker 0.\nTraceback ..\nImageError: a.png: is damaged"),
+            "iteration 3: a.png: is damaged. The training is saved",
+        ),
+    ],
+    ids=["worker", "timeout", "memory", "cuda", "memory error", "image"],
+)
+def test_a_failure_of_memory_or_data_is_saved_and_named(make_run, settings, error, message):
+    """A worker that dies loses no iteration (row 4d of the list of faults), nor does missing memory (row 48)."""
+    chosen = settings(max_ite=100, model_save_fre=50)
+    run = make_run(chosen)
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda start: FailingLoader(make_loader(start), 3, error)
+    with pytest.raises(TrainingError, match=message) as raised:
+        fit(SegmentationTask(Canned(), None, chosen), run)
+    assert "Traceback" not in str(raised.value)
+    assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 2
+
+
+def test_another_error_of_a_step_is_not_hidden(make_run, settings):
+    run = make_run(settings())
+    make_loader = run.make_train_loader
+    run.make_train_loader = lambda start: FailingLoader(make_loader(start), 2, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+        fit(SegmentationTask(Canned(), None, settings()), run)
+
+
+def spoil_gradient(model: Canned, step: int) -> None:
+    """Make the gradient of a network infinite at a step, counted from 1; the loss stays finite."""
+    calls = []
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * float("inf") if len(calls) == step else gradient
+
+    model.gain.register_hook(hook)
+
+
+def test_an_infinite_gradient_never_reaches_the_weights(make_run, settings):
+    """A NaN gradient in the step before a save (row 44 of the list of faults)."""
+    chosen = settings(max_ite=8, model_save_fre=4, ema=0.5)
+    model = Canned()
+    spoil_gradient(model, 8)
+    with pytest.raises(TrainingError, match=r"not finite at iteration 8, batch 7 \(tiny/"):
+        fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    assert torch.isfinite(model.gain).all()
+    state = load_state(Path(chosen.model_path) / "last.pt")
+    assert state["progress"]["iteration"] == 4 and torch.isfinite(state["model"]["gain"]).all()
+
+
+def test_an_infinite_gradient_is_skipped_if_so_set(make_run, settings, caplog):
+    chosen = settings(max_ite=6, model_save_fre=3, on_nonfinite="skip")
+    model, seen = Canned(), []
+    spoil_gradient(model, 2)
+    run = make_run(chosen)
+    training = Training(SegmentationTask(model, None, chosen), run)
+    batches = iter(run.make_train_loader(0))
+    for _ in range(3):
+        training.step(batches)
+        seen.append(model.gain.item())
+    assert seen[0] == seen[1] != seen[2]
+    training.save()
+    assert "not finite at iteration 2, batch 1" in caplog.text and "1 iterations were skipped" in caplog.text
+    assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 3
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_run, settings):
+    """A learning rate of 1e30 (row 44 of the list of faults)."""
+    chosen = settings()
+    training = Training(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    training.save()
+    before = (Path(chosen.model_path) / "last.pt").read_bytes()
+    with torch.no_grad():
+        training.task.model.gain.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="the weights are not finite"):
+        training.save()
+    assert (Path(chosen.model_path) / "last.pt").read_bytes() == before
+
+
+def test_a_state_is_saved_before_it_is_validated(make_run, settings, monkeypatch):
+    """A validation that fails loses no iteration (row 5 of the list of faults)."""
+    chosen = settings(max_ite=4, model_save_fre=4)
+
+    def fail(*_arguments, **_options):
+        raise ImageError("x.png: is damaged")
+
+    monkeypatch.setattr("IS_Net.engine.validate", fail)
+    with pytest.raises(ImageError):
+        fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 4
+
+
+@pytest.mark.parametrize("limit", [4, 5])
+def test_a_request_during_a_validation_is_answered_and_the_validation_repeated(make_run, settings, tmp_path, limit):
+    """Ctrl-C during the validation of thousands of images (row 32 of the list of faults)."""
+
+    def rows(folder: str) -> list[dict]:
+        with (tmp_path / folder / "metrics.csv").open() as file:
+            return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+    def start(folder: str) -> tuple[SegmentationTask, Run]:
+        chosen = settings(model_path=str(tmp_path / folder), max_ite=limit, model_save_fre=4)
+        return SegmentationTask(Canned(), None, chosen), make_run(chosen)
+
+    fit(*start("whole"))
+    task, run = start("stopped")
+    run.valid_loaders = [InterruptedLoader(run.valid_loaders[0], 2)]
+    progress = fit(task, run)
+    assert (progress.done, progress.iteration, progress.validated) == ("interrupted", 4, -1)
+    state = load_state(tmp_path / "stopped" / "last.pt")
+    task, run = start("stopped")
+    task.model.load_state_dict(state["model"])
+    assert fit(task, run, state).done == "max_ite"
+    assert rows("stopped") == rows("whole")
+    ends = [load_state(tmp_path / folder / "last.pt") for folder in ("whole", "stopped")]
+    assert ends[0]["progress"] == ends[1]["progress"] and torch.equal(*(end["model"]["gain"] for end in ends))
+
+
+def test_a_request_during_the_last_save_of_a_phase_ends_the_run(make_run, settings, monkeypatch):
+    """Ctrl-C or SIGTERM at the seam of the two phases (row 45 of the list of faults)."""
+    chosen = settings(gt_encoder_max_ite=2)
+    save = Training.save
+
+    def save_and_stop(training: Training) -> None:
+        save(training)
+        if training.progress.done == "max_ite":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Training, "save", save_and_stop)
+    progress = fit(SegmentationTask(Canned(), None, settings(max_ite=2)), make_run(chosen))
+    assert progress.done == "terminated" and progress.unfinished
+    assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["done"] == "max_ite"
+
+
+def test_a_torn_line_of_the_metrics_does_not_keep_a_run_from_resuming(make_run, settings, caplog):
+    """The file system lost the end of metrics.csv (row 51 of the list of faults)."""
+    chosen = settings(max_ite=4)
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    path = Path(chosen.model_path) / "metrics.csv"
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[1][:-3])
+    fit(SegmentationTask(Canned(), None, chosen), make_run(chosen), load_state(path.with_name("last.pt")))
+    assert path.read_text() == whole
+    assert "1 incomplete lines are removed" in caplog.text
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -285,16 +520,17 @@ def test_a_request_to_stop_is_answered_between_iterations(make_run, settings, si
     run.make_train_loader = lambda start: InterruptedLoader(make_loader(start), 5, signal_number)
     handler = signal.getsignal(signal_number)
     progress = fit(SegmentationTask(Canned(), None, chosen), run)
-    assert (progress.done, progress.iteration) == ("interrupted", 5)
+    expected = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[signal_number]
+    assert (progress.done, progress.iteration) == (expected, 5)
     assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 5
     assert not (Path(chosen.model_path) / "metrics.csv").exists()
     assert signal.getsignal(signal_number) is handler
 
 
 def test_a_second_request_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), _stop_requests() as requested:
+    with pytest.raises(KeyboardInterrupt), StopRequests() as requests:
         signal.raise_signal(signal.SIGINT)
-        assert requested()
+        assert requests.reason == "interrupted"
         signal.raise_signal(signal.SIGINT)
 
 
@@ -310,7 +546,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_run, settings, tmp_path)
 
     def outcome(folder: str) -> tuple[dict, list[dict]]:
         with (tmp_path / folder / "metrics.csv").open() as file:
-            rows = [{k: v for k, v in row.items() if k not in ("seconds", "loss")} for row in csv.DictReader(file)]
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
         return read_weights(tmp_path / folder / "last.pt")[0], rows
 
     fit(*start("whole"))
