@@ -22,6 +22,7 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -227,13 +228,12 @@ def train(
         The exit code: 0 if the training ended or the time is up, else that of the training.
     """
     deadline, state, published = time.monotonic() + 60 * minutes, run / "last.pt", _version(run / "last.pt")
-    stopped = False
     with subprocess.Popen([python, "-m", "IS_Net.train_valid_inference_main", *arguments]) as process:
+        # it saves and ends; a timer, because publishing takes seconds
+        timer = threading.Timer(60 * minutes, process.terminate)
+        timer.start()
         try:
             while process.poll() is None:
-                if not stopped and time.monotonic() >= deadline:
-                    process.terminate()  # it saves and ends; a second signal would end it at once
-                    stopped = True
                 if _version(state) != published:
                     published = _version(state)
                     publish(state, out)
@@ -241,6 +241,9 @@ def train(
         except BaseException:
             process.terminate()
             raise
+        finally:
+            timer.cancel()
+    stopped = time.monotonic() >= deadline
     if _version(state) != published:
         publish(state, out)
     return DONE if stopped and state.is_file() else process.returncode
