@@ -1,40 +1,32 @@
 """Joint augmentation of image, coarse mask, box and ground truth.
 
-All functions take planes, one (C, H, W) uint8 array with these as channels, so that all are transformed alike.
+All functions take planes, one (C, H, W) uint8 tensor with these as channels, so that all are transformed alike.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
-
-# cv2.flip's code for (horizontal, vertical)
-_FLIP_CODES = {(True, False): 1, (False, True): 0, (True, True): -1}
+from torch import Tensor
 
 
-def flip(planes: np.ndarray, horizontal: bool, vertical: bool, out: np.ndarray | None = None) -> np.ndarray:
+def flip(planes: Tensor, horizontal: bool, vertical: bool, out: Tensor | None = None) -> Tensor:
     """Flip planes horizontally, vertically, both or not at all.
 
     Args:
-        planes: (C, H, W) uint8; not modified.
+        planes: (C, H, W) uint8 on any device; not modified.
         horizontal: Whether to flip left to right.
         vertical: Whether to flip upside down.
-        out: The array to write to, contiguous and of the same shape; None allocates one.
+        out: The tensor to write to, of the same shape; None allocates one.
 
     Returns:
-        (C, H, W) uint8: ``out``, or the array that was allocated.
+        (C, H, W) uint8: ``out``, or the tensor that was allocated.
     """
-    out = np.empty(planes.shape, planes.dtype) if out is None else out
-    code = _FLIP_CODES.get((bool(horizontal), bool(vertical)))
-    if code is None:
-        np.copyto(out, planes)
-    else:
-        for plane, flipped in zip(planes, out, strict=True):  # OpenCV is several times as fast as NumPy here
-            cv2.flip(plane, code, dst=flipped)
-    return out
+    axes = [axis for axis, wanted in ((-1, horizontal), (-2, vertical)) if wanted]
+    flipped = planes.flip(axes) if axes or out is None else planes
+    return flipped if out is None else out.copy_(flipped)
 
 
-def random_crop(planes: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def random_crop(planes: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
     """Crop planes at a random position.
 
     Args:
@@ -56,13 +48,13 @@ def random_crop(planes: np.ndarray, size: tuple[int, int], rng: np.random.Genera
 
 
 def augment(
-    planes: np.ndarray,
+    planes: Tensor,
     rng: np.random.Generator,
     flip_h: bool = True,
     flip_v: bool = True,
     crop_size: tuple[int, int] | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Tensor | None = None,
+) -> Tensor:
     """Flip and crop a training sample at random.
 
     Args:
@@ -72,7 +64,7 @@ def augment(
         flip_v: Whether to flip vertically with p = 0.5, independently of ``flip_h``. With both, each of no flip, H, V,
             and H and V has the published p = 0.25.
         crop_size: (height, width) of a random crop; None does not crop.
-        out: The array to write to, contiguous and of the shape of the result; None allocates one.
+        out: The tensor to write to, of the shape of the result; None allocates one.
 
     Returns:
         (C, height, width) uint8, contiguous.

@@ -21,7 +21,7 @@ from IS_Net.images import image_size, read_mask
 from IS_Net.preprocess import MASK_CHANNEL, Size, resize_planes
 from IS_Net.samples import check_dataset, pair_files
 from IS_Net.synthesis.composer import Composer
-from IS_Net.synthesis.sources import fits
+from IS_Net.synthesis.sources import CPU, fits
 from IS_Net.worker import keep, prepare_worker
 
 logger = logging.getLogger(__name__)
@@ -156,14 +156,14 @@ class TrainDataset(Dataset):
         crop_size: Size | None = None,
         in_ch: int | None = None,
         synthesis: Synthesis = Synthesis(),
-        device: torch.device = torch.device("cpu"),
+        device: torch.device = CPU,
     ) -> None:
         self.dataset = ConcatDataset(datasets)
         self.seed, self.flip_h, self.flip_v, self.crop_size = seed, flip_h, flip_v, crop_size
         self.in_ch, self.synthesis = in_ch or datasets[0].in_ch, synthesis
         used = [self.dataset, *([synthesis.backgrounds] if synthesis.backgrounds else [])]
         on_gpu = device.type == "cuda" and bool(synthesis.copy_paste or synthesis.simulate_mask) and fits(used, device)
-        self.device = device if on_gpu else torch.device("cpu")
+        self.device = device if on_gpu else CPU
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -5,201 +5,322 @@ A network that is trained with these masks does not depend on a single source. T
 - Masks of SAM ViT-L have borders of a 256 x 256 map; frayed edges are rounded, gaps between slats and holes are
   filled, thin cords are interrupted or missing, and, where SAM is uncertain, there is a grid of small blocks.
 - Weaker sources (GrabCut, a filled box, a scribble) miss or add whole parts.
+
+The sources take tensors on any device. Random numbers are drawn on the host; what depends on the ground truth, such as
+the box, stays on the device, so that a GPU never waits. Most work is done on maps of at most 256 x 256.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from IS_Net.grabcut import grabcut as run_grabcut
-from IS_Net.images import binarize
-from IS_Net.preprocess import box_from_mask
+from IS_Net.synthesis.filters import (
+    box_mean,
+    dilate,
+    erode,
+    gaussian_blur,
+    majority,
+    shrink,
+    smooth_noise,
+    spread,
+    upload,
+)
+from IS_Net.synthesis.regions import opponent_colors
 
-GRABCUT_SIDES = (160, 256, 400, 600)
-"""Longer sides of the images for GrabCut in pixels. At all of them, its errors are similar and it takes 0.1 to 1 s."""
-
-
-def _smooth_noise(rng: np.random.Generator, cells: int, n: int) -> np.ndarray:
-    """Return (n, n) float32 noise of about unit variance that varies over n / cells pixels."""
-    coarse = rng.standard_normal((cells, cells)).astype(np.float32)
-    return cv2.resize(coarse, (n, n), interpolation=cv2.INTER_CUBIC)
-
-
-def _ellipse(size: int) -> np.ndarray:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-
-
-def _resize_to_square(gt: np.ndarray, n: int) -> np.ndarray:
-    """Resize a ground truth, (H, W) uint8, to an (n, n) float32 map in [0, 1]."""
-    return cv2.resize(gt, (n, n), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+COLOR_SIDES = (128, 192, 256)
+"""Sides of the maps of the sources that follow colors, in pixels."""
+_OUTLINE = 256  # side of the maps that hulls and strokes are drawn on
 
 
-def _add_speckle(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Invert small blocks of an (n, n) mask of 0 and 1 on and near the target, as where SAM is uncertain."""
-    n, block = len(mask), int(rng.integers(1, 4))
-    near = cv2.dilate(mask, _ellipse(2 * int(rng.integers(2, max(n // 12, 4))) + 1))
-    uncertain = _smooth_noise(rng, int(rng.integers(3, 9)), n) > rng.uniform(0.6, 1.5)
+def binarize(gt: Tensor) -> Tensor:
+    """Return where a ground truth, uint8 0..255 of any shape, shows the target: bool."""
+    return gt > 128
+
+
+def bounds(found: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the tight box of a mask, (H, W) bool: first column and row, and those after the last ones.
+
+    They are int64 of shape () on the device of the mask, and all 0 if it is empty.
+    """
+    ends = []
+    for occupied in (found.any(0), found.any(1)):
+        place = torch.arange(1, len(occupied) + 1, device=found.device)
+        last = torch.where(occupied, place, 0).amax()
+        first = len(occupied) - torch.where(occupied, place.flip(0), 0).amax()
+        ends += [torch.minimum(first, last), last]
+    return ends[0], ends[2], ends[1], ends[3]
+
+
+def _rectangle(box: tuple[Tensor, Tensor, Tensor, Tensor], shape: torch.Size) -> Tensor:
+    """Return (H, W) bool, True inside a box as :func:`bounds` returns it."""
+    x0, y0, x1, y1 = box
+    x, y = torch.arange(shape[1], device=x0.device), torch.arange(shape[0], device=x0.device)[:, None]
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def fill_bounds(found: Tensor) -> Tensor:
+    """Return the filled tight box of a mask, (H, W) bool, as a mask of the same kind."""
+    return _rectangle(bounds(found), found.shape)
+
+
+def _to_square(gt: Tensor, n: int) -> Tensor:
+    """Resize a ground truth, (H, W) uint8, to (1, 1, n, n) float32 in [0, 1]."""
+    height, width = gt.shape
+    planes = gt[None, None].float().div_(255)
+    factor = 2 ** max(int(np.log2(min(height, width) / n)), 0)
+    if height % factor == 0 and width % factor == 0:
+        planes = shrink(planes, factor)  # the same mean, several times as fast
+    return F.interpolate(planes, size=(n, n), mode="area")
+
+
+def _enlarge(mask: Tensor, shape: torch.Size) -> Tensor:
+    """Resize a mask, (1, 1, h, w) float32 of 0 and 1, to (H, W) bool."""
+    return F.interpolate(mask, size=tuple(shape), mode="bilinear", align_corners=False)[0, 0] > 0.5
+
+
+# --- the sources ----------------------------------------------------------------------------------------------------
+
+
+def _add_speckle(mask: Tensor, rng: np.random.Generator) -> Tensor:
+    """Invert small blocks of an (1, 1, n, n) mask on and near the target, as where SAM is uncertain."""
+    n, block = mask.shape[-1], int(rng.integers(1, 4))
+    near = dilate(mask, int(rng.integers(2, max(n // 12, 4))))
+    uncertain = smooth_noise(rng, int(rng.integers(3, 9)), n, mask.device) > rng.uniform(0.6, 1.5)
     side = -(-n // block)
-    blocks = (rng.random((side, side)) < rng.uniform(0.2, 0.5)).astype(np.uint8)
+    blocks = rng.random((side, side)) < rng.uniform(0.2, 0.5)
     period = int(rng.integers(2, 5))  # the mask decoder's upsampling leaves a grid
-    grid = np.add.outer(np.arange(side), np.zeros(side, int)) % period == 0
-    blocks[grid & grid.T] ^= 1
-    blocks = np.kron(blocks, np.ones((block, block), np.uint8))[:n, :n]
-    return np.where(uncertain & (near > 0), mask ^ blocks, mask)
+    blocks[::period, ::period] ^= True
+    blocks = upload(np.kron(blocks, np.ones((block, block), bool))[:n, :n].astype(np.float32), mask.device)
+    return torch.where(uncertain & (near > 0), (mask - blocks).abs(), mask)
 
 
-def sam_like(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _fill_holes(mask: Tensor) -> Tensor:
+    """Fill what is enclosed by a mask, (1, 1, n, n)."""
+    background = F.pad(mask, (1, 1, 1, 1)) < 0.5
+    outside = torch.zeros_like(background)
+    outside[..., 0, 0] = True  # the border that was added connects all of the outside
+    return 1 - spread(outside, background)[..., 1:-1, 1:-1].float()
+
+
+def sam_like(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """Simulate the mask of a promptable model (SAM, HQ-SAM): right as a whole, coarse in its details."""
-    n = int(rng.choice([64, 96, 128, 128, 192, 256]))
-    soft = cv2.GaussianBlur(_resize_to_square(gt, n), (0, 0), rng.uniform(0.4, 1.6))
-    band = np.ones((int(rng.integers(1, 4)) * 2 + 1,) * 2)
-    border = cv2.dilate(soft, band) - cv2.erode(soft, band)
-    soft += rng.uniform(0, 0.4) * _smooth_noise(rng, n // int(rng.integers(3, 13)), n) * border
-    mask = (soft > rng.uniform(0.4, 0.6)).astype(np.uint8)
+    n, device = int(rng.choice([64, 96, 128, 128, 192, 256])), gt.device
+    soft = gaussian_blur(_to_square(gt, n), [rng.uniform(0.4, 1.6)])
+    band = 2 * int(rng.integers(1, 4)) + 1
+    border = F.max_pool2d(soft, band, 1, band // 2) + F.max_pool2d(-soft, band, 1, band // 2)
+    soft = soft + rng.uniform(0, 0.4) * smooth_noise(rng, n // int(rng.integers(3, 13)), n, device) * border
+    mask = (soft > rng.uniform(0.4, 0.6)).float()
     if rng.random() < 0.3:  # thin parts are interrupted or missing
-        thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _ellipse(int(rng.choice([3, 5]))))
-        keep = _smooth_noise(rng, n // int(rng.integers(3, 9)), n) > rng.uniform(-1, 1)
-        mask = np.where(keep, mask, thick)
+        radius = int(rng.choice([1, 2]))
+        thick = dilate(erode(mask, radius), radius)
+        keep = smooth_noise(rng, n // int(rng.integers(3, 9)), n, device) > rng.uniform(-1, 1)
+        mask = torch.where(keep, mask, thick)
     if rng.random() < 0.6:
-        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _ellipse(int(rng.choice([3, 5, 7]))))
+        radius = int(rng.choice([1, 2, 3]))
+        mask = erode(dilate(mask, radius), radius)
     if rng.random() < 0.2:
-        mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _ellipse(3))
+        mask = dilate(erode(mask, 1), 1)
     if rng.random() < 0.15:  # holes are filled
-        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(mask, contours, -1, 1, cv2.FILLED)
+        mask = _fill_holes(mask)
     if rng.random() < 0.2:  # a part of the target is missing, or one beside it is added
-        part = _smooth_noise(rng, int(rng.integers(4, 10)), n) > 1.6
-        near = cv2.dilate(mask, _ellipse(n // 10)) > 0
-        mask = np.where(part & near, np.uint8(rng.random() < 0.5), mask)
+        part = smooth_noise(rng, int(rng.integers(4, 10)), n, device) > 1.6
+        near = dilate(mask, n // 20) > 0
+        mask = mask.masked_fill(part & near, float(rng.random() < 0.5))
     if rng.random() < 0.25:
         mask = _add_speckle(mask, rng)
     return _enlarge(mask, gt.shape)
 
 
-def _enlarge(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a mask of 0 and 1 to a uint8 mask of 0 and 255 with (height, width) ``shape``."""
-    enlarged = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.where(enlarged > 0.5, np.uint8(255), np.uint8(0))
+class _View:
+    """A square map of a rectangle of an image. The rectangle is known on the device only.
+
+    Args:
+        box: First column and row, and those after the last ones, of shape () each.
+        n: Side of the map.
+    """
+
+    def __init__(self, box: tuple[Tensor, Tensor, Tensor, Tensor], n: int) -> None:
+        self.box, self.n = box, n
+        x0, y0, x1, y1 = (end.float() for end in box)
+        self.left, self.top = x0, y0
+        self.width, self.height = (x1 - x0).clamp(min=1), (y1 - y0).clamp(min=1)
+
+    def look(self, planes: Tensor, shape: torch.Size) -> Tensor:
+        """Return (1, C, n, n) of planes, (1, C, h, w) float32; ``shape`` is the (H, W) of the image."""
+        place = (torch.arange(self.n, device=planes.device) + 0.5) / self.n
+        x = (self.left + place * self.width) * (2 / shape[1]) - 1
+        y = (self.top + place * self.height) * (2 / shape[0]) - 1
+        grid = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1)[None]
+        return F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+
+    def put_back(self, mask: Tensor, shape: torch.Size) -> Tensor:
+        """Return (H, W) bool of the image from a map, (1, 1, n, n) of 0 and 1; False outside the rectangle."""
+        x = (torch.arange(shape[1], device=mask.device) + 0.5 - self.left) * (2 / self.width) - 1
+        y = (torch.arange(shape[0], device=mask.device) + 0.5 - self.top) * (2 / self.height) - 1
+        grid = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1)[None]
+        found = F.grid_sample(mask, grid, padding_mode="border", align_corners=False)[0, 0] > 0.5
+        return found & _rectangle(self.box, shape)
 
 
-def grabcut(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Segment the target in its box with GrabCut, which follows colors, whatever object they belong to."""
-    box = box_from_mask(gt)
-    if box is None:
-        return np.zeros_like(gt)
-    margin = max(box[2] - box[0], box[3] - box[1], 16)  # around the box, to learn the colors of the background from
-    top, left = max(box[1] - margin, 0), max(box[0] - margin, 0)
-    window = np.s_[top : box[3] + margin + 1, left : box[2] + margin + 1]
-    height, width = gt[window].shape
-    scale = min(1.0, int(rng.choice(GRABCUT_SIDES)) / max(height, width))
-    size = max(round(width * scale), 4), max(round(height * scale), 4)
-    small = cv2.resize(
-        np.ascontiguousarray(np.moveaxis(image[(slice(None), *window)], 0, 2)), size, interpolation=cv2.INTER_AREA
-    )
-    x0, y0 = max(round((box[0] - left) * scale), 1), max(round((box[1] - top) * scale), 1)
-    x1, y1 = (
-        min(round((end + 1) * scale), side - 1) for end, side in ((box[2] - left, size[0]), (box[3] - top, size[1]))
-    )
-    labels = np.full(size[::-1], cv2.GC_BGD, np.uint8)
-    labels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = cv2.GC_PR_FGD
-    seed, iterations = int(rng.integers(2**31)), int(rng.integers(1, 6))
-    found = run_grabcut(small, labels, iterations, seed)
-    mask = np.zeros_like(gt)
-    if found is not None:
-        mask[window] = _enlarge(found.astype(np.uint8), (height, width))
-    return mask if mask.any() else box_or_hull(gt, image, rng)
+def _small_image(image: Tensor) -> Tensor:
+    """Return an image, (3, H, W) uint8, as (1, 3, h, w) float32 of brightness and two color axes, a little blurred."""
+    factor = 2 if min(image.shape[1:]) >= 512 else 1
+    return opponent_colors(shrink(image[None].float(), factor))
 
 
-def drop_parts(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def grabcut(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Imitate GrabCut in the target's box: it follows colors, whatever object they belong to.
+
+    As Rother et al. ("GrabCut", SIGGRAPH 2004), colors of the object are learned inside the box and those of the
+    background in the surroundings, labels follow from both and from the neighbors, and colors are learned again. Here
+    colors are shares of a common palette, and the neighbors' influence is a mean field.
+    """
+    n, device = int(rng.choice(COLOR_SIDES)), gt.device
+    number, iterations = int(rng.integers(16, 33)), int(rng.integers(2, 6))
+    smoothness, softness = rng.uniform(0.5, 2.5), rng.uniform(4, 10)
+    seeds = upload(rng.integers(n * n, size=number), device)
+    x0, y0, x1, y1 = box = bounds(binarize(gt))
+    margin = torch.maximum(x1 - x0, y1 - y0).clamp(min=16)  # around the box, to learn the background's colors from
+    height, width = gt.shape
+    wide = (x0 - margin).clamp(min=0), (y0 - margin).clamp(min=0), (x1 + margin).clamp(max=width), (y1 + margin)
+    view = _View((*wide[:3], wide[3].clamp(max=height)), n)
+    inside = view.look(_rectangle(box, gt.shape)[None, None].float(), gt.shape) > 0.5
+    colors = view.look(_small_image(image), gt.shape)[0].flatten(1).T
+    palette = colors[seeds]
+    for _ in range(3):
+        share = _shares(colors, palette, softness)
+        palette = (share.T @ colors) / share.sum(0)[:, None].clamp(min=1e-3)
+    share = _shares(colors, palette, softness)
+    total = share.sum(0).clamp(min=1e-3)
+    label = inside.float()
+    for _ in range(iterations):
+        flat = label.flatten()
+        own, other = ((share * side[:, None]).sum(0) / side.sum().clamp(min=1) for side in (flat, 1 - flat))
+        evidence = (share @ ((own + 1e-4) / total)).log() - (share @ ((other + 1e-4) / total)).log()
+        evidence = evidence.clamp(-4, 4).view_as(label)
+        for _ in range(3):
+            label = ((evidence + smoothness * (4 * box_mean(label, 1) - 2) > 0) & inside).float()
+    mask = view.put_back(majority(label, 1), gt.shape) & _rectangle(box, gt.shape)
+    return torch.where(mask.any(), mask, box_or_hull(gt, image, rng))
+
+
+def _shares(colors: Tensor, palette: Tensor, softness: float) -> Tensor:
+    """Return how much each color, (n, 3), belongs to each of a palette, (k, 3): (n, k), with a sum of 1."""
+    distances = torch.addmm(palette.square().sum(1), colors, palette.T, alpha=-2)
+    return torch.softmax(distances * (-0.5 / softness**2), dim=1)
+
+
+def drop_parts(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """Drop large parts of the target, add large parts beside it, or both, with ragged borders."""
-    n = 160
-    mask = (_resize_to_square(gt, n) > 0.5).astype(np.uint8)
-    ragged = rng.uniform(0, 0.5) * _smooth_noise(rng, n // 2, n)
+    n, device = 160, gt.device
+    mask = _to_square(gt, n) > 0.5
+    ragged = rng.uniform(0, 0.5) * smooth_noise(rng, n // 2, n, device)
     if rng.random() < 0.7:
-        mask &= _smooth_noise(rng, int(rng.integers(2, 7)), n) + ragged < rng.uniform(0, 1)
+        mask = mask & (smooth_noise(rng, int(rng.integers(2, 7)), n, device) + ragged < rng.uniform(0, 1))
     if rng.random() < 0.6:
-        near = cv2.dilate(mask, _ellipse(2 * int(rng.integers(3, 20)) + 1))
-        mask |= near & (_smooth_noise(rng, int(rng.integers(2, 9)), n) + ragged > rng.uniform(0, 1))
-    return _enlarge(mask, gt.shape)
+        near = dilate(mask.float(), int(rng.integers(3, 20))) > 0
+        more = smooth_noise(rng, int(rng.integers(2, 9)), n, device) + ragged > rng.uniform(0, 1)
+        mask = mask | (near & more)
+    return _enlarge(mask.float(), gt.shape)
 
 
-def leak_background(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def leak_background(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """Add parts of the background within the box to the mask, and drop parts of the target.
 
     The box is divided into parts by color and position. This imitates the failures of GrabCut, which are too rare on
     the few photographs of a training set: the mask includes background up to the box and misses parts of the target.
     """
-    box = box_from_mask(gt)
-    if box is None:
-        return np.zeros_like(gt)
-    window = np.s_[box[1] : box[3] + 1, box[0] : box[2] + 1]
-    shape = gt[window].shape
-    scale = min(1.0, int(rng.choice(GRABCUT_SIDES)) / max(shape))
-    size = max(round(shape[1] * scale), 2), max(round(shape[0] * scale), 2)
-    pixels = np.ascontiguousarray(np.moveaxis(image[(slice(None), *window)], 0, 2))
-    lab = cv2.cvtColor(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB)
-    target = binarize(cv2.resize(gt[window], size, interpolation=cv2.INTER_AREA))
-    rows, columns = np.mgrid[: size[1], : size[0]] * (rng.uniform(0, 200) / max(size))
-    features = np.dstack((cv2.GaussianBlur(lab, (0, 0), 1).astype(np.float32), rows, columns))
-    number = int(rng.integers(3, 16))
-    centers = features[rng.integers(size[1], size=number), rng.integers(size[0], size=number)]
-    parts = np.stack([np.square(features - center).sum(2) for center in centers]).argmin(0)
-    added = rng.random(number) < rng.uniform(0.1, 0.7)
-    dropped = rng.random(number) < (rng.uniform(0, 0.5) if rng.random() < 0.5 else 0)
-    found = np.where(target, ~dropped[parts], added[parts])
-    if (found & target).sum() < 0.5 * target.sum():
-        found |= target
-    mask = np.zeros_like(gt)
-    mask[window] = _enlarge(cv2.medianBlur(found.astype(np.uint8), 3), shape)
-    return mask
+    n, device = int(rng.choice(COLOR_SIDES)), gt.device
+    near, number = rng.uniform(0, 200), int(rng.integers(3, 16))
+    seeds = upload(rng.integers(n * n, size=number), device)
+    added = upload(rng.random(number) < rng.uniform(0.1, 0.7), device)
+    dropped = upload(rng.random(number) < (rng.uniform(0, 0.5) if rng.random() < 0.5 else 0), device)
+    view = _View(bounds(binarize(gt)), n)
+    colors = gaussian_blur(view.look(_small_image(image), gt.shape), [1.0])[0].flatten(1)
+    place = torch.arange(n, device=device).repeat(n), torch.arange(n, device=device).repeat_interleave(n)
+    longer = torch.maximum(view.width, view.height)
+    position = [p * (near / n) * (side / longer) for p, side in zip(place, (view.width, view.height), strict=True)]
+    features = torch.cat((colors, torch.stack(position))).T
+    parts = torch.addmm(features[seeds].square().sum(1), features, features[seeds].T, alpha=-2).argmin(1)
+    # read from the ground truth at full resolution: binarized once more, it would lose thin parts
+    target = view.look(binarize(gt)[None, None].float(), gt.shape) > 0.5
+    flat = target.flatten()
+    found = torch.where(flat, ~dropped[parts], added[parts])
+    too_little = (found & flat).sum() < 0.5 * flat.sum()
+    found = (found | (flat & too_little)).float().view_as(target)
+    return view.put_back(majority(found, 1), gt.shape)
 
 
-def box_or_hull(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def box_or_hull(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """Fill the target's box, an ellipse in the box, or the target's convex hull."""
-    mask = np.zeros_like(gt)
-    points = cv2.findNonZero(binarize(gt).view(np.uint8))
-    if points is None:
-        return mask
-    x, y, w, h = cv2.boundingRect(points)
-    kind = rng.integers(3)
+    found, kind, device = binarize(gt), int(rng.integers(3)), gt.device
+    x0, y0, x1, y1 = box = bounds(found)
+    inside = _rectangle(box, gt.shape)
     if kind == 0:
-        mask[y : y + h, x : x + w] = 255
-    elif kind == 1:
-        cv2.ellipse(mask, (x + w // 2, y + h // 2), (max(w // 2, 1), max(h // 2, 1)), 0, 0, 360, 255, cv2.FILLED)
-    else:
-        cv2.fillConvexPoly(mask, cv2.convexHull(points), 255)
-    return mask
+        return inside
+    height, width = gt.shape
+    if kind == 1:
+        x, y = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device)[:, None] + 0.5
+        x, y = ((2 * p - a - b) / (b - a).clamp(min=1) for p, a, b in ((x, x0, x1), (y, y0, y1)))
+        return inside & (x * x + y * y <= 1)
+    # the hull is where no direction leads farther than the target does
+    small = F.adaptive_max_pool2d(found[None].float(), min(_OUTLINE, height, width))[0] > 0
+    angles = np.arange(48) * (2 * np.pi / 48)
+    directions = upload(np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32), device)
+    place = torch.arange(small.shape[0], device=device, dtype=torch.float32)
+    along = directions[:, :1, None] * place + directions[:, 1:, None] * place[:, None]  # (48, n, n)
+    farthest = torch.where(small, along, -torch.inf).amax((1, 2), keepdim=True)
+    hull = (along <= farthest + 1e-3).all(0)
+    return inside & _enlarge(hull[None, None].float(), gt.shape)
 
 
-def scribble(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def scribble(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """Draw a few broad strokes over the target, as a user might draw them by hand."""
-    rows, columns = np.nonzero(binarize(gt))
-    mask = np.zeros_like(gt)
-    if not len(rows):
-        return mask
-    extent = max(np.ptp(rows), np.ptp(columns), 8)
+    device, n = gt.device, min(_OUTLINE, *gt.shape)
+    found = binarize(gt)
+    small = F.adaptive_max_pool2d(found[None].float(), n)[0]
+    x0, y0, x1, y1 = bounds(found)
+    extent = torch.maximum((x1 - x0) / gt.shape[1], (y1 - y0) / gt.shape[0]) * n
+    lines, widths = [], []
     for _ in range(int(rng.integers(1, 4))):
-        points = rng.integers(len(rows), size=int(rng.integers(2, 6)))
-        stroke = np.stack((columns[points], rows[points]), axis=1).astype(np.int32)
-        cv2.polylines(mask, [stroke], False, 255, max(int(extent * rng.uniform(0.02, 0.15)), 2))
-    return mask
+        lines.append(int(rng.integers(2, 6)))
+        widths.append(rng.uniform(0.01, 0.075))
+    # points of the target, in the order of noise, which is drawn coarser than the map
+    rank = F.interpolate(upload(rng.random((1, 1, 64, 64), dtype=np.float32), device), size=(n, n), mode="nearest")
+    score = small + rank[0, 0] + smooth_noise(rng, 16, n, device)[0, 0] * 1e-3
+    points = (score.masked_fill(small == 0, -1)).flatten().topk(min(sum(lines), n * n)).indices
+    hits = small.flatten()[points] > 0
+    points = torch.where(hits, points, points[0])  # a target may have fewer pixels
+    y, x = (points // n).float(), (points % n).float()
+    rows, columns = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)
+    mask, start = torch.zeros_like(found[:1, :1]), 0
+    for number, width in zip(lines, widths, strict=True):
+        number = min(number, len(points) - start)
+        for k in range(start, start + number - 1):
+            dx, dy = x[k + 1] - x[k], y[k + 1] - y[k]
+            along = ((columns - x[k]) * dx + (rows - y[k]) * dy) / (dx * dx + dy * dy).clamp(min=1e-6)
+            along = along.clamp(0, 1)
+            distance = (columns - x[k] - along * dx).square() + (rows - y[k] - along * dy).square()
+            mask = mask | (distance <= (extent * width).clamp(min=0.75).square())
+        start += number
+    return _enlarge(mask.expand(n, n)[None, None].float(), gt.shape) & found.any()
 
 
-def binarize_to_uint8(gt: np.ndarray) -> np.ndarray:
-    """Binarize a ground truth, (H, W) uint8, to a uint8 mask of 0 and 255."""
-    return np.where(binarize(gt), np.uint8(255), np.uint8(0))
-
-
-def exact(gt: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def exact(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """Return the ground truth itself, so that the network learns to preserve a perfect mask."""
-    return binarize_to_uint8(gt)
+    return binarize(gt)
 
 
-Source = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-"""Simulates masks from ground truth, image and random generator; see :func:`simulate_mask`. A mask may be empty."""
+Source = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
+"""Simulates a mask, (H, W) bool, from ground truth, (H, W) uint8, image, (3, H, W) uint8 RGB, and random generator.
+
+A mask may be empty, and is if the ground truth is.
+"""
 
 MASK_SOURCES: dict[Source, float] = {
     sam_like: 0.32,
@@ -217,13 +338,13 @@ RELIABLE_SOURCES: dict[Source, float] = {sam_like: 0.85, exact: 0.15}
 
 
 def simulate_mask(
-    gt: np.ndarray, image: np.ndarray, rng: np.random.Generator, sources: Mapping[Source, float] = MASK_SOURCES
-) -> np.ndarray:
+    gt: Tensor, image: Tensor, rng: np.random.Generator, sources: Mapping[Source, float] = MASK_SOURCES
+) -> Tensor:
     """Simulate the coarse mask of a target.
 
     Args:
         gt: (H, W) uint8 0..255, the ground truth.
-        image: (3, H, W) uint8 RGB; the sources that follow colors use it.
+        image: (3, H, W) uint8 RGB on the same device; the sources that follow colors use it.
         rng: Random generator; the same state gives the same mask.
         sources: Sources and their probabilities.
 
@@ -232,5 +353,6 @@ def simulate_mask(
         ground truth is.
     """
     source = rng.choice(list(sources), p=list(sources.values()))
-    mask = source(gt, image, rng)
-    return mask if mask.any() else binarize_to_uint8(gt)
+    mask, found = source(gt, image, rng), binarize(gt)
+    mask = torch.where(mask.any(), mask, found) & found.any()
+    return mask.to(torch.uint8) * 255

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data"))
@@ -36,7 +37,7 @@ from IS_Net.images import contact_sheet, read_image, read_mask, write_image, wri
 from IS_Net.preprocess import box_from_mask
 from IS_Net.synthesis.simulate_masks import sam_like
 
-VERSION = 3
+VERSION = 4
 """Increase it when the same seed gives other pictures."""
 
 
@@ -319,7 +320,8 @@ def coarse_mask(image: Array, gt: Array, rng: Rng) -> Array:
     Where the mask holds next to nothing, the target's tight box replaces it.
     """
     x0, y0, x1, y1 = box_from_mask(gt)
-    mask = sam_like(gt, np.moveaxis(image, 2, 0), rng)
+    planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    mask = sam_like(torch.from_numpy(gt), torch.from_numpy(planes), rng).numpy() * np.uint8(255)
     if np.count_nonzero(mask) < 0.01 * (x1 + 1 - x0) * (y1 + 1 - y0):
         mask[y0 : y1 + 1, x0 : x1 + 1] = 255
     return mask

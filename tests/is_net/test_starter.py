@@ -13,7 +13,6 @@ from IS_Net.images import read_image, read_mask
 from IS_Net.metrics import boundary_iou, iou
 from IS_Net.paths import checkout, starter_weights
 from IS_Net.predictor import DISPredictor
-from IS_Net.synthesis.simulate_masks import sam_like
 from recipes.starter import hard_scenes
 
 STARTER = starter_weights()
@@ -68,7 +67,7 @@ def test_hard_scenes_are_refined(starter: DISPredictor, name: str):
     for kind in hard_scenes.KINDS[name][:3]:
         rng = np.random.default_rng(7)
         image, alphas = hard_scenes.make_scene(kind, rng, (480, 640))
-        coarse = sam_like(alphas[0], np.moveaxis(image, 2, 0), rng)
+        coarse = hard_scenes.coarse_mask(image, alphas[0], rng)
         gains.append(boundary_iou(refined(starter, image, coarse), alphas[0]) - boundary_iou(coarse, alphas[0]))
         perfect = np.where(alphas[0] > 128, np.uint8(255), np.uint8(0))
         preserved.append(iou(refined(starter, image, perfect), alphas[0]))

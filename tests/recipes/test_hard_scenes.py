@@ -92,7 +92,7 @@ def test_sizes_vary_between_700_and_1400():
 
 
 def test_the_box_replaces_a_mask_that_holds_nothing(monkeypatch):
-    monkeypatch.setattr(hs, "sam_like", lambda gt, image, rng: np.zeros_like(gt))
+    monkeypatch.setattr(hs, "sam_like", lambda gt, image, rng: gt > 255)
     gt = np.zeros((60, 80), np.uint8)
     cv2.circle(gt, (40, 30), 10, 255, -1)
     found = hs.coarse_mask(np.zeros((60, 80, 3), np.uint8), gt, np.random.default_rng(0))
