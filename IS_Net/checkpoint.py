@@ -56,7 +56,7 @@ _METADATA_KEY = "dis-sam"
 _STORAGE = "storage"
 _CHECKSUM_KEY = "dis-sam-crc32"
 _NO_CHECKSUM = b"00000000"
-_CHECKSUM = re.compile(rb'"%s":"([0-9a-f]{8})"' % _CHECKSUM_KEY.encode())
+_CHECKSUM = re.compile(rb'"%s":"([^"]{8})"' % _CHECKSUM_KEY.encode())
 _MAX_EXPANSION = 4  # of a zip file; torch.save does not compress
 _MAX_REASON = 160  # characters of a library's message
 
@@ -115,9 +115,10 @@ def _verify_safetensors(path: Path) -> None:
             return
         with view[:start] as before, view[end:] as after:
             found = zlib.crc32(after, zlib.crc32(_NO_CHECKSUM, zlib.crc32(before)))
-        if content[start:end] != b"%08x" % found:
+        written = content[start:end].decode(errors="replace")
+        if written != f"{found:08x}":
             raise CheckpointError(
-                f"{path}: is damaged: its checksum is {found:08x}, and {content[start:end].decode()} was written; copy "
+                f"{path}: is damaged: its checksum is {found:08x}, and {written!a} was written; copy "
                 "the file again, or take an earlier checkpoint"
             )
 

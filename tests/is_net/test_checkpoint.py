@@ -6,6 +6,7 @@ import io
 import logging
 import pickle
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from IS_Net.checkpoint import (
     load_torch_file,
     load_weights,
     read_weights,
+    require_finite,
     save_state,
     save_weights,
 )
@@ -420,3 +422,195 @@ def test_interrupted_training_state_keeps_the_former_file(tmp_path: Path, monkey
         save_state(path, {"iteration": 2})
     assert load_state(path)["iteration"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- prefixes and wrappers ---
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.", "model.", "module._orig_mod.", "my.own.thing."])
+def test_prefixes_of_all_names_are_removed(tmp_path: Path, kind: str, prefix: str):
+    """Row 21 of the faults seen: prefixes of wrappers, in every format."""
+    state, path = {prefix + name: tensor for name, tensor in SMALL.state_dict().items()}, tmp_path / f"a.{kind}"
+    path.write_bytes(serialize(state)) if kind == "safetensors" else torch.save(state, path)
+    assert_same(read_weights(path)[0], SMALL.state_dict())
+
+
+@pytest.mark.parametrize(
+    "keys", [["params"], ["ema"], ["model", "state_dict"], ["model_ema"], ["params_ema"], ["ema", "module"], ["odd"]]
+)
+def test_state_dicts_under_other_keys(tmp_path: Path, keys: list[str]):
+    """Row 21 of the faults seen: state dicts under "params", "ema", {"model": {"state_dict": ..}} and others."""
+    content: Any = {f"module.{name}": tensor for name, tensor in SMALL.state_dict().items()}
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3, "decay": 0.9}
+    torch.save(content, tmp_path / "a.pth")
+    assert_same(read_weights(tmp_path / "a.pth")[0], SMALL.state_dict())
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path):
+    torch.save({"params": {"a.w": torch.zeros(1)}, "params_ema": {"a.w": torch.ones(1)}}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth")[0]["a.w"] == 1
+
+
+def test_two_state_dicts_under_unknown_keys_are_refused(tmp_path: Path):
+    torch.save({"a": {"x.w": torch.zeros(1)}, "b": {"x.w": torch.ones(1)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"found dict with the keys 'a', 'b'; save the network's state_dict\(\)"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_prefix_beside_other_tensors_is_named():
+    weights = {"model.conv_in.weight": torch.zeros(64, 4, 3, 3), "loss.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"IS-Net's have the prefix 'model\.', and 'loss\.weight' does not"):
+        input_channels(weights, "a.pth")
+
+
+def test_counters_of_a_profiler_are_left_out(tmp_path: Path):
+    torch.save(
+        {**SMALL.state_dict(), "0.total_ops": torch.zeros(1), "1.total_params": torch.zeros(1)}, tmp_path / "a.pth"
+    )
+    assert_same(read_weights(tmp_path / "a.pth")[0], SMALL.state_dict())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_message_about_a_whole_network_is_short(tmp_path: Path, legacy: bool):
+    """Row 22 of the faults seen: a whole pickled module."""
+    torch.save(ISNetGTEncoder(), tmp_path / "whole.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"save only its state_dict\(\)") as raised:
+        read_weights(tmp_path / "whole.pth")
+    message = str(raised.value)
+    assert "\x1b" not in message and "\n" not in message and "weights_only" not in message
+    assert len(message) < 300 + len(str(tmp_path))
+
+
+# --- checksums ---
+
+
+class Saved(nn.Module):
+    """A network of one convolution, for files small enough to flip each of their bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_one_flipped_bit_in_weights_is_found(tmp_path: Path, int8: bool):
+    """Row 49 of the faults seen: one bit flipped in best.safetensors."""
+    path, chance, network = tmp_path / "best.safetensors", random.Random(0), Saved()
+    save_weights(path, network, {"in_ch": 4, "input_size": [128, 128]}, int8=int8)
+    whole = path.read_bytes()
+    wanted = read_weights(path)
+    for bit in chance.sample(range(len(whole) * 8), 300):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            found = read_weights(path)
+        except CheckpointError as error:
+            assert path.name in str(error)
+            continue
+        assert_same(found[0], wanted[0])  # the name of the checksum was hit, and nothing else
+        assert found[1] == wanted[1]
+
+
+def test_one_flipped_bit_in_a_training_state_is_found(tmp_path: Path):
+    """Row 49 of the faults seen: one bit flipped in last.pt."""
+    path, chance, network = tmp_path / "last.pt", random.Random(1), Saved()
+    save_state(path, {"model": network.state_dict(), "metadata": {}, "progress": {"iteration": 7}})
+    whole = path.read_bytes()
+    refused = 0
+    for bit in chance.sample(range(len(whole) * 8), 200):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            state = load_state(path)
+        except CheckpointError:
+            refused += 1
+            continue
+        assert_same(state["model"], network.state_dict())  # the bit was in the padding, or in a second copy of a name
+        assert state["progress"] == {"iteration": 7}
+    assert refused > 20
+
+
+def test_torch_files_without_checksums_load(tmp_path: Path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(SMALL.state_dict(), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_weights(tmp_path / "a.pth")[0], SMALL.state_dict())
+
+
+# --- hostile content ---
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, encoder: ISNetGTEncoder, fresh, value, kind: str):
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    state["side2.weight"].view(-1)[1] = value
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(serialize(state)) if kind == "safetensors" else torch.save(state, path)
+    network = fresh()
+    with pytest.raises(CheckpointError, match=rf"a\.{kind}: side2\.weight holds values that are not finite"):
+        load_weights(network, path)
+    assert not any(tensor.any() for tensor in network.state_dict().values())
+
+
+def test_a_file_that_would_expand_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, plain = tmp_path / "bomb.pth", tmp_path / "plain.pth"
+    torch.save({"w": torch.zeros(1 << 20)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert path.stat().st_size < 50_000
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: has 0\.0 MB and would expand to 4\.2 MB"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "cannot be read as safetensors"),
+        ("[1, 2]", "metadata: expected a dict"),
+        ('[["a", 1]]', "metadata: expected a dict"),
+        ("3", "metadata: expected a dict"),
+        ('{"input_size": "large"}', r"key 'input_size': expected \[height, width\], found 'large'"),
+        ('{"input_size": [128, NaN]}', "key 'input_size'"),
+        ('{"input_size": [0, 128]}', "key 'input_size'"),
+        ('{"input_size": [1e9, 128]}', "key 'input_size'"),
+    ],
+)
+def test_metadata_of_another_form(tmp_path: Path, text: str, message: str):
+    (tmp_path / "a.safetensors").write_bytes(serialize(SMALL.state_dict(), metadata={"dis-sam": text}))
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors: .*{message}"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, 3, "text", [1], {"input_size": 7}, {1: 2}])
+def test_metadata_of_another_form_in_a_training_state(tmp_path: Path, metadata: Any):
+    save_state(tmp_path / "last.pt", {"model": SMALL.state_dict(), "metadata": metadata})
+    with pytest.raises(CheckpointError, match=r"last\.pt: metadata"):
+        read_weights(tmp_path / "last.pt")
+
+
+def test_deep_json_in_the_header(tmp_path: Path):
+    header = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be read as safetensors"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+def test_names_that_are_no_text(tmp_path: Path):
+    torch.save({1: torch.zeros(2), 2: torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: expected a state dict with names, found the key 1"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_tensors_that_are_not_dense_reals():
+    for tensor in (torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64)):
+        with pytest.raises(CheckpointError, match=r"w is .*; expected dense real numbers"):
+            require_finite({"w": tensor}, "a.pth")
