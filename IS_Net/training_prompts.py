@@ -64,8 +64,9 @@ def prepare_batch(
     batch = batch.clone() if batch is planes else batch
     _write_prompts(batch, boxes, dropped, in_ch, planes.shape[-2:])
     if windows or own:
-        alpha = predict_alpha(batch[windows + own, :in_ch])
-        batch[own, MASK_CHANNEL] = alpha_to_uint8(alpha[len(windows) :])[:, 0]
+        alpha = predict_alpha(batch[_index(windows + own, planes)][:, :in_ch])
+        if own:
+            batch[_index(own, planes), MASK_CHANNEL] = alpha_to_uint8(alpha[len(windows) :])[:, 0]
         for index, matte in zip(windows, alpha, strict=False):
             top, left = place_window(planes[index, -1], size, rng)
             batch[index] = cut_window(planes[index], matte[None], boxes[index], top, left, size, in_ch)
@@ -77,13 +78,18 @@ def _count(share: float, total: int, rng: np.random.Generator) -> int:
     return int(share * total + rng.random())
 
 
+def _index(numbers: Sequence[int], planes: Tensor) -> Tensor:
+    """Return numbers as an index on the device of the planes; indexing with a list would wait for the device."""
+    return torch.tensor(numbers).to(planes.device, non_blocking=True)
+
+
 def _write_prompts(batch: Tensor, boxes: Tensor, dropped: Sequence[int], in_ch: int, frame: Size) -> None:
     """Write the box channel, and the mask channel of the samples whose mask is dropped."""
+    filled = fill_boxes(boxes, frame, batch.shape[-2:])
     if in_ch > BOX_CHANNEL:
-        batch[:, BOX_CHANNEL] = fill_boxes(boxes, frame, batch.shape[-2:])
-        batch[dropped, MASK_CHANNEL] = 0
-    elif dropped:
-        batch[dropped, MASK_CHANNEL] = fill_boxes(boxes[dropped], frame, batch.shape[-2:])
+        batch[:, BOX_CHANNEL] = filled
+    for index in dropped:
+        batch[index, MASK_CHANNEL] = 0 if in_ch > BOX_CHANNEL else filled[index]
 
 
 # --- boxes ----------------------------------------------------------------------------------------------------------
