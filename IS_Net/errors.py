@@ -29,6 +29,10 @@ class DatasetError(UserError, ValueError):
     """A data set whose description, folders or files are not as expected."""
 
 
+class FolderInUseError(UserError, RuntimeError):
+    """A folder that another process is writing to."""
+
+
 class ImageError(UserError, ValueError):
     """A file that is missing, damaged, or not an image."""
 
