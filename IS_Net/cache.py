@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from IS_Net.device import available_cores
 from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import read_image, read_mask
+from IS_Net.lock import lock_folder
 from IS_Net.preprocess import BOX_CHANNEL, Size, make_planes, resize_uint8
 from IS_Net.samples import Sample, format_list
 from IS_Net.worker import keep, prepare_worker
@@ -78,13 +81,26 @@ def open_cache(folder: Path, name: str, samples: Sequence[Sample], in_ch: int, s
     with_gt = "" if samples[0].gt is None else "-gt"
     prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}_{in_ch}ch{with_gt}_{size[0]}x{size[1]}_"
     path = folder / f"{prefix}{_cache_key(samples, in_ch, size)}.npy"
+    shape = (len(samples), in_ch + bool(with_gt), *size)
+    if path.is_file() and not _is_whole(path, shape):
+        logger.warning("cache: %s is damaged; it is built again", path)
+        path.unlink()
     if not path.is_file():
-        _build_cache(path, name, samples, in_ch, size)
+        _build_cache(path, name, samples, in_ch, shape)
         for old in folder.glob(f"{prefix}*.npy"):
             if old != path:
                 logger.info("cache: deleting %s, which is out of date", old)
                 old.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether a cache has the expected shape and all of its bytes."""
+    try:
+        array = np.load(path, mmap_mode="r")  # raises if the file is shorter than its header says
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return False
+    return array.shape == shape and array.dtype == np.uint8
 
 
 def _cache_key(samples: Sequence[Sample], in_ch: int, size: Size) -> str:
@@ -120,28 +136,40 @@ class _PlanesOrError(Dataset):
             return str(error)
 
 
-def _build_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, size: Size) -> None:
-    channels = in_ch + (samples[0].gt is not None)
-    shape = (len(samples), channels, *size)
+def _build_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, shape: tuple[int, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise DatasetError(
-            f"data set {name!r}: its cache needs {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB "
-            "are free; choose another cache_dir, a smaller cache_size, or cache_dir '' to train without cache"
-        )
+    with lock_folder(path.parent, "the build of a cache", wait=True):
+        if not path.is_file():  # another process may have built it in the meantime
+            for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a build that was killed
+                leftover.unlink(missing_ok=True)
+            _fill_cache(path, name, samples, in_ch, shape)
+
+
+def _fill_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, shape: tuple[int, ...]) -> None:
+    needed = int(np.prod(shape))
     logger.info("cache: building %s (%.2f GB)", path, needed / 1e9)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        array = _allocate(partial, shape)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise DatasetError(
+            f"data set {name!r}: its cache needs {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB "
+            f"are free ({error.strerror}); choose another cache_dir, a smaller cache_size, or cache_dir '' to train "
+            "without cache"
+        ) from error
+    try:
         problems = []
         workers = min(available_cores(), len(samples)) if len(samples) > 1 else 0
         loader = DataLoader(
-            _PlanesOrError(samples, in_ch, size),
+            _PlanesOrError(samples, in_ch, shape[2:]),
             batch_size=None,
             num_workers=workers,
             collate_fn=keep,
             worker_init_fn=prepare_worker,
+            # the global generator would be moved on, and a run that builds its cache would differ from one that has it
+            generator=torch.Generator(),
         )
         for index, item in enumerate(tqdm(loader, desc=f"cache {name}", unit="image")):
             if isinstance(item, str):
@@ -152,6 +180,25 @@ def _build_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, s
             raise DatasetError(f"data set {name!r}: {len(problems)} samples cannot be used:{format_list(problems)}")
         array.flush()
         del array
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Create a file for a memory-mapped array, with all of its space.
+
+    A file without its space would end the process by a signal when the disk is full.
+
+    Raises:
+        OSError: If the disk is too full.
+    """
+    if int(np.prod(shape)) > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -30,6 +30,7 @@ from IS_Net.doctor import require_usable, take_first_look
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
 from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
 from IS_Net.hypar import FIELDS, Settings
+from IS_Net.lock import lock_folder
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL, Size
 from IS_Net.report import MEAN, Scores
@@ -157,6 +158,11 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     _check_datasets(valid_datasets, "valid_datasets")
     if session.settings.check:
         session.require_usable(train_datasets, valid_datasets)
+    with lock_folder(session.settings.model_path, "a training"):
+        return _train(session, train_datasets, valid_datasets)
+
+
+def _train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) -> Progress:
     log = RunLog(Path(session.settings.model_path))
     state = _state_to_resume(session)
     if state:
@@ -193,10 +199,10 @@ def _state_to_resume(session: Session) -> dict[str, Any] | None:
     if path.name != STATE_FILE:
         existing = [name for name in (STATE_FILE, SegmentationTask.weights_file) if (folder / name).is_file()]
         if existing:
+            resume = f"resume it with restore_model={STATE_FILE}, " if STATE_FILE in existing else ""
             raise HyparError(
                 f"hypar['model_path']: {folder} already holds a training run ({', '.join(existing)}), which this one "
-                f"would overwrite; resume it with restore_model={STATE_FILE}, choose another model_path, or move the "
-                "folder"
+                f"would overwrite; {resume}choose another model_path, or move the folder"
             )
         return None
     state = load_state(path)

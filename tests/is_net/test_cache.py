@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -15,19 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from IS_Net import cache as cache_module
+from IS_Net.cache import _allocate
 from IS_Net.data_loader import DISDataset, ValidDataset
 from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import read_image, read_mask, write_image, write_mask
+from IS_Net.lock import LOCK_FILE
 from IS_Net.preprocess import box_from_mask, make_planes, resize_uint8
 
 SIZE = (128, 128)
 
 
 def caches(entry: dict[str, str]) -> list[Path]:
-    return sorted(Path(entry["cache_dir"]).iterdir())
+    return sorted(path for path in Path(entry["cache_dir"]).iterdir() if path.name != LOCK_FILE)
 
 
 # --- reading samples ---
@@ -169,7 +173,53 @@ def test_a_full_disk_is_an_error_before_anything_is_written(make_dataset, monkey
     assert caches(entry) == []
 
 
-def test_a_cache_whose_build_was_killed_is_built_again(make_dataset, tmp_path):
+def test_a_disk_that_fills_up_is_an_error_before_anything_is_written(make_dataset, monkeypatch):
+    """The space that was free is gone (row 42 of the list of faults): it is allocated before the file is mapped."""
+    entry = make_dataset()
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DatasetError, match=r"its cache needs .* \(No space left on device\); choose another cache_dir"):
+        DISDataset(entry, 4, SIZE)
+    assert caches(entry) == []
+
+
+def test_the_space_of_a_cache_is_allocated(tmp_path):
+    array = _allocate(tmp_path / "a.npy", (3, 4, 200, 200))
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "header", "other"])
+def test_a_damaged_cache_is_built_again(make_dataset, damage):
+    """Row 51 of the list of faults."""
+    entry = make_dataset()
+    wanted = DISDataset(entry, 4, SIZE).planes(1).copy()  # not a view of the file that is damaged
+    (path,) = caches(entry)
+    content = path.read_bytes()
+    if damage == "other":
+        np.save(path, np.zeros((3, 5, 7), np.uint8))
+    else:
+        path.write_bytes(
+            {"short": content[:-1000], "empty": b"", "header": b"\x93NUMPY\x01\x00v\x00{'a" + content}[damage]
+        )
+    assert np.array_equal(DISDataset(entry, 4, SIZE).planes(1), wanted)
+    assert caches(entry) == [path]
+
+
+def test_building_a_cache_draws_no_random_numbers(make_dataset):
+    """Otherwise a run that builds its cache would differ from one that finds it."""
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    DISDataset(make_dataset(), 4, SIZE)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+@pytest.mark.parametrize("killed", ["group", "main process"])
+def test_a_cache_whose_build_was_killed_is_built_again(make_dataset, tmp_path, killed):
+    """If only the main process is killed, its workers end, too (row 41 of the list of faults)."""
     entry = make_dataset()
     script = textwrap.dedent(f"""
         import time
@@ -186,12 +236,31 @@ def test_a_cache_whose_build_was_killed_is_built_again(make_dataset, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                start_new_session=True)  # fmt: skip
     assert process.stdout.readline() == b"half way\n"
-    os.killpg(process.pid, signal.SIGKILL)
+    if killed == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
     process.wait()
+    deadline = time.monotonic() + 60
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline, "a worker did not end"
+        time.sleep(0.1)
     assert not [path for path in caches(entry) if path.suffix == ".npy"]
     dataset = DISDataset(entry, 4, SIZE)
     wanted = DISDataset({**entry, "cache_dir": ""}, 4, SIZE)
     assert all(np.array_equal(dataset.planes(i), wanted.planes(i)) for i in range(3))
+    assert [path.suffix for path in caches(entry)] == [".npy"]
+
+
+def _group_lives(group: int) -> bool:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, of = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has ended
+            continue
+        if int(of) == group and state != "Z":
+            return True
+    return False
 
 
 def test_validation_and_inference_have_separate_caches(make_dataset):
