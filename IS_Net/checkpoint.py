@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import mmap
 import pickle
 import re
@@ -468,8 +467,8 @@ def require_finite(weights: Weights, path: str | Path) -> None:
     for name, tensor in weights.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}; expected dense real numbers")
-        bounds = torch.aminmax(tensor) if tensor.is_floating_point() and tensor.numel() else ()
-        if not all(math.isfinite(bound) for bound in bounds):  # takes no memory, unlike isfinite
+        # a sum takes a fifth of the time of isfinite, and no memory; only that of large finite values may be infinite
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} holds values that are not finite; the training that wrote it had failed: take an "
                 "earlier checkpoint"

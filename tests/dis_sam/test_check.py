@@ -169,3 +169,41 @@ def test_an_error_of_the_device(no_weights: None, monkeypatch: pytest.MonkeyPatc
     printed = capsys.readouterr()
     assert "problem: self test: CUDA out of memory" in printed.err
     assert "free disk space" in printed.out  # the rest of the report is printed
+
+
+# --- data sets ---
+
+
+def test_a_sound_data_set(make_dataset, capsys: pytest.CaptureFixture):
+    folder = Path(make_dataset()["im_dir"]).parent
+    assert main(["check", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny: 3 images, 3 ground truths, 3 coarse masks; no problems" in printed and "9 files read in" in printed
+    assert "torch" not in printed  # the report of the environment is another one
+
+
+def test_damaged_data_sets_are_named_and_written_as_json(make_dataset, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = Path(make_dataset()["im_dir"]).parent
+    (folder / "gt" / "ring_1.png").write_bytes((folder / "gt" / "ring_1.png").read_bytes()[:50])
+    (folder / "mask" / "ring_2.png").unlink()
+    assert main(["check", str(folder), "--json", str(tmp_path / "out" / "found.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "truncated: 1 (error)" in printed and "mispaired: 1 (error)" in printed and "2 problems" in printed
+    report = json.loads((tmp_path / "out" / "found.json").read_text())
+    assert report["counts"] == {"truncated": 1, "mispaired": 1, "not binary": 2}
+    assert {Path(file).name for row in report["findings"] for file in row["files"]} >= {"ring_1.png", "ring_2.png"}
+    assert main(["check", str(folder), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["counts"] == report["counts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "'nowhere' is neither a data set"),
+        ([str(Path(__file__).parent)], "does not exist; expected a folder of images"),
+        (["--json", "folder"], "expected a file name with .json, found 'folder'; give data sets first"),
+    ],
+)
+def test_what_cannot_be_examined(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
+    assert main(["check", *arguments]) == 2
+    assert message in capsys.readouterr().err

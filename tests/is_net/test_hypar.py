@@ -460,3 +460,21 @@ def test_the_table_needs_no_heavy_package():
 def test_numpy_numbers_are_refused():
     with pytest.raises(HyparError, match=r"hypar\['seed'\]: expected int .* found int64"):
         check({"seed": np.int64(3)})
+
+
+def test_a_checkpoint_may_lie_in_the_current_folder(tmp_path, monkeypatch):
+    """Row 36 of the faults seen: the current folder is not among the places where a checkpoint is looked for."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HyparError, match=rf"no checkpoint 'nosuch\.pth' \(searched .*{tmp_path / 'nosuch.pth'}\)"):
+        Settings.from_hypar({"mode": "valid", "restore_model": "nosuch.pth"})
+    (tmp_path / "here.pth").touch()
+    assert Settings.from_hypar({"mode": "valid", "restore_model": "here.pth"}).restore_model == str(
+        tmp_path / "here.pth"
+    )
+
+
+def test_a_seed_that_is_too_large():
+    """Row 36 of the faults seen: a seed beyond 64 bits."""
+    with pytest.raises(HyparError, match=r"hypar\['seed'\]: expected a finite number of 0 to"):
+        Settings.from_hypar({"seed": 99999999999999999999})
+    assert Settings.from_hypar({"seed": 2**63 - 1}).seed == 2**63 - 1
