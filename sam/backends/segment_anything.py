@@ -56,10 +56,15 @@ def _sha256(path: Path) -> str:
 
 def _load_weights(sam: Sam, path: Path, model: str) -> None:
     try:
-        state = find_weights(load_torch_file(path), path)
+        content = load_torch_file(path)
     except CheckpointError as error:
         size = path.stat().st_size  # tells an error page, or an incomplete download
         raise CheckpointError(f"{error}; it has {size} bytes: {how_to_fetch(model)}") from error
+    try:
+        state = find_weights(content, path)
+    except CheckpointError as error:
+        message = f"{error}; it does not hold the weights of SAM {model}: {how_to_fetch(model)}"
+        raise CheckpointError(message) from error
     found = {key: value.shape for key, value in state.items()}
     expected = {key: value.shape for key, value in sam.state_dict().items()}
     if found != expected:

@@ -975,3 +975,17 @@ def test_a_missing_tensorboard_ends_the_run_before_it_starts(tmp_path, monkeypat
     with pytest.raises(MissingExtraError, match=r"'tensorboard' is not installed.*pip install 'dis-sam\[train\]'"):
         RunLog(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_without_a_gradient_scaler_is_resumed_with_one(make_run, settings):
+    """Row 20 of the faults seen: begun in full or bf16, resumed where auto is float16."""
+    chosen = settings()
+    training = Training(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    training.save()
+    state = load_state(Path(chosen.model_path) / "last.pt")
+    assert state["scaler"] == {}
+    resumed = Training(SegmentationTask(Canned(), None, chosen), make_run(chosen))
+    resumed.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scale = resumed.scaler.get_scale()
+    resumed._load(state)
+    assert resumed.scaler.get_scale() == scale

@@ -189,6 +189,28 @@ def test_checkpoint_of_another_model(folders: tuple[Path, Path], tmp_path: Path)
         load_predictor("vit_b", path, "cpu")
 
 
+@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_checkpoints_under_wrappers_and_prefixes(
+    folders: tuple[Path, Path], tmp_path: Path, wrapper: str, prefix: str
+) -> None:
+    """Row 21 of the faults seen: SAM under "model", or with the prefix of DataParallel."""
+    path = save_sam(tmp_path / "sam.pth")
+    state = torch.load(path)
+    torch.save({wrapper: {prefix + name: tensor for name, tensor in state.items()}}, path)
+    found = load_predictor("vit_b", path, "cpu").model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_weights_that_are_not_finite(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = save_sam(tmp_path / "sam.pth")
+    state = torch.load(path)
+    state["mask_decoder.iou_token.weight"][0, 0] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"mask_decoder\.iou_token\.weight holds values that are not finite"):
+        load_predictor("vit_b", path, "cpu")
+
+
 def test_unknown_model_or_device_and_unneeded_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown model 'vitl'; did you mean 'vit_l'\?"):
         load_predictor("vitl")
