@@ -10,19 +10,19 @@ import io
 import math
 import os
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from IS_Net.errors import DatasetError, ImageError
+from IS_Net.files import atomic_file
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_THRESHOLD = 128
@@ -401,31 +401,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
         if may_rotate and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return height, width
-
-
-@contextmanager
-def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a file for writing that replaces ``path`` only when the ``with`` block succeeds.
-
-    After an error or an interruption, ``path`` is unchanged. A missing folder is created.
-
-    Args:
-        path: The file to write.
-        mode: ``"wb"`` or ``"w"`` (UTF-8).
-
-    Yields:
-        The open file, which has a temporary name in the same folder.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:

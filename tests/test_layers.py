@@ -44,7 +44,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "ground",
         "IS_Net.hypar IS_Net.datalist IS_Net.paths IS_Net.metric_names IS_Net.command_line IS_Net.errors "
-        "IS_Net.lock",
+        "IS_Net.files IS_Net.lock",
     ),
 ]
 """From top to bottom: a module may import from its own layer and those below it. A package stands for its modules."""
@@ -59,6 +59,7 @@ LIGHT = {
     "IS_Net.metric_names",
     "IS_Net.command_line",
     "IS_Net.errors",
+    "IS_Net.files",
     "IS_Net.lock",
 }
 LIGHT |= {
