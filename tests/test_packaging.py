@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORT_NAMES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image"}
 IMPORT_NAMES |= {"starlette": "fastapi", "pydantic": "fastapi"}  # which brings both
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-CORE = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tqdm", "platformdirs")
+CORE = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tqdm", "platformdirs", "filelock")
 PUBLISHED = ("torch", "torchvision", "numpy", "opencv-python-headless", "scikit-image", "tqdm", "segment-anything")
 
 
