@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from IS_Net.preprocess import BOX_CHANNEL, IMAGE_CHANNELS, MASK_CHANNEL, Window
-from IS_Net.synthesis.copy_paste import MIN_SIDE, Object, Photo, Scene, compose, draw_scene
+from IS_Net.synthesis.copy_paste import MIN_SIDE, Object, Photo, Scene, draw_scene
+from IS_Net.synthesis.render import joint, render
 from IS_Net.synthesis.simulate_masks import MASK_SOURCES, RELIABLE_SOURCES, binarize, fill_bounds, simulate_mask
 from IS_Net.synthesis.sources import Sources
 
@@ -80,10 +81,9 @@ class Composer:
 
     def _compose(self, scenes: Sequence[Scene]) -> list[tuple[Tensor, Tensor]]:
         """Return image and ground truth of each scene: (3, H, W) and (H, W) uint8."""
-        joint = 1 if self.device.type == "cpu" else max(len(scenes), 1)  # alone, a scene computes what it covers only
-        found = []
-        for start in range(0, len(scenes), joint):
-            images, gts = compose(scenes[start : start + joint], self._load, self.device)
+        found, step = [], joint(self.device, max(len(scenes), 1))
+        for start in range(0, len(scenes), step):
+            images, gts = render(scenes[start : start + step], self._load, self.device)
             found += zip(images, gts[:, 0], strict=True)
         return found
 

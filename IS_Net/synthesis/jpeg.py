@@ -26,10 +26,10 @@ _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.
 
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cosines, (64, 1, 8, 8), and the matrices from RGB to YCbCr and back, (3, 3, 1, 1)."""
+    """Return the cosines, (frequencies, pixels, 1, 1), and the matrices from RGB to YCbCr and back, (3, 3, 1, 1)."""
     frequency, place = np.arange(8)[:, None], np.arange(8)
     waves = np.cos((2 * place + 1) * frequency * np.pi / 16) * np.where(frequency, 0.5, np.sqrt(1 / 8))
-    blocks = np.einsum("ui,vj->uvij", waves, waves).reshape(64, 1, 8, 8)
+    blocks = np.einsum("ui,vj->uvij", waves, waves).reshape(64, 64, 1, 1)
     arrays = blocks, _YCBCR[..., None, None], np.linalg.inv(_YCBCR)[..., None, None]
     return tuple(torch.from_numpy(array.astype(np.float32)).to(device) for array in arrays)
 
@@ -57,6 +57,6 @@ def compress(image: Tensor, quality: int) -> Tensor:
 
 def _quantize(planes: Tensor, table: Tensor, cosines: Tensor) -> Tensor:
     batch, channels, height, width = planes.shape
-    blocks = F.conv2d(planes.reshape(batch * channels, 1, height, width), cosines, stride=8)
-    blocks = (blocks / table).round_().mul_(table)
-    return F.conv_transpose2d(blocks, cosines, stride=8).view(batch, channels, height, width)
+    blocks = F.pixel_unshuffle(planes.reshape(batch * channels, 1, height, width), 8)  # (BC, 64, H / 8, W / 8)
+    blocks = (F.conv2d(blocks, cosines) / table).round_().mul_(table)
+    return F.pixel_shuffle(F.conv2d(blocks, cosines.transpose(0, 1)), 8).view(batch, channels, height, width)
