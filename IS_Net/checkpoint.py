@@ -81,12 +81,24 @@ def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]
             weights = int8_storage.pack(weights)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}; save it without int8, or check the training") from error
-    texts = {_METADATA_KEY: json.dumps(metadata), _CHECKSUM_KEY: _NO_CHECKSUM.decode()}
-    content = bytearray(serialize(weights, metadata=texts))
+    content = _add_checksum_field(serialize(weights, metadata={_METADATA_KEY: json.dumps(metadata)}))
     start, end = _find_checksum(content)
     content[start:end] = b"%08x" % zlib.crc32(content)
     with atomic_file(path) as file:
         file.write(content)
+
+
+def _add_checksum_field(content: bytes) -> bytearray:
+    """Return a safetensors file with room for its checksum in its metadata.
+
+    safetensors writes several texts of metadata in random order; equal networks would give different files.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"][_CHECKSUM_KEY] = _NO_CHECKSUM.decode()
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns what follows
+    return bytearray(len(text).to_bytes(8, "little") + text + content[start:])
 
 
 def _find_checksum(content: bytes | bytearray | mmap.mmap) -> tuple[int, int]:

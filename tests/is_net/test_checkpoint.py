@@ -614,3 +614,10 @@ def test_tensors_that_are_not_dense_reals():
     for tensor in (torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64)):
         with pytest.raises(CheckpointError, match=r"w is .*; expected dense real numbers"):
             require_finite({"w": tensor}, "a.pth")
+
+
+def test_equal_networks_give_equal_files(tmp_path: Path):
+    network = torch.nn.Conv2d(2, 3, 3)
+    for index in range(6):
+        save_weights(tmp_path / f"{index}.safetensors", network, {"in_ch": 4, "name": "Ä"})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
