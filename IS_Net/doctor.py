@@ -27,7 +27,7 @@ from IS_Net.bounded import map_bounded
 from IS_Net.device import available_cores
 from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import binarize, is_image, read_image, read_mask, size_mismatch, size_text
-from IS_Net.manifest import fingerprint, read_manifest
+from IS_Net.manifest import is_unchanged, read_manifest
 from IS_Net.preprocess import box_from_mask
 from IS_Net.samples import CheckedDataset, check_dataset, format_list, images_of_masks
 
@@ -335,8 +335,7 @@ def _examine_age(
     item: _Item, path: Path, entry: Mapping[str, Any], truth: np.ndarray | None, box: Any, add: Callable
 ) -> None:
     """Compare a mask's entry in the manifest with its image and its ground truth as they are now."""
-    recorded = entry.get("image_fingerprint")
-    if recorded is not None and recorded != fingerprint(item.image):
+    if entry.get("image_fingerprint") is not None and not is_unchanged(item.image, "image", entry):
         add("stale", path, f"{path}: {item.image.name} has changed since stage 1 made this mask; make it again")
     elif entry.get("gt_fingerprint") is not None and truth is not None:
         prompt = entry.get("box")

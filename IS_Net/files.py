@@ -152,6 +152,11 @@ def content_hash(path: str | Path) -> str:
     return content.hexdigest()
 
 
+def is_file_name(name: object) -> bool:
+    """Return whether a name is that of a file in a folder, and cannot lead out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
+
+
 def refuse_to_replace(outputs: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
     """Refuse outputs that are inputs, under whatever name.
 

@@ -29,7 +29,7 @@ _NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, e
 
 @contextmanager
 def lock_folder(folder: str | Path, purpose: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, which is created if it does not exist.
+    """Hold the lock of a folder, which is created if it does not exist, and removed again if nothing was written to it.
 
     On a file system that has no locks, a warning is logged, and the block runs without one.
 
@@ -43,7 +43,7 @@ def lock_folder(folder: str | Path, purpose: str, wait: bool = False) -> Iterato
         OSError: If the folder cannot be created or written to; the message names it.
     """
     folder = Path(folder)
-    existed = folder.is_dir()
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def lock_folder(folder: str | Path, purpose: str, wait: bool = False) -> Iterato
         with suppress(OSError):  # before the release, so that no other process holds the removed file; not on Windows
             path.unlink()
         lock.release()
-        if not existed:
-            with suppress(OSError):  # not empty
-                folder.rmdir()
+        with suppress(OSError):  # one is not empty, and so are those above it
+            for made in new:
+                made.rmdir()
 
 
 def _holder(path: Path) -> str:

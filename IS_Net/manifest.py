@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from IS_Net.images import atomic_file
+from IS_Net.errors import DatasetError
+from IS_Net.files import atomic_file, content_hash, is_file_name
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,44 @@ def fingerprint(path: Path) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
+def identify(path: Path, kind: str, entries: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
+    """Return what identifies a file in the entries of a manifest.
+
+    Args:
+        path: The file.
+        kind: ``image``, ``gt``, ``mask`` or ``part``, with which the keys begin.
+        entries: Entries that may describe the file. If one has its fingerprint, the file is not read.
+
+    Returns:
+        ``KIND_fingerprint``, see :func:`fingerprint`, and ``KIND_hash``, the hash of the content.
+    """
+    now = fingerprint(path)
+    known = (entry[f"{kind}_hash"] for entry in entries if _describes(entry, kind, now))
+    return {f"{kind}_fingerprint": now, f"{kind}_hash": next(known, None) or content_hash(path)}
+
+
+def _describes(entry: Mapping[str, Any], kind: str, now: str) -> bool:
+    return entry.get(f"{kind}_fingerprint") == now and isinstance(entry.get(f"{kind}_hash"), str)
+
+
+def is_unchanged(path: Path, kind: str, entry: Mapping[str, Any]) -> bool:
+    """Return whether a file has the content that an entry of a manifest records.
+
+    The content decides, so that a data set may be copied, unpacked or touched. It is only read if the size is the same
+    and the time is another. Entries of earlier versions have no hash of the content; then size and time decide.
+
+    Args:
+        path: The file.
+        kind: See :func:`identify`.
+        entry: Holds ``KIND_fingerprint`` and, unless an earlier version wrote it, ``KIND_hash``.
+    """
+    now, recorded = fingerprint(path), entry.get(f"{kind}_fingerprint")
+    if now == recorded:
+        return True
+    of_same_size = isinstance(recorded, str) and recorded.partition("-")[0] == now.partition("-")[0]
+    return of_same_size and entry.get(f"{kind}_hash") == content_hash(path)
+
+
 def read_manifest(mask_dir: str | Path) -> dict[str, dict[str, Any]]:
     """Read the manifest of a folder of masks.
 
@@ -36,27 +76,43 @@ def read_manifest(mask_dir: str | Path) -> dict[str, dict[str, Any]]:
     Returns:
         The entry of each mask, by the mask's name (the file's stem); empty if the folder has no manifest. An entry
         holds ``mask``, ``image`` (stem), ``object``, ``box`` (xyxy or None), ``points``, ``labels``, ``model``,
-        ``checkpoint`` (sha256 or None), ``select``, ``image_fingerprint`` and ``gt_fingerprint`` (see
-        :func:`fingerprint`), ``num_masks`` (how many masks the image has), ``size`` (height, width), and ``score`` (the
-        IoU that the model predicts, or None).
+        ``checkpoint`` (sha256 or None), ``select``, ``num_masks`` (how many masks the image has), ``size`` (height,
+        width), and ``score`` (the IoU that the model predicts, or None). ``image_fingerprint`` and ``image_hash``
+        identify the image (see :func:`identify`), and likewise ``gt_``, ``mask_`` (the mask's own file) and ``part_``
+        (the ground truth of an enriched sample). Entries of earlier versions have no hashes.
     """
-    path = Path(mask_dir) / MANIFEST
+    return _read(Path(mask_dir) / MANIFEST)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Return the entries by mask name, and the names of the masks that were about to be written.
+
+    Raises:
+        DatasetError: If the file is not a manifest.
+    """
     entries: dict[str, dict[str, Any]] = {}
+    pending: set[str] = set()
     if not path.is_file():
-        return entries
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        return entries, pending
+    content = path.read_bytes()
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             entry = json.loads(line)
             name = entry["mask"]
+            if not is_file_name(name):  # masks are removed by these names
+                raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):
             # a run that is killed while it writes leaves an incomplete line; its mask is made again
             logger.warning("%s, line %d: not a complete entry; ignored", path, number)
             continue
+        pending.discard(name)
         if "model" in entry:
             entries[name] = {_RENAMED.get(key, key): value for key, value in entry.items()}
-        else:  # the mask was about to be replaced or removed
+        else:
             entries.pop(name, None)
-    return entries
+            if entry.get("pending"):
+                pending.add(name)
+    return entries, pending
 
 
 class Manifest:
@@ -70,29 +126,50 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / MANIFEST
-        self.entries = read_manifest(folder)
+        self.entries, self.pending = _read(self.path)
         self._lock = threading.Lock()
         if self.path.is_file():
+            self._require_manifest()
             self.compact()  # also removes an incomplete last line, to which the next entry would be appended
+
+    def _require_manifest(self) -> None:
+        start = self.path.read_bytes().lstrip(b"\0")[:8]  # a power cut may leave zeros
+        if not (self.entries or self.pending or b'{"mask":'.startswith(start)):
+            raise DatasetError(
+                f"{self.path}: is not a manifest of masks, and would be replaced by one; move it, or write the masks "
+                "to another folder"
+            )
+
+    def begin(self, name: str) -> None:
+        """Note on the disk that a mask is about to be written: until it is added, its file is known to be no one's."""
+        with self._lock:
+            self.entries.pop(name, None)
+            self.pending.add(name)
+            self._append({"mask": name, "pending": True})
+        with self.path.open("rb") as file:  # outside the lock: several threads may wait for the disk together
+            os.fsync(file.fileno())
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Add the entry of a mask that has been written; it replaces an earlier entry of the mask."""
         with self._lock:
             self.entries[entry["mask"]] = dict(entry)
+            self.pending.discard(entry["mask"])
             self._append(entry)
 
     def drop(self, name: str) -> None:
-        """Drop the entry of a mask that is about to be replaced or removed."""
+        """Drop the entry of a mask that has been removed."""
         with self._lock:
-            if self.entries.pop(name, None) is not None:
+            if self.entries.pop(name, None) is not None or name in self.pending:
+                self.pending.discard(name)
                 self._append({"mask": name})
 
     def compact(self) -> None:
         """Rewrite the file atomically: one line per mask that exists, sorted by name."""
         with self._lock:
+            lines = {name: {"mask": name, "pending": True} for name in self.pending} | self.entries
             text = "".join(
-                json.dumps(entry) + "\n"
-                for name, entry in sorted(self.entries.items())
+                json.dumps(line) + "\n"
+                for name, line in sorted(lines.items())
                 if self.path.with_name(f"{name}.png").is_file()
             )
             if not self.path.is_file() or self.path.read_bytes() != text.encode():

@@ -5,16 +5,19 @@ The DIS-SAM paper trains on such samples; :func:`split_gt` holds the rule.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from IS_Net.images import write_mask
+from IS_Net.errors import DatasetError
+from IS_Net.files import atomic_file
+from IS_Net.images import binarize, write_mask
 
 SMALLEST_PART = 0.004
 """Parts that cover less than this fraction of the image do not become samples."""
@@ -26,13 +29,14 @@ def split_gt(gt: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the ground truths of an image's samples: the whole, then each part if there is more than one.
 
     Args:
-        gt: (H, W) uint8, 0..255. Parts are the 8-connected components of ``gt >= 128``.
+        gt: (H, W) uint8, 0..255. Parts are the 8-connected components of the target (:func:`IS_Net.images.binarize`).
+            The published code also counts the value 128, which no metric does: such a part would have no target.
 
     Yields:
         (H, W) uint8: the values of ``gt`` inside the part, 0 elsewhere.
     """
     yield gt
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats((gt >= 128).astype(np.uint8), connectivity=8)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(binarize(gt).astype(np.uint8), connectivity=8)
     large = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST_PART * gt.size
     large[0] = False  # the background
     if large.sum() > 1:
@@ -45,15 +49,44 @@ def sample_name(stem: str, number: int) -> str:
     return f"{stem}_comp_{number}"
 
 
-def write_sample(split: Path, name: str, image: Path, gt: np.ndarray) -> None:
-    """Write image and ground truth of one sample; the image is linked if the file system can do that."""
-    write_mask(split / "gt" / f"{name}.png", gt)
+def gt_file(split: Path, name: str) -> Path:
+    """Return the file of a sample's ground truth."""
+    return split / "gt" / f"{name}.png"
+
+
+def write_sample(split: Path, name: str, image: Path, gt: np.ndarray | None) -> None:
+    """Write image and ground truth of one sample; the image is linked if the file system can do that.
+
+    Args:
+        split: The enriched split.
+        name: The sample's name.
+        image: The file of the image.
+        gt: (H, W) uint8; None leaves the file as it is.
+    """
+    if gt is not None:
+        write_mask(gt_file(split, name), gt)
     link_file(image, split / "im" / f"{name}{image.suffix}")
 
 
 def has_sample(split: Path, name: str, image: Path) -> bool:
     """Return whether image and ground truth of a sample exist where :func:`write_sample` writes them."""
-    return (split / "gt" / f"{name}.png").is_file() and _is_same(image, split / "im" / f"{name}{image.suffix}")
+    return gt_file(split, name).is_file() and _is_same(image, split / "im" / f"{name}{image.suffix}")
+
+
+def require_own_files(split: Path, stems: Container[str]) -> None:
+    """Refuse a folder that holds files that the samples of an enriched split would replace.
+
+    Raises:
+        DatasetError: If there are files named ``NAME_comp_K`` of one of the stems in im, gt or mask.
+    """
+    for kind in ("im", "gt", "mask"):
+        for path in sorted((split / kind).glob("*_comp_*")):
+            match = _SAMPLE.fullmatch(path.stem)
+            if match and match["stem"] in stems:
+                raise DatasetError(
+                    f"{path}: exists, and the enriched split would replace it, though no run recorded that it made it; "
+                    "write the split to another folder, or move the file"
+                )
 
 
 def link_file(source: Path, link: Path) -> None:
@@ -73,40 +106,46 @@ def link_file(source: Path, link: Path) -> None:
         try:
             link.hardlink_to(source)
         except (OSError, NotImplementedError):
-            part = link.with_name(f".{link.name}.part")
-            shutil.copy2(source, part)
-            part.replace(link)
+            with source.open("rb") as original, atomic_file(link) as copy:
+                shutil.copyfileobj(original, copy)
+            shutil.copystat(source, link)
 
 
 def _is_same(source: Path, link: Path) -> bool:
     """Return whether ``link`` points to ``source``, or is an unchanged copy of it."""
-    if not link.exists():
-        return False
-    if link.samefile(source):
-        return True
-    a, b = link.stat(), source.stat()
-    return not link.is_symlink() and (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+    return link.exists() and (link.samefile(source) or (not link.is_symlink() and filecmp.cmp(source, link)))
 
 
-def remove_stale(split: Path, samples: Mapping[str, str], unreadable: Container[str]) -> set[str]:
+def remove_stale(
+    split: Path, samples: Mapping[str, str], unreadable: Container[str], is_own: Callable[[str], bool]
+) -> tuple[set[str], set[str]]:
     """Remove the files of samples whose image or part no longer exists.
 
     Args:
         split: The enriched split. Only files named ``NAME_comp_K`` in its im, gt and mask folders are considered.
         samples: The extension of the image file of each sample that exists, by the sample's name.
         unreadable: Stems of images that could not be read. Their samples are unknown, so none of them is removed.
+        is_own: Returns whether the files of a sample, by its name, are as this project wrote them.
 
     Returns:
-        The names of the samples of which a file was removed.
+        The names of the samples of which a file was removed, and of those that were kept because they are not as this
+        project wrote them.
     """
-    removed = set()
+    removed, kept = set(), set()
+    own: dict[str, bool] = {}
     for kind in ("im", "gt", "mask"):
         for path in sorted((split / kind).glob("*_comp_*")):
             match = _SAMPLE.fullmatch(path.stem)
             if match is None or match["stem"] in unreadable:
                 continue
             expected = path.stem in samples and path.suffix == (samples[path.stem] if kind == "im" else ".png")
-            if not expected:
+            if expected:
+                continue
+            if path.stem not in own:
+                own[path.stem] = is_own(path.stem)  # before the first of its files is gone
+            if own[path.stem]:
                 path.unlink()
                 removed.add(path.stem)
-    return removed
+            else:
+                kept.add(path.stem)
+    return removed, kept

@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(Select),
         help="which of SAM's three masks: the one with the highest predicted IoU, or the first; default: %(default)s",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace masks that no run wrote, or that were changed by hand; by default, they are kept and named",
+    )
     parser.add_argument("--workers", type=positive_int, metavar="N", help="number of reader and of writer threads")
     return parser
 
@@ -80,26 +85,40 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _run(options: argparse.Namespace) -> int:
+    from IS_Net.files import refuse_to_replace
     from IS_Net.images import list_images
+    from IS_Net.lock import lock_folder
     from sam.backends import load_predictor
-    from sam.mask_run import enrich_split, generate_masks, pair_with_gt
+    from sam.mask_run import check_folders, enrich_split, generate_masks, pair_with_gt
+    from sam.prompts import check_prompts, read_prompts
 
     if options.data:
-        splits = [data.absolute() for data in options.data]
-        jobs = [
-            (d / "im", d / "gt", d.with_name(f"{d.name}-enriched") if options.enrich else d / "mask") for d in splits
-        ]
+        jobs = []
+        for data in options.data:
+            # the name of `..` is known once it is resolved; a link keeps its own name and place
+            split = data.resolve() if data.name in ("", "..") else data.absolute()
+            out = split.parent / f"{split.name}-enriched" if options.enrich else split / "mask"
+            jobs.append((split / "im", split / "gt", out))
     else:
         jobs = [(options.images, options.gt, options.out)]
-    for images, gt, _ in jobs:  # missing files are reported before the model is loaded and the first split is made
+    # whatever can be found out is reported before the model is loaded and the first split is made
+    for images, gt, out in jobs:
         paths = list_images(images)
-        if not options.prompts:
+        if options.prompts:
+            check_prompts(read_prompts(options.prompts), paths)
+        else:
             pair_with_gt(paths, gt)
+        check_folders(images, gt, out, options.enrich)
+        refuse_to_replace([out], [folder for job in jobs for folder in job[:2]])
+    for _, _, out in jobs:
+        with lock_folder(out / "mask" if options.enrich else out, "a mask run"):
+            pass
 
     settings = {
         "predictor": load_predictor(options.model, options.checkpoint, options.device),
         "select": options.select,
         "workers": options.workers,
+        "overwrite": options.overwrite,
     }
     code = DONE
     for images, gt, out in jobs:

@@ -3,16 +3,21 @@
 Reader threads decode images, the main thread runs the model, writer threads encode masks. The queues between them are
 bounded, so that memory does not grow with the number of images. Every mask is written atomically and recorded in the
 manifest, so that a run can be interrupted at any time and resumed by calling the function again.
+
+Masks that this project did not write, or that have changed since, are someone's work: they are kept, unless the caller
+asks to replace them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,15 +25,22 @@ import numpy as np
 from tqdm import tqdm
 
 from IS_Net.bounded import BoundedQueue, map_bounded
-from IS_Net.errors import DatasetError, PromptError
+from IS_Net.errors import DatasetError, ImageError, PromptError
+from IS_Net.files import atomic_file, refuse_to_replace, remove_leftovers
 from IS_Net.images import list_images, read_image, read_mask, size_mismatch, write_mask
-from IS_Net.manifest import Manifest, fingerprint
+from IS_Net.lock import lock_folder
+from IS_Net.manifest import Manifest, identify, is_unchanged
 from sam import enrich
 from sam.backends import NEEDS_SAM
 from sam.backends.base import Select, StageOnePredictor
 from sam.prompts import Prompt, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
 
 logger = logging.getLogger(__name__)
+
+SOURCE_FILE = "enriched_from.json"
+"""In an enriched split: the folders of images and ground truths that it was made from, relative to the split."""
+_MAX_LISTED = 20
+_KINDS = ("im", "gt", "mask")
 
 
 @dataclass
@@ -40,6 +52,8 @@ class Summary:
         kept: Number of masks of an earlier run, made from the same image and prompt by the same model.
         empty: Names of the masks that are all zero because their ground truths are empty; no model was run for them.
         removed: Names of the masks (of an enriched split, samples) of earlier runs that are no longer requested.
+        by_hand: Names of the masks (of an enriched split, samples) that were kept although they are not those that were
+            requested, because this project did not write them, or they have changed since.
         failed: The error of each image that failed, by its stem; all other images are done.
     """
 
@@ -47,16 +61,27 @@ class Summary:
     kept: int = 0
     empty: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    by_hand: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.written} masks written, {self.kept} kept"]
         if self.empty:
-            lines.append(f"all zero, because the ground truth is empty: {', '.join(self.empty)}")
+            lines.append(f"all zero, because the ground truth is empty: {_list(self.empty)}")
+        if self.by_hand:
+            lines.append(
+                f"{len(self.by_hand)} kept as they are, because no run wrote them, or they were changed afterwards: "
+                f"{_list(self.by_hand)}; --overwrite replaces them"
+            )
         if self.removed:
-            lines.append(f"removed, because they are no longer requested: {', '.join(self.removed)}")
+            lines.append(f"removed, because they are no longer requested: {_list(self.removed)}")
         lines += [f"failed: {message}" for message in self.failed.values()]
         return "\n".join(lines)
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def generate_masks(
@@ -68,35 +93,40 @@ def generate_masks(
     prompts: str | Path | Iterable[Prompt] | None = None,
     select: Select = "score",
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> Summary:
     """Write the coarse masks of a folder of images: 8-bit PNG, 0 or 255, of the size of the image.
 
-    Existing masks that were made from the same image and prompt by the same model are kept. Masks that an earlier run
-    made of one of the images, and that are no longer requested, are removed.
+    Existing masks that were made from the same image and prompt by the same model are kept; the content of the files
+    decides, not their times. Masks that an earlier run made of one of the images, and that are no longer requested, are
+    removed. Masks that no run wrote, or that were changed afterwards, are kept and listed.
 
     Args:
         images: Folder of images.
-        out: Folder of the masks and of their manifest (see :func:`IS_Net.manifest.read_manifest`). Only one run at a
-            time may write to it.
+        out: Folder of the masks and of their manifest (see :func:`IS_Net.manifest.read_manifest`).
         predictor: See :func:`sam.backends.load_predictor`.
         gt: Folder of ground truths with the names of the images. Their tight boxes are the prompts.
         prompts: Instead of ``gt``, a prompt file (see :func:`sam.prompts.read_prompts`) or the prompts themselves;
             images without a prompt are skipped.
         select: Which of SAM's three masks: ``score`` takes the one with the highest predicted IoU, ``first`` the first.
         workers: Number of reader threads, and of writer threads; None means one per core, at most 4.
+        overwrite: Whether to replace also the masks that no run wrote, or that were changed afterwards.
 
     Returns:
         What was done. An image that cannot be read is listed there and does not stop the others.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
-        DatasetError: If ground truths are missing; the message names all of them, and nothing is written.
+        DatasetError: If ground truths are missing (the message names all of them), or ``out`` is a folder of inputs;
+            nothing is written.
+        FolderInUseError: If another process writes to ``out``.
         PromptError: If prompts are faulty, or have no box and the model takes boxes only; the message names all of
             them, and nothing is written.
         ImageError: If the folder of images is empty, or two images would have masks of the same name.
         ValueError: If neither ``gt`` nor ``prompts`` is given, or both are, or ``select`` is unknown.
     """
     paths = list_images(images)
+    check_folders(images, gt, out)
     if (gt is None) == (prompts is None):
         raise ValueError("expected either gt, a folder of ground truths, or prompts; found both or neither")
     if gt is not None:
@@ -113,7 +143,7 @@ def generate_masks(
         items = [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
         if len(items) < len(paths):
             logger.info("%d of %d images have no prompt and are skipped", len(paths) - len(items), len(paths))
-    return _Run(Path(out), predictor, select).make(items, workers)
+    return _Run(Path(out), predictor, select, overwrite).make(items, workers)
 
 
 def enrich_split(
@@ -124,12 +154,13 @@ def enrich_split(
     *,
     select: Select = "score",
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> Summary:
     """Write an enriched split: each connected component of a ground truth becomes a sample, next to the whole.
 
     Writes ``out/{im,gt,mask}/NAME_comp_K``: K is 0 for the whole ground truth, 1 and up for its parts if more than one
     of them covers 0.4 % of the image (see :func:`sam.enrich.split_gt`). Images are linked, not copied. Samples whose
-    image or part no longer exists are removed.
+    image or part no longer exists are removed, unless one of their files was changed after it was written.
 
     Args:
         images: Folder of images.
@@ -138,13 +169,16 @@ def enrich_split(
         predictor: See :func:`sam.backends.load_predictor`.
         select: See :func:`generate_masks`.
         workers: See :func:`generate_masks`.
+        overwrite: Whether to replace also masks and ground truths of samples that were changed after they were written.
 
     Returns:
         What was done.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
-        DatasetError: If ground truths are missing, or ``out`` contains the images or ground truths themselves.
+        DatasetError: If ground truths are missing, or ``out`` contains the images or ground truths themselves, the
+            enriched split of other images, or files that no run wrote.
+        FolderInUseError: If another process writes to ``out``.
         ImageError: If the folder of images is empty, or two images would have masks of the same name.
         ValueError: If ``select`` is unknown.
     """
@@ -152,9 +186,30 @@ def enrich_split(
     paths = list_images(images)
     items = pair_with_gt(paths, gt)
     _warn_of_unused(paths, gt)
-    if any((out / kind).resolve() in (Path(images).resolve(), Path(gt).resolve()) for kind in ("im", "gt", "mask")):
-        raise DatasetError(f"{out}: contains the images themselves; write the enriched split to another folder")
-    return _Run(out / "mask", predictor, select, enriched=out).make(items, workers)
+    check_folders(images, gt, out, enriched=True)
+    return _Run(out / "mask", predictor, select, overwrite, enriched=out, source=(Path(images), Path(gt))).make(
+        items, workers
+    )
+
+
+def check_folders(images: str | Path, gt: str | Path | None, out: str | Path, enriched: bool = False) -> None:
+    """Refuse a folder of masks, or an enriched split, in which inputs would be replaced.
+
+    Args:
+        images: Folder of images.
+        gt: Folder of ground truths, or None.
+        out: Folder of masks, or with ``enriched`` that of the enriched split.
+        enriched: See ``out``.
+
+    Raises:
+        DatasetError: If ``out``, or a folder in it that is written to, is one of the other folders.
+    """
+    try:
+        refuse_to_replace([out, *(Path(out) / kind for kind in _KINDS)] if enriched else [out], [images, gt])
+    except DatasetError as error:
+        if enriched:
+            raise DatasetError(f"{error}: write the enriched split to another folder") from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -202,15 +257,29 @@ def _warn_of_unused(images: Mapping[str, Path], gt: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be done for an image: its prompts by mask name, the masks to make, and what their entries share.
-
-    The image is None if there is nothing to make.
-    """
+    """What is to be done for an image."""
 
     prompts: Mapping[str, Prompt]
-    todo: Sequence[str]
+    """By mask name."""
+    todo: Set[str]
+    """The masks to make."""
+    by_hand: Set[str]
+    """The masks that differ from what is requested, and are kept."""
     common: Mapping[str, Any]
+    """What the entries of its masks share."""
+    parts: Mapping[str, Mapping[str, str]]
+    """What identifies the ground truths of its samples that were written now, by mask name."""
     image: np.ndarray | None
+    """None if there is nothing to make."""
+
+
+class _State(Enum):
+    """Whose file a mask is."""
+
+    FREE = "no one's: missing, empty, damaged, or left by a run that was killed while it wrote it"
+    OWN = "as a run wrote it"
+    OLD = "of an earlier version, which did not record the content"
+    OTHER = "not written by a run, or changed since"
 
 
 class _Run:
@@ -220,29 +289,44 @@ class _Run:
         mask_dir: Folder of masks and manifest.
         predictor: The model.
         select: Which of its masks to take.
+        overwrite: Whether to replace masks that are not as a run wrote them.
         enriched: The enriched split that the masks belong to, or None.
+        source: The folders of images and ground truths that the enriched split is made from.
     """
 
     def __init__(
-        self, mask_dir: Path, predictor: StageOnePredictor, select: Select, enriched: Path | None = None
+        self,
+        mask_dir: Path,
+        predictor: StageOnePredictor,
+        select: Select,
+        overwrite: bool,
+        enriched: Path | None = None,
+        source: tuple[Path, Path] | None = None,
     ) -> None:
         if select not in get_args(Select):
             raise ValueError(f"unknown select {select!r}; expected one of {', '.join(get_args(Select))}")
-        self.mask_dir, self.predictor, self.select, self.enriched = mask_dir, predictor, select, enriched
-        for folder in [mask_dir] if enriched is None else [enriched / kind for kind in ("im", "gt", "mask")]:
-            for part in folder.glob(".*.part"):  # from a run that was killed while it wrote
-                part.unlink()
-        self.manifest = Manifest(mask_dir)
-        self.recorded: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for entry in self.manifest.entries.values():
-            self.recorded[entry.get("image", "")].append(entry)
+        self.mask_dir, self.predictor, self.select, self.overwrite = mask_dir, predictor, select, overwrite
+        self.enriched, self.source = enriched, source
         self.summary = Summary()
 
     def make(self, items: Sequence[Item], workers: int | None) -> Summary:
         """Make the masks that are missing, and remove those that are no longer requested."""
-        workers = workers or min(4, os.cpu_count() or 1)
+        with lock_folder(self.mask_dir, "a mask run"):
+            for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in _KINDS]:
+                remove_leftovers(folder)
+            self.manifest = Manifest(self.mask_dir)
+            self.recorded: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            for entry in self.manifest.entries.values():
+                self.recorded[entry.get("image", "")].append(entry)
+            if self.enriched is not None:
+                self.claim(items)
+            return self.make_all(items, workers or min(4, os.cpu_count() or 1))
+
+    def make_all(self, items: Sequence[Item], workers: int) -> Summary:
+        """Do the work of :meth:`make`, once the folder is this run's."""
         samples: dict[str, str] = {}
         outdated: set[str] = set()
+        by_hand: set[str] = set()
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
             writes = BoundedQueue(writers, 2 * workers)
             loads = map_bounded(readers, self.load, items, 2 * workers)
@@ -258,66 +342,161 @@ class _Run:
                     writes.submit(self.save, entry, mask)
                 samples.update(dict.fromkeys(work.prompts, item.image.suffix))
                 outdated |= {entry["mask"] for entry in self.recorded.get(item.stem, ())}
+                by_hand |= work.by_hand
                 self.summary.empty += [name for name, prompt in work.prompts.items() if prompt.empty]
                 self.summary.written += len(work.todo)
-                self.summary.kept += len(work.prompts) - len(work.todo)
+                self.summary.kept += len(work.prompts.keys() - work.todo - work.by_hand)
             writes.close()
         if self.enriched is not None:
-            outdated |= enrich.remove_stale(self.enriched, samples, self.summary.failed)
-        self.summary.removed = sorted(outdated - samples.keys())
-        for name in self.summary.removed:
-            self.path(name).unlink(missing_ok=True)
-            self.manifest.drop(name)
+            removed, kept = enrich.remove_stale(self.enriched, samples, self.summary.failed, self.is_own)
+            outdated |= removed
+            by_hand |= kept
+        for name in sorted(outdated - samples.keys() - by_hand):
+            if self.is_own(name):
+                self.path(name).unlink(missing_ok=True)
+                self.manifest.drop(name)
+                self.summary.removed.append(name)
+            else:
+                by_hand.add(name)
+        self.summary.by_hand = sorted(by_hand)
         self.manifest.compact()
         return self.summary
 
+    def claim(self, items: Sequence[Item]) -> None:
+        """Note where the enriched split comes from, unless it already comes from elsewhere.
+
+        Raises:
+            DatasetError: If the folder holds the enriched split of other images, or files that no run wrote.
+        """
+        record, (images, gt) = self.enriched / SOURCE_FILE, self.source
+        recorded = _read_source(record)
+        if recorded is None and not self.manifest.entries and not self.manifest.pending:
+            enrich.require_own_files(self.enriched, {item.stem for item in items})
+        elif not (recorded and recorded.is_dir() and recorded.samefile(images)):
+            # the folders were moved or copied together, or an earlier version made the split: the images decide
+            of_stem = {item.stem: item.image for item in items}
+            same = (
+                entry["image"] in of_stem and self.is_same_or_old(of_stem[entry["image"]], entry)
+                for entry in self.manifest.entries.values()
+                if "image" in entry
+            )
+            if (recorded and recorded.is_dir()) or (self.manifest.entries and not any(same)):
+                origin = f" in {recorded}" if recorded else ""
+                raise DatasetError(
+                    f"{self.enriched}: holds the enriched split of other images{origin}, not of those in {images}; "
+                    "write this one to another folder, or delete the old one"
+                )
+        here = self.enriched.resolve()
+        try:
+            source = {"images": os.path.relpath(images.resolve(), here), "gt": os.path.relpath(gt.resolve(), here)}
+        except ValueError:  # on another drive
+            source = {"images": str(images.resolve()), "gt": str(gt.resolve())}
+        text = json.dumps(source, indent=1) + "\n"
+        if not record.is_file() or record.read_text(encoding="utf-8", errors="replace") != text:
+            with atomic_file(record, "w") as file:
+                file.write(text)
+
+    @staticmethod
+    def is_same_or_old(image: Path, entry: Mapping[str, Any]) -> bool:
+        """Return whether an entry may be about this image; those of earlier versions tell no more than its name."""
+        return "image_hash" not in entry or is_unchanged(image, "image", entry)
+
     def load(self, item: Item) -> _Work:
         """Determine what is to be done for an image, and read it if necessary (in a reader thread)."""
-        image = None
-        image_fingerprint = fingerprint(item.image)
-        gt_fingerprint = None if item.gt is None else fingerprint(item.gt)
-        prompts = (
-            self.recorded_prompts(item, image_fingerprint, gt_fingerprint) if item.prompts is None else item.prompts
-        )
+        image, recorded = None, self.recorded.get(item.stem, ())
+        try:
+            sources = identify(item.image, "image", recorded)
+            if item.gt is not None:
+                sources |= identify(item.gt, "gt", recorded)
+        except OSError as error:
+            raise ImageError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        parts: dict[str, dict[str, str]] = {}
+        todo: set[str] = set()
+        by_hand: set[str] = set()
+        prompts = self.recorded_prompts(item, sources) if item.prompts is None else item.prompts
         if prompts is None:
             image = read_image(item.image)
-            prompts = self.prompts_from_gt(item, image)
+            prompts = self.prompts_from_gt(item, image, parts, by_hand)
         made_by = {
             "image": item.stem,
-            "image_fingerprint": image_fingerprint,
             "model": self.predictor.name,
             "checkpoint": self.predictor.checkpoint,
             "select": self.select if self.predictor.selects else None,
         }
-        common = {**made_by, "gt_fingerprint": gt_fingerprint, "num_masks": len(prompts)}
-        todo = []
+        common = {"gt_fingerprint": None, **made_by, **sources, "num_masks": len(prompts)}
         for name, prompt in prompts.items():
-            entry = self.manifest.entries.get(name, {})
-            if not (_includes(entry, {**made_by, **prompt.record()}) and self.path(name).is_file()):
-                todo.append(name)
-            elif not _includes(entry, common):  # the ground truth changed, its box did not
-                self.manifest.add({**entry, **common})
+            entry, state = self.manifest.entries.get(name, {}), self.state(name)
+            current = _includes(entry, {**made_by, **prompt.record()}) and _is_about(entry, "image", sources)
+            if state is _State.OTHER or (state is _State.OLD and not current):
+                (todo if self.overwrite else by_hand).add(name)
+            elif state is _State.FREE or not current:
+                todo.add(name)
+            else:
+                now = {**common, **parts.get(name, {})}
+                if state is _State.OWN:
+                    now |= identify(self.path(name), "mask", [entry])
+                if not _includes(entry, now):  # the times changed, or a ground truth whose box did not
+                    self.manifest.add({**entry, **now})
         if todo and image is None:
             image = read_image(item.image)
-        return _Work(prompts, todo, common, image if todo else None)
+        return _Work(prompts, todo, by_hand, common, parts, image if todo else None)
 
-    def recorded_prompts(
-        self, item: Item, image_fingerprint: str, gt_fingerprint: str | None
-    ) -> dict[str, Prompt] | None:
+    def state(self, name: str) -> _State:
+        """Return whose file a mask is."""
+        path, entry = self.path(name), self.manifest.entries.get(name)
+        if not path.is_file() or path.stat().st_size == 0 or name in self.manifest.pending:
+            return _State.FREE
+        if entry is None:
+            return _State.OTHER
+        if "mask_hash" not in entry:
+            return _State.OLD
+        if is_unchanged(path, "mask", entry):
+            return _State.OWN
+        try:
+            read_image(path)
+        except ImageError:
+            return _State.FREE
+        return _State.OTHER
+
+    def is_own(self, name: str) -> bool:
+        """Return whether no one's work is lost with a mask and, in an enriched split, its sample's ground truth."""
+        own = self.state(name) in (_State.FREE, _State.OWN)
+        return own and (self.enriched is None or self.is_own_part(name))
+
+    def is_own_part(self, name: str) -> bool:
+        """Return whether the ground truth of a sample is missing, or is as a run wrote it."""
+        path, entry = enrich.gt_file(self.enriched, name), self.manifest.entries.get(name, {})
+        if not path.is_file() or path.stat().st_size == 0:
+            return True
+        return "part_hash" in entry and is_unchanged(path, "part", entry)
+
+    def recorded_prompts(self, item: Item, sources: Mapping[str, str]) -> dict[str, Prompt] | None:
         """Return the prompts that the manifest holds for an image, or None if image or ground truth are new to it.
 
         Reading and splitting all ground truths would take most of the time of a run that has little left to do.
         """
-        fingerprints = {"image_fingerprint": image_fingerprint, "gt_fingerprint": gt_fingerprint}
-        entries = [entry for entry in self.recorded.get(item.stem, ()) if _includes(entry, fingerprints)]
+        entries = [
+            entry
+            for entry in self.recorded.get(item.stem, ())
+            if _is_about(entry, "image", sources) and _is_about(entry, "gt", sources)
+        ]
         if not entries or len(entries) != entries[0].get("num_masks"):
             return None
         if self.enriched and not all(enrich.has_sample(self.enriched, e["mask"], item.image) for e in entries):
             return None
         return {entry["mask"]: prompt_from_record(item.stem, entry) for entry in entries}
 
-    def prompts_from_gt(self, item: Item, image: np.ndarray) -> dict[str, Prompt]:
-        """Return the prompts of a ground truth; for an enriched split, write the samples that they belong to."""
+    def prompts_from_gt(
+        self, item: Item, image: np.ndarray, parts: dict[str, dict[str, str]], by_hand: set[str]
+    ) -> dict[str, Prompt]:
+        """Return the prompts of a ground truth; for an enriched split, write the samples that they belong to.
+
+        Args:
+            item: The image and its ground truth.
+            image: The image's pixels.
+            parts: Receives what identifies the ground truths of samples.
+            by_hand: Receives the names of the samples whose ground truths were changed, and are kept.
+        """
         gt = read_mask(item.gt)
         if gt.shape != image.shape[:2]:
             raise DatasetError(size_mismatch(item.gt, gt.shape, f"its image {item.image.name}", image.shape[:2]))
@@ -326,25 +505,36 @@ class _Run:
         prompts = {}
         for number, part in enumerate(enrich.split_gt(gt)):
             name = enrich.sample_name(item.stem, number)
-            enrich.write_sample(self.enriched, name, item.image, part)
+            path = enrich.gt_file(self.enriched, name)
+            if self.overwrite or self.is_own_part(name):
+                enrich.write_sample(self.enriched, name, item.image, part)
+            else:
+                kept = read_mask(path)
+                enrich.write_sample(self.enriched, name, item.image, None)
+                if not np.array_equal(kept, part):
+                    by_hand.add(name)
+                    continue
+            parts[name] = identify(path, "part")
             prompts[name] = prompt_from_mask(item.stem, part, f"comp_{number}")
         return prompts
 
     def predict(self, work: _Work) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Yield manifest entry and mask of everything that is to be made for the image that is set."""
-        requested = {name: work.prompts[name] for name in work.todo if not work.prompts[name].empty}
+        todo = [name for name in work.prompts if name in work.todo]
+        requested = {name: work.prompts[name] for name in todo if not work.prompts[name].empty}
         results = self.predictor.predict_prompts(list(requested.values()), self.select) if requested else iter(())
-        for name in work.todo:
+        for name in todo:
             mask, score = next(results) if name in requested else (np.zeros(work.image.shape[:2], dtype=bool), None)
-            entry = {"mask": name, **work.common, **work.prompts[name].record()}
+            entry = {"mask": name, **work.common, **work.parts.get(name, {}), **work.prompts[name].record()}
             yield {**entry, "size": list(mask.shape), "score": score}, mask
 
     def save(self, entry: Mapping[str, Any], mask: np.ndarray) -> None:
         """Write a mask, then its manifest entry (in a writer thread)."""
-        # The old entry is dropped first: if the run is killed in between, it must not describe the new mask.
-        self.manifest.drop(entry["mask"])
-        write_mask(self.path(entry["mask"]), mask)
-        self.manifest.add(entry)
+        # If the run is killed in between, the old entry must not describe the new mask, and the mask is no one's work.
+        path = self.path(entry["mask"])
+        self.manifest.begin(entry["mask"])
+        write_mask(path, mask)
+        self.manifest.add({**entry, **identify(path, "mask")})
 
     def path(self, name: str) -> Path:
         """Return the file of a mask."""
@@ -353,6 +543,23 @@ class _Run:
 
 def _includes(entry: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     return all(key in entry and entry[key] == value for key, value in values.items())
+
+
+def _is_about(entry: Mapping[str, Any], kind: str, now: Mapping[str, str]) -> bool:
+    """Return whether an entry is about the image or ground truth that ``now`` identifies (see :func:`identify`)."""
+    if f"{kind}_hash" in entry or f"{kind}_fingerprint" not in now:
+        return entry.get(f"{kind}_hash") == now.get(f"{kind}_hash")
+    # of an earlier version, which knew a file by its size and time; a copied file has another time
+    recorded = entry.get(f"{kind}_fingerprint")
+    return isinstance(recorded, str) and recorded.partition("-")[0] == now[f"{kind}_fingerprint"].partition("-")[0]
+
+
+def _read_source(record: Path) -> Path | None:
+    """Return the folder of images that an enriched split records as its source, or None if it records none."""
+    try:
+        return record.parent / json.loads(record.read_text(encoding="utf-8"))["images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _with_path(error: Exception, path: Path) -> str:

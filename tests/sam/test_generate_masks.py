@@ -14,6 +14,7 @@ from tiny_sam import reference_predictor, save_sam, tiny_sam
 
 from IS_Net.errors import ImageError
 from IS_Net.images import read_image, read_mask, write_mask
+from IS_Net.lock import lock_folder
 from IS_Net.manifest import read_manifest
 from sam import backends
 from sam.backends import load_predictor, segment_anything
@@ -211,3 +212,73 @@ assert not {"torch", "numpy", "cv2", "PIL", "tqdm", "segment_anything"} & sys.mo
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert all(option in run.stdout for option in ("--data", "--prompts", "--enrich", "{vit_l,vit_h,vit_b,box}"))
+
+
+def test_dots_as_the_name_of_a_split(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 34: `cd D/im; generate_masks --data .. --enrich` wrote D/im/..-enriched."""
+    monkeypatch.chdir(split / "im")
+    assert main(["--data", "..", "--enrich", "--model", "box"]) == 0
+    monkeypatch.chdir(split)
+    assert main(["--data", ".", "--enrich", "--model", "box"]) == 0
+    assert main(["--data", "im/..", "--model", "box"]) == 0
+    assert {path.name for path in split.parent.iterdir()} == {"DIS-VD", "DIS-VD-enriched"}
+    assert {path.name for path in split.iterdir()} == {"im", "gt", "mask"}
+    assert files(split.with_name("DIS-VD-enriched")) == samples("a_comp_0", "b_comp_0", "c_comp_0")
+
+
+@pytest.mark.parametrize("out", ["gt", "im", "photos"])
+def test_the_command_never_replaces_inputs(
+    split: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Row 1: --out of the ground truths or photographs; refused before the model is loaded."""
+    (split / "photos").symlink_to(split / "im")
+    monkeypatch.setattr(backends, "load_predictor", None)
+    before = {path: path.read_bytes() for path in split.rglob("*.png")}
+    arguments = ["--images", str(split / "im"), "--gt", str(split / "gt"), "--out", str(split / out)]
+    assert main(arguments) == 2
+    assert f"{split / out}: the output would replace the input" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in split.rglob("*.png")} == before
+
+
+def test_masks_drawn_by_hand_are_replaced_only_on_request(split: Path, capsys: pytest.CaptureFixture) -> None:
+    """Row 3: masks without a manifest."""
+    write_mask(split / "mask" / "a.png", filled((1, 1, 2, 2)))
+    before = (split / "mask" / "a.png").read_bytes()
+    assert main(["--data", str(split), "--model", "box"]) == 0
+    assert "1 kept as they are" in capsys.readouterr().out
+    assert (split / "mask" / "a.png").read_bytes() == before
+    assert main(["--data", str(split), "--model", "box", "--overwrite"]) == 0
+    np.testing.assert_array_equal(read_mask(split / "mask" / "a.png"), filled(BOXES["a"]))
+
+
+@pytest.mark.parametrize("place", ["file/masks", "file"])
+def test_a_place_that_cannot_be_written_is_tried_first(
+    split: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Row 23: one message that names the folder, before the model is loaded."""
+    (split / "file").write_text("x")
+    monkeypatch.setattr(backends, "load_predictor", None)
+    arguments = ["--images", str(split / "im"), "--gt", str(split / "gt"), "--out", str(split / place)]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert str(split / place) in message and "choose another" in message and "Traceback" not in message
+
+
+def test_a_read_only_folder_is_named_first(split: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Row 23: a data set on a read-only disk."""
+    (split / "mask").mkdir(mode=0o500)
+    try:
+        (split / "mask" / "probe").touch()
+        pytest.skip("this user may write everywhere")
+    except PermissionError:
+        pass
+    monkeypatch.setattr(backends, "load_predictor", None)
+    assert main(["--data", str(split)]) == 2
+    assert f"{split / 'mask'}" in capsys.readouterr().err
+
+
+def test_two_commands_in_one_folder(split: Path, capsys: pytest.CaptureFixture) -> None:
+    """Row 52, its kind: the second command is refused before it loads a model."""
+    with lock_folder(split / "mask", "a mask run"):
+        assert main(["--data", str(split), "--model", "box"]) == 2
+    assert "is in use by a mask run" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from mask_splits import BOXES, ENRICHED, FilledBox, files, filled, leftovers, ma
 from PIL import Image
 from tiny_sam import tiny_sam
 
-from IS_Net.errors import DatasetError, PromptError
-from IS_Net.images import read_image, read_mask, write_image, write_mask
+from IS_Net.errors import DatasetError, FolderInUseError, PromptError
+from IS_Net.images import binarize, read_image, read_mask, write_image, write_mask
+from IS_Net.lock import lock_folder
 from IS_Net.manifest import read_manifest
 from sam import enrich, mask_run
 from sam.backends import load_predictor
@@ -225,6 +228,173 @@ def test_masks_no_longer_requested_are_removed(split: Path) -> None:
     assert read_manifest(split / "mask").keys() == {"a_x", "a_y", "b"}
 
 
+# --- whose file it is
+
+
+def copied(split: Path, to: Path) -> Path:
+    """Copy a data set as `cp -r` and unzip do: the content is the same, all times are new."""
+    shutil.copytree(split, to, copy_function=shutil.copy)
+    for path in to.rglob("*.*"):
+        os.utime(path, (1e9, 1e9 + len(path.name)))
+    return to
+
+
+def corrected(path: Path) -> bytes:
+    """Change a mask as a hand would, to the same number of bytes if need be; return the new content."""
+    write_mask(path, filled((2, 2, 40, 35)))
+    return path.read_bytes()
+
+
+def test_masks_drawn_by_hand_are_kept_and_told(split: Path) -> None:
+    """Row 3 of the list of faults: masks without a manifest were overwritten without a word."""
+    drawn = {name: corrected(split / "mask" / f"{name}.png") for name in ("a", "b")}
+    summary, predictor = run(split)
+    assert (summary.written, summary.kept, summary.by_hand, made(predictor)) == (1, 0, ["a", "b"], 1)
+    assert "2 kept as they are" in str(summary) and "a, b; --overwrite replaces them" in str(summary)
+    assert {name: (split / "mask" / f"{name}.png").read_bytes() for name in drawn} == drawn
+    assert run(split)[0].by_hand == ["a", "b"]
+    summary, _ = run(split, overwrite=True)
+    assert (summary.written, summary.kept, summary.by_hand) == (2, 1, [])
+    np.testing.assert_array_equal(read_mask(split / "mask" / "a.png"), filled(BOXES["a"]))
+    assert run(split)[0].kept == 3
+
+
+def test_a_copied_data_set_keeps_its_masks_and_its_corrections(split: Path, tmp_path: Path) -> None:
+    """Row 4b: the image's time was its identity, so a copy lost hours of work, and the corrections with it."""
+    run(split)
+    content = corrected(split / "mask" / "b.png")
+    copy = copied(split, tmp_path / "copy")
+    for _ in range(2):
+        summary, predictor = run(copy)
+        assert (summary.written, summary.kept, summary.by_hand, predictor.images) == (0, 2, ["b"], [])
+    assert (copy / "mask" / "b.png").read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["image", "prompt", "model"])
+def test_a_corrected_mask_survives_every_change(split: Path, change: str) -> None:
+    """Row 4b, its neighbors: whatever makes the mask outdated, the correction is kept and named."""
+    run(split)
+    content = corrected(split / "mask" / "b.png")
+    predictor = FilledBox()
+    if change == "image":
+        write_image(split / "im" / "b.png", np.full((40, 60, 3), 7, np.uint8))
+    elif change == "prompt":
+        write_mask(split / "gt" / "b.png", filled((3, 3, 9, 9)))
+    else:
+        predictor.checkpoint = "1" * 64
+    summary, _ = run(split, predictor)
+    assert summary.by_hand == ["b"] and (split / "mask" / "b.png").read_bytes() == content
+    assert summary.written == (2 if change == "model" else 0)
+
+
+def test_a_corrected_mask_that_is_no_longer_requested_is_kept(split: Path) -> None:
+    """Row 4c: another run with other objects removed the masks of the run before, corrections included."""
+    run(split, prompts=[Prompt("a", None, (1, 1, 9, 9)), Prompt("b", None, (1, 1, 9, 9))])
+    content = corrected(split / "mask" / "a.png")
+    summary, _ = run(split, prompts=[Prompt("a", "x", (1, 1, 9, 9)), Prompt("a", "y", (1, 1, 9, 9))])
+    assert (summary.removed, summary.by_hand) == ([], ["a"])
+    assert (split / "mask" / "a.png").read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n", None])
+def test_a_damaged_mask_is_never_taken_for_whole(split: Path, damage: bytes | None) -> None:
+    """Row 40: after a power cut, 0-byte masks counted as kept, because the manifest vouched for them."""
+    run(split)
+    path = split / "mask" / "b.png"
+    path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
+    summary, _ = run(split)
+    assert (summary.written, summary.kept, summary.by_hand) == (1, 2, [])
+    np.testing.assert_array_equal(read_mask(path), filled(BOXES["b"]))
+
+
+def test_the_manifest_announces_a_mask_before_its_name_counts(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 40: after a power cut, a mask without an entry would count as drawn by hand."""
+    synchronized = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        fsync(descriptor)
+        text = (split / "mask" / "manifest.jsonl").read_text() if (split / "mask" / "manifest.jsonl").exists() else ""
+        synchronized.append(text)
+
+    def checked(path: Path, mask: np.ndarray) -> None:
+        assert any(f'{{"mask": "{path.stem}", "pending": true}}' in text for text in synchronized)
+        write_mask(path, mask)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(mask_run, "write_mask", checked)
+    assert run(split)[0].written == 3
+
+
+def without_hashes(mask_dir: Path) -> None:
+    """Turn a manifest into one of an earlier version."""
+    path = mask_dir / "manifest.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in entries:
+        for kind in ("image", "gt", "mask"):
+            del entry[f"{kind}_hash"]
+        del entry["mask_fingerprint"]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def test_masks_of_an_earlier_version_are_kept(split: Path, tmp_path: Path) -> None:
+    """Row 4b: an old manifest does not tell whether a mask was corrected, so that nothing of it is replaced unasked."""
+    run(split)
+    without_hashes(split / "mask")
+    copy = copied(split, tmp_path / "copy")
+    for where in (split, copy):
+        summary, predictor = run(where)
+        assert (summary.written, summary.kept, summary.by_hand, predictor.images) == (0, 3, [], [])
+    write_mask(copy / "gt" / "a.png", filled((1, 1, 9, 9)))
+    assert run(copy)[0].by_hand == ["a"]
+    assert run(copy, overwrite=True)[0].written == 1
+    np.testing.assert_array_equal(read_mask(copy / "mask" / "a.png"), filled((1, 1, 9, 9)))
+
+
+@pytest.mark.parametrize("folder", ["im", "gt", "link", "im/../gt"])
+def test_masks_never_replace_the_inputs(split: Path, folder: str) -> None:
+    """Row 1: --out of the ground truths or photographs replaced them."""
+    (split / "link").symlink_to(split / "gt")
+    before = {path: path.read_bytes() for path in split.rglob("*.png")}
+    predictor = FilledBox()
+    with pytest.raises(DatasetError, match=r"the output would replace the input.*write to another folder"):
+        generate_masks(split / "im", split / folder, predictor, gt=split / "gt")
+    assert predictor.images == []
+    assert {path: path.read_bytes() for path in split.rglob("*.png")} == before
+    assert {path.name for path in split.iterdir()} == {"im", "gt", "link"}
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}\n', "name,box\n", '[{"mask": "a", "model": "m"}]'])
+def test_a_file_of_the_manifests_name_is_not_replaced(split: Path, content: str) -> None:
+    """Rows 1 and 2, a neighbor: a file that no run wrote lies where the manifest goes."""
+    (split / "mask").mkdir()
+    (split / "mask" / "manifest.jsonl").write_text(content)
+    with pytest.raises(DatasetError, match=r"manifest.jsonl: is not a manifest"):
+        run(split)
+    assert (split / "mask" / "manifest.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["../gt/a", "../../outside", "", "..", "/etc/x", "a\0b"])
+def test_names_of_a_manifest_cannot_lead_out_of_the_folder(split: Path, name: str) -> None:
+    """Row 53: the manifest is a file of other people, and masks are removed by its names."""
+    run(split)
+    with (split / "mask" / "manifest.jsonl").open("a") as file:
+        file.write(json.dumps({"mask": name, "image": "a", "model": "vit_l"}) + "\n")
+    write_mask(split.parent / "outside.png", filled((1, 1, 2, 2)))
+    before = {path: path.read_bytes() for path in split.parent.rglob("*.png")}
+    assert run(split)[0].kept == 3
+    assert {path: path.read_bytes() for path in split.parent.rglob("*.png")} == before
+
+
+def test_two_runs_in_one_folder(split: Path) -> None:
+    """Row 52, its kind: the second run is refused and told what to do."""
+    with lock_folder(split / "mask", "a mask run"):
+        with pytest.raises(FolderInUseError, match=r"mask: is in use by a mask run \(process \d+ on"):
+            run(split)
+        assert read_manifest(split / "mask") == {}
+    assert run(split)[0].written == 3
+
+
 # --- interruptions
 
 
@@ -257,14 +427,17 @@ def test_interrupted_run_resumes(tmp_path: Path, error: type[BaseException]) -> 
 
 
 def test_killed_run_resumes(split: Path) -> None:
-    """What SIGKILL may leave behind: half a line, a mask without an entry, half a file."""
+    """What SIGKILL may leave behind: a mask that was announced but has no entry, half a line, half a file."""
     run(split)
     mask = split / "mask"
     lines = (mask / "manifest.jsonl").read_text().splitlines(keepends=True)
-    (mask / "manifest.jsonl").write_text(lines[0] + lines[1][:40])
+    announced = [json.dumps({"mask": name, "pending": True}) + "\n" for name in "bc"]
+    (mask / "manifest.jsonl").write_text(lines[0] + "".join(announced) + lines[1][:40])
+    (mask / "c.png").unlink()
     (mask / ".c.png.1-2.part").write_bytes(b"half a file")
+    assert read_manifest(mask).keys() == {"a"}
     summary, _ = run(split)
-    assert (summary.written, summary.kept) == (2, 1)
+    assert (summary.written, summary.kept, summary.by_hand) == (2, 1, [])
     assert leftovers(split) == []
     assert read_manifest(mask).keys() == BOXES.keys()
 
@@ -424,7 +597,72 @@ def test_invalid_arguments(split: Path) -> None:
         run(split, select="best")
 
 
-# --- enrichment
+# --- enrichment, and whose file it is
+
+
+def test_a_part_of_the_threshold_is_no_sample(tmp_path: Path) -> None:
+    """Row 12: a component of value 128 became a sample whose ground truth is empty by the rule of all metrics."""
+    gt = np.zeros((40, 60), np.uint8)
+    gt[2:12, 2:12], gt[20:30, 20:30], gt[20:30, 40:50] = 255, 128, 129
+    for part in enrich.split_gt(gt):
+        assert binarize(part).any()
+    assert len(list(enrich.split_gt(gt))) == 3
+
+
+def test_a_second_split_does_not_remove_the_first(parts: Path, tmp_path: Path) -> None:
+    """Row 4c: --enrich --out X of a second split into the X of a first removed the first one's samples."""
+    _, _, out = do_enrich(parts)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for names in ({"other": (3, 3, 30, 20)}, {"one": (3, 3, 30, 20), "more": None}):  # also with equal names
+        second = make_split(tmp_path / f"second{len(names)}", names)
+        with pytest.raises(
+            DatasetError, match=r"holds the enriched split of other images in .*write this one to another"
+        ):
+            enrich_split(second / "im", second / "gt", out, FilledBox())
+        (out / mask_run.SOURCE_FILE).unlink(missing_ok=True)  # an earlier version made it
+        with pytest.raises(DatasetError, match="holds the enriched split of other images"):
+            enrich_split(second / "im", second / "gt", out, FilledBox())
+        (out / mask_run.SOURCE_FILE).write_bytes(before[out / mask_run.SOURCE_FILE])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_enriched_split_may_be_moved_and_copied(parts: Path, tmp_path: Path) -> None:
+    """Row 4b and 4c: content is identity, with and without the links."""
+    _, _, out = do_enrich(parts)
+    (tmp_path / "new").mkdir()
+    moved = copied(parts, tmp_path / "new" / "train")
+    elsewhere = copied(out, tmp_path / "new" / "x")  # the links have become files
+    for split in (parts, out):
+        shutil.rmtree(split)
+    for _ in range(2):
+        predictor = FilledBox()
+        summary = enrich_split(moved / "im", moved / "gt", elsewhere, predictor)
+        assert (summary.written, summary.kept, summary.by_hand, predictor.images) == (0, 4, [], [])
+
+
+def test_a_corrected_sample_is_kept(parts: Path) -> None:
+    """Row 4b: a ground truth or a mask of an enriched split, corrected by hand, before its source changes."""
+    _, _, out = do_enrich(parts)
+    gt, mask = out / "gt" / "two_comp_1.png", out / "mask" / "two_comp_2.png"
+    write_mask(gt, filled((1, 1, 9, 9), (80, 100)))
+    write_mask(mask, filled((2, 2, 9, 9), (80, 100)))
+    before = gt.read_bytes(), mask.read_bytes()
+    source = read_mask(parts / "gt" / "two.png")
+    for change in (source | filled((0, 70, 5, 75), (80, 100)), filled((0, 0, 50, 50), (80, 100))):
+        write_mask(parts / "gt" / "two.png", change)
+        summary, _, _ = do_enrich(parts)
+        assert {"two_comp_1", "two_comp_2"} <= set(summary.by_hand) and "--overwrite" in str(summary)
+        assert (gt.read_bytes(), mask.read_bytes()) == before
+
+
+def test_an_enriched_split_does_not_replace_files_of_others(parts: Path) -> None:
+    """Row 1 and 4c: a folder that this project did not write."""
+    theirs = parts.with_name("DIS-TR-enriched") / "gt" / "two_comp_1.png"
+    write_mask(theirs, filled((1, 1, 9, 9)))
+    before = theirs.read_bytes()
+    with pytest.raises(DatasetError, match=r"two_comp_1.png: exists, and the enriched split would replace it"):
+        do_enrich(parts)
+    assert theirs.read_bytes() == before
 
 
 def from_hex(rows: Sequence[str]) -> np.ndarray:
@@ -448,7 +686,7 @@ def test_parts_touch_at_corners_and_keep_their_values() -> None:
 def test_parts_below_four_thousandths_are_dropped(area: int, count: int) -> None:
     gt = np.zeros((100, 100), np.uint8)
     gt[10:60, 10:60] = 255
-    gt.reshape(-1)[8000 : 8000 + area] = 128  # along one row: 0.39 %, 0.4 % and 0.41 % of the image
+    gt.reshape(-1)[8000 : 8000 + area] = 129  # along one row: 0.39 %, 0.4 % and 0.41 % of the image
     assert len(list(enrich.split_gt(gt))) == count
 
 
