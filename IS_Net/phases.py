@@ -112,6 +112,7 @@ class Session:
             crop_size,
             self.model.in_ch,
             Synthesis(settings.copy_paste, settings.simulate_mask, backgrounds),
+            self.device,
         )
         make_loader = functools.partial(
             train_loader,

@@ -50,6 +50,11 @@ class Composer:
         Returns:
             (in_ch + 1, H, W) uint8 each: the network's input and the ground truth.
         """
+        with torch.no_grad(), torch.backends.cudnn.flags(True, benchmark=False, deterministic=False, allow_tf32=False):
+            # sizes change from call to call, so that a search for the fastest convolution would never end
+            return self._make(indices, rngs)
+
+    def _make(self, indices: Sequence[int], rngs: Sequence[np.random.Generator]) -> list[Tensor]:
         scenes = [self._draw_scene(rng) if self.copy_paste and rng.random() < self.copy_paste else None for rng in rngs]
         composed = self._compose([scene for scene in scenes if scene is not None])
         made = [None if scene is None else composed.pop(0) for scene in scenes]

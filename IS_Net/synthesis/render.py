@@ -245,10 +245,10 @@ def _harmonize(color: Tensor, alpha: Tensor, scene: Tensor, strength: Tensor, bo
 
 def _weighted_statistics(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, (B, C, 1, 1) each."""
-    weights = weights / weights.sum((2, 3), keepdim=True).clamp(min=1)
-    mean = (values * weights).sum((2, 3), keepdim=True)
-    variance = (values * values * weights).sum((2, 3), keepdim=True) - mean * mean
-    return mean, variance.clamp(min=0).sqrt()
+    weights = (weights / weights.sum((2, 3), keepdim=True).clamp(min=1)).flatten(2).mT
+    values = values.flatten(2)
+    mean, mean_square = (values @ weights)[..., None], (values.square() @ weights)[..., None]
+    return mean, torch.addcmul(mean_square, mean, mean, value=-1).clamp_(min=0).sqrt_()
 
 
 def _draw_shadow(image: Tensor, paste: Paste, shadow: Shadow, layer: _Layer) -> None:

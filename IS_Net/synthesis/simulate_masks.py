@@ -65,7 +65,10 @@ def _rectangle(box: tuple[Tensor, Tensor, Tensor, Tensor], shape: torch.Size) ->
 
 def fill_bounds(found: Tensor) -> Tensor:
     """Return the filled tight box of a mask, (H, W) bool, as a mask of the same kind."""
-    return _rectangle(bounds(found), found.shape)
+    columns, rows = (
+        (occupied.cumsum(0) > 0) & (occupied.flip(0).cumsum(0).flip(0) > 0) for occupied in (found.any(0), found.any(1))
+    )
+    return rows[:, None] & columns
 
 
 def _to_square(gt: Tensor, n: int) -> Tensor:
@@ -178,11 +181,12 @@ def grabcut(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
 
     As Rother et al. ("GrabCut", SIGGRAPH 2004), colors of the object are learned inside the box and those of the
     background in the surroundings, labels follow from both and from the neighbors, and colors are learned again. Here
-    colors are shares of a common palette, and the neighbors' influence is a mean field.
+    colors are shares of a common palette, the neighbors' influence is a mean field, and a color of the object has to be
+    clearly more frequent inside the box than outside, so that errors are as frequent on both sides as with GrabCut.
     """
     n, device = int(rng.choice(COLOR_SIDES)), gt.device
     number, iterations = int(rng.integers(16, 33)), int(rng.integers(2, 6))
-    smoothness, softness = rng.uniform(0.5, 2.5), rng.uniform(4, 10)
+    smoothness, softness, doubt = rng.uniform(0.1, 0.6), rng.uniform(5, 12), rng.uniform(0.3, 1.3)
     seeds = upload(rng.integers(n * n, size=number), device)
     x0, y0, x1, y1 = box = bounds(binarize(gt))
     margin = torch.maximum(x1 - x0, y1 - y0).clamp(min=16)  # around the box, to learn the background's colors from
@@ -199,14 +203,15 @@ def grabcut(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     total = share.sum(0).clamp(min=1e-3)
     label = inside.float()
     for _ in range(iterations):
-        flat = label.flatten()
-        own, other = ((share * side[:, None]).sum(0) / side.sum().clamp(min=1) for side in (flat, 1 - flat))
-        evidence = (share @ ((own + 1e-4) / total)).log() - (share @ ((other + 1e-4) / total)).log()
-        evidence = evidence.clamp(-4, 4).view_as(label)
-        for _ in range(3):
-            label = ((evidence + smoothness * (4 * box_mean(label, 1) - 2) > 0) & inside).float()
-    mask = view.put_back(majority(label, 1), gt.shape) & _rectangle(box, gt.shape)
-    return torch.where(mask.any(), mask, box_or_hull(gt, image, rng))
+        sides = torch.cat((label, 1 - label)).flatten(1)  # object and background
+        models = (sides @ share) / sides.sum(1, keepdim=True).clamp(min=1)
+        likelihood = (((models + 1e-4) / total) @ share.T).log_()
+        evidence = (likelihood[0] - likelihood[1]).clamp_(-4, 4).view_as(label)
+        for _ in range(2):
+            label = ((evidence - doubt + smoothness * (4 * box_mean(label, 1) - 2) > 0) & inside).float()
+    filled = _rectangle(box, gt.shape)
+    mask = view.put_back(majority(label, 1), gt.shape) & filled
+    return torch.where(mask.any(), mask, filled)
 
 
 def _shares(colors: Tensor, palette: Tensor, softness: float) -> Tensor:
@@ -223,7 +228,7 @@ def drop_parts(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     if rng.random() < 0.7:
         mask = mask & (smooth_noise(rng, int(rng.integers(2, 7)), n, device) + ragged < rng.uniform(0, 1))
     if rng.random() < 0.6:
-        near = dilate(mask.float(), int(rng.integers(3, 20))) > 0
+        near = dilate(mask.float(), int(rng.integers(3, 17))) > 0
         more = smooth_noise(rng, int(rng.integers(2, 9)), n, device) + ragged > rng.uniform(0, 1)
         mask = mask | (near & more)
     return _enlarge(mask.float(), gt.shape)
@@ -290,17 +295,14 @@ def scribble(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     for _ in range(int(rng.integers(1, 4))):
         lines.append(int(rng.integers(2, 6)))
         widths.append(rng.uniform(0.01, 0.075))
-    # points of the target, in the order of noise, which is drawn coarser than the map
-    rank = F.interpolate(upload(rng.random((1, 1, 64, 64), dtype=np.float32), device), size=(n, n), mode="nearest")
-    score = small + rank[0, 0] + smooth_noise(rng, 16, n, device)[0, 0] * 1e-3
-    points = (score.masked_fill(small == 0, -1)).flatten().topk(min(sum(lines), n * n)).indices
-    hits = small.flatten()[points] > 0
-    points = torch.where(hits, points, points[0])  # a target may have fewer pixels
+    # each point is where the target has the highest noise
+    noise = upload(rng.random((1, sum(lines), 32, 32), dtype=np.float32), device)
+    noise = F.interpolate(noise, size=(n, n), mode="nearest")[0]
+    points = torch.where(small > 0, noise, -1.0).flatten(1).argmax(1)
     y, x = (points // n).float(), (points % n).float()
     rows, columns = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)
     mask, start = torch.zeros_like(found[:1, :1]), 0
     for number, width in zip(lines, widths, strict=True):
-        number = min(number, len(points) - start)
         for k in range(start, start + number - 1):
             dx, dy = x[k + 1] - x[k], y[k + 1] - y[k]
             along = ((columns - x[k]) * dx + (rows - y[k]) * dy) / (dx * dx + dy * dy).clamp(min=1e-6)
