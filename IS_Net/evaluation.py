@@ -26,7 +26,6 @@ from IS_Net.images import (
     is_image,
     list_images,
     read_image,
-    read_map,
     read_mask,
     size_mismatch,
     write_mask,
@@ -577,7 +576,7 @@ def _pictures(data_set: DataSet, method: str, name: str) -> Iterator[Picture]:
         ("image", data_set.images, read_image),
         ("ground truth", data_set.gts, read_mask),
         ("coarse mask", coarse, read_mask),
-        (method, data_set.thumbnails.get(method) or data_set.maps[method], read_map),
+        (method, data_set.thumbnails.get(method) or data_set.maps[method], read_mask),
     ]
     for caption, paths, read in readers:
         if name in paths:

@@ -1,48 +1,86 @@
-"""List, read and write image files. All of the project's image files are decoded and encoded here.
+"""List, read and write image files: the interface of all that is decoded and encoded here.
 
-The readers accept gray, palette, alpha, CMYK and 16-bit files with any EXIF orientation. They return upright 8-bit
-arrays: RGB for images and one channel for masks.
+The readers accept every form in which photographs and masks are stored, with any EXIF orientation, and return upright
+8-bit arrays: RGB for photographs and one channel for masks. :mod:`IS_Net.masks` holds the rule for masks, and
+:mod:`IS_Net.decoding` the formats and limits.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import struct
-import warnings
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
 
+from IS_Net.decoding import (
+    IMAGE_EXTENSIONS,
+    SIDEWAYS,
+    bits_in_use,
+    check_finite,
+    exif_orientation,
+    is_first,
+    load_upright,
+    open_bytes,
+    open_file,
+    require_file,
+    tell_frames,
+    tell_once,
+    upright,
+)
 from IS_Net.errors import DatasetError, ImageError
 from IS_Net.files import atomic_file
+from IS_Net.masks import MASK_THRESHOLD, binarize, decode_mask, mask_to_array, read_mask
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_THRESHOLD = 128
-"""Mask values above this belong to the target, here and in all metrics; see :func:`binarize`."""
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "MASK_THRESHOLD",
+    "Header",
+    "Photograph",
+    "atomic_file",
+    "binarize",
+    "contact_sheet",
+    "decode_mask",
+    "decode_photograph",
+    "encode_image",
+    "encode_png",
+    "image_size",
+    "image_to_array",
+    "is_image",
+    "list_images",
+    "mask_to_array",
+    "name_of",
+    "read_cutout",
+    "read_header",
+    "read_image",
+    "read_mask",
+    "read_photograph",
+    "read_png_text",
+    "size_mismatch",
+    "size_text",
+    "write_image",
+    "write_mask",
+]
+
+logger = logging.getLogger(__name__)
 
 _SHEET_COLOR = 64  # gray: differs from the black and the white of a mask
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _METERS_PER_INCH = 0.0254
 _MAX_TEXT = 1 << 16  # bytes of a text chunk that are read
-
-# Pillow warns of large photographs and of damaged EXIF blocks; both can be read. The filter is set once, because with
-# warnings.catch_warnings around each read, threads would undo each other's filters.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def binarize(mask: np.ndarray) -> np.ndarray:
-    """Threshold a mask, uint8 0..255 of any shape; return a bool array of the same shape, True on the target."""
-    return mask > MASK_THRESHOLD
+_RECORDS = (".json", ".jsonl", ".csv", ".txt", ".md")
+"""Files that lie beside images for a reason; they are left out without a word."""
+_MAX_LISTED = 10
 
 
 def is_image(path: PurePath) -> bool:
@@ -50,21 +88,31 @@ def is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
+def name_of(path: PurePath) -> str:
+    """Return the name by which files belong together: the path without its extension, in Unicode's composed form.
+
+    macOS stores names decomposed, so that one name may be stored in two ways.
+    """
+    return unicodedata.normalize("NFC", path.with_suffix("").as_posix())
+
+
 def list_images(
     folder: str | Path, recursive: bool = False, extension: str = "", skip: Callable[[Path], bool] | None = None
 ) -> dict[str, Path]:
     """List the image files of a folder.
+
+    Files of other kinds and, unless ``recursive``, subfolders are left out, which is logged once for each folder.
 
     Args:
         folder: The folder.
         recursive: Whether to list the files of its subfolders too.
         extension: List only files with this extension, in lower or upper case, such as ``.png``; an empty one lists
             all of :data:`IMAGE_EXTENSIONS`.
-        skip: Returns whether to leave out an image file; None leaves out none.
+        skip: Returns whether to leave out a file or subfolder without a word; None leaves out none.
 
     Returns:
         The files by name, sorted by path. A name is the path relative to the folder, with ``/`` and without the
-        extension: the stem of a file that lies directly in the folder.
+        extension (see :func:`name_of`): the stem of a file that lies directly in the folder.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -73,30 +121,51 @@ def list_images(
     """
     folder, extensions = Path(folder), (extension.lower(),) if extension else IMAGE_EXTENSIONS
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder does not exist; expected a folder of images")
+        raise FileNotFoundError(_missing_folder(folder))
     images: dict[str, Path] = {}
-    duplicates, others = [], set()
+    duplicates, others = [], []
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if path.name.startswith(".") or path.is_dir():
+        is_folder = path.is_dir()
+        if path.name.startswith(".") or (is_folder and recursive):
             continue
-        if path.suffix.lower() not in extensions:
-            others.add(path.suffix or path.name)
+        if is_folder or path.suffix.lower() not in extensions:
+            others.append(path)
             continue
         if skip is not None and skip(path):
             continue
-        first = images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        first = images.setdefault(name_of(path.relative_to(folder)), path)
         if first != path:
             duplicates.append(f"{first.name} and {path.name}")
     if duplicates:
         raise DatasetError(
-            f"{folder}: found {', '.join(duplicates)}; names must differ in more than the extension: rename one"
+            f"{folder}: found {', '.join(duplicates)}; names must differ in more than the extension: rename one, or "
+            "remove the one that is not meant"
         )
     if not images:
-        found = f"contains only {', '.join(sorted(others)[:5])}" if others else "is empty"
+        found = sorted({path.suffix or path.name for path in others if not path.is_dir()})
+        found = f"contains only {', '.join(found[:5])}" if found else "is empty" if not others else "has only folders"
         raise DatasetError(
             f"{folder}: found no image; expected files that end in {', '.join(extensions)}, but the folder {found}"
         )
+    left_out = [path for path in others if path.suffix.lower() not in _RECORDS and not (skip and skip(path))]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in left_out]
+    if names and is_first(str(folder), *names):
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        logger.warning(
+            "%s: left out, because only files that end in %s are read: %s%s",
+            *(folder, ", ".join(extensions), ", ".join(names[:_MAX_LISTED]), more),
+        )
     return images
+
+
+def _missing_folder(folder: Path) -> str:
+    parent = folder.parent
+    if folder.name == "im" and parent.is_dir() and any(is_image(path) for path in parent.iterdir()):
+        return (
+            f"{folder}: the folder does not exist, and {parent} holds images itself; expected them in the folder im: "
+            f"create {folder} and move them there"
+        )
+    return f"{folder}: the folder does not exist; expected a folder of images"
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -119,84 +188,35 @@ def size_mismatch(file: object, found: tuple[int, int], reference: object, expec
     )
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[Image.Image]:
-    """Open a file as a PIL image; raise all errors as ImageError."""
-    path = _require_file(path)
-    # opened as a file: given a path, Pillow maps uncompressed TIFFs into memory and misreads rotated ones
-    with _name_errors(path, lambda: path.stat().st_size), path.open("rb") as file, Image.open(file) as image:
-        yield image
-
-
-def _require_file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ImageError(f"{path}: the image file {what}")
-    return path
-
-
-@contextmanager
-def _name_errors(name: object, size: Callable[[], int]) -> Iterator[None]:
-    """Raise all errors of decoding as ImageError, with the name and the size in bytes of the file."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: the image is too large to be read safely ({error}); scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        raise ImageError(
-            f"{name}: cannot be read as an image ({size()} bytes; {error}); the file is damaged, truncated, or of a "
-            "format that Pillow does not support: copy or export it again"
-        ) from error
-
-
-@contextmanager
-def _open_bytes(data: bytes, name: object) -> Iterator[Image.Image]:
-    """Open the content of a file as a PIL image; raise all errors as ImageError."""
-    with _name_errors(name, lambda: len(data)), Image.open(io.BytesIO(data)) as image:
-        yield image
-
-
-def _to_8_bits(image: Image.Image, guess: bool = True) -> np.ndarray:
-    """Scale a one-channel image of more than 8 bits (mode I;16, I or F) to uint8.
-
-    Integers are read as 16-bit samples, and floats as 0..1. With ``guess``, integers are kept if all of them fit into
-    8 bits (some tools store an 8-bit mask in a 16-bit file, which would be almost black as 16-bit samples), and floats
-    are read as 0..255 if any value is above 1.
-    """
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it contains values that are not finite")
-    peak = values.max(initial=0) if guess else (1 if image.mode == "F" else 65535)
-    scale = (255 if peak <= 1 else 1) if image.mode == "F" else (1 if peak <= 255 else 255 / 65535)
-    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """Read a photograph.
 
+    - Its colors are converted to sRGB by its color profile (RGB, gray or CMYK).
+    - Transparent pixels are laid on white. A file that is transparent everywhere keeps its colors.
+    - 16-bit samples are scaled by the bits in use, and floats are read as 0..1 (or 0..255, if any value is above 2).
+    - Of an animation or a file of several pages, the first frame is read, which is logged.
+
     Args:
-        path: A file in any format that Pillow reads. Alpha is ignored, 16 bits are scaled to 8.
+        path: A file of one of :data:`IS_Net.decoding.FORMATS`; HEIC needs the extra ``heif``.
 
     Returns:
         (H, W, 3) uint8 RGB, upright (after the EXIF orientation).
 
     Raises:
-        ImageError: If the file is missing, damaged, truncated, or not an image.
+        ImageError: If the file is missing, damaged, truncated, not an image, or larger than
+            :func:`IS_Net.decoding.max_pixels`.
     """
-    with _open(path) as image:
-        return image_to_array(image)
+    with open_file(path) as image:
+        return image_to_array(image, path)
 
 
 class Photograph(NamedTuple):
     """The pixels of a photograph, and what its file says about their colors and size."""
 
     pixels: np.ndarray
-    """(H, W, 3) uint8 RGB, upright."""
+    """(H, W, 3) uint8 RGB in sRGB, upright."""
     icc: bytes | None
-    """The ICC profile of the pixels; None if the file has none, or one of another color space than RGB."""
+    """The ICC profile of the file if it is one of RGB that describes these pixels (nearly sRGB), else None."""
     dpi: tuple[float, float] | None
     """Horizontal and vertical resolution of the upright image in pixels per inch, or None."""
 
@@ -210,28 +230,26 @@ def read_photograph(path: str | Path) -> Photograph:
     Raises:
         ImageError: If the file is missing, damaged, truncated, or not an image.
     """
-    return decode_photograph(_require_file(path).read_bytes(), path)
+    return decode_photograph(require_file(path).read_bytes(), path)
 
 
 def decode_photograph(data: bytes, name: object = "the image") -> Photograph:
     """Decode the content of an image file as :func:`read_photograph` does.
 
     Args:
-        data: The content of a file in any format that Pillow reads.
+        data: The content of a file; see :func:`read_image`.
         name: How errors refer to it.
 
     Raises:
         ImageError: If the content is damaged, truncated, or not an image.
     """
-    with _open_bytes(data, name) as image:
+    with open_bytes(data, name) as image:
         icc, dpi = image.info.get("icc_profile"), _resolution(image.info.get("dpi"))
-        if dpi is not None and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+        if dpi is not None and exif_orientation(image) in SIDEWAYS:
             dpi = dpi[::-1]
-        return Photograph(image_to_array(image), icc if _is_rgb_profile(icc) else None, dpi)
-
-
-def _is_rgb_profile(icc: bytes | None) -> bool:
-    return icc is not None and icc[16:20] == b"RGB "  # the header's color space; a gray file's would not fit RGB pixels
+        pixels = image_to_array(image, name)
+        kept = icc is not None and icc[16:20] == b"RGB " and _to_srgb(icc, "RGB") is None
+        return Photograph(pixels, icc if kept else None, dpi)
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:
@@ -242,23 +260,111 @@ def _resolution(dpi: Any) -> tuple[float, float] | None:
     return (x, y) if all(0 < value < math.inf for value in (x, y)) else None
 
 
-def image_to_array(image: Image.Image) -> np.ndarray:
+def image_to_array(image: Image.Image, name: object = "the image") -> np.ndarray:
     """Convert a PIL image to what :func:`read_image` returns for its file.
+
+    Args:
+        image: The image, decoded or not.
+        name: How log lines refer to it.
 
     Raises:
         ValueError: If it is a float image with values that are not finite.
     """
-    image = ImageOps.exif_transpose(image)
+    tell_frames(image, name)
+    profile = image.info.get("icc_profile")
+    image, wide = load_upright(image)
+    if wide is not None:
+        return _from_wide(wide, name)
     if image.mode.startswith(("I", "F")):
-        return np.repeat(_to_8_bits(image)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+        return np.repeat(_to_8_bits(np.asarray(image), name)[..., None], 3, axis=2)
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    return _on_white(np.array(_convert(image, profile, name)), alpha)
+
+
+def _on_white(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:
+    """Lay (H, W, 3) uint8 pixels on white where their alpha, a one-channel image, is below 255; in place."""
+    if alpha is None or alpha.getextrema() in ((255, 255), (0, 0)):
+        return pixels
+    opacity = np.asarray(alpha)
+    soft = opacity < 255
+    weight = opacity[soft][:, None].astype(np.float32) / 255
+    pixels[soft] = np.rint(pixels[soft] * weight + 255 * (1 - weight)).astype(np.uint8)
+    return pixels
+
+
+def _to_8_bits(values: np.ndarray, name: object) -> np.ndarray:
+    """Scale samples of more than 8 bits (integers or floats, any shape) to uint8; log it if they use fewer bits."""
+    if values.dtype.kind == "f":
+        check_finite(values)
+        top = float(values.max(initial=0))
+        full = 1 if top <= 2 else 255 if top <= 510 else 65535
+    else:
+        top = int(values.max(initial=0))
+        full = 65535 if top > 65535 else (1 << bits_in_use(top)) - 1
+        if 255 < full < 65535:
+            bits = full.bit_length()
+            tell_once(name, f"uses {bits} bits of 16-bit samples; they are scaled, which brightens a dark photograph")
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # a table takes less memory than floats
+        return np.minimum(np.rint(np.arange(1 << 16) * (255 / full)), 255).astype(np.uint8)[values]
+    return np.clip(np.rint(values * np.float32(255 / full)), 0, 255).astype(np.uint8)
+
+
+def _from_wide(samples: np.ndarray, name: object) -> np.ndarray:
+    """Convert (H, W, 3 or 4) uint16 samples, whose highest value may be that of fewer bits."""
+    pixels = _to_8_bits(samples[..., :3], name)
+    if samples.shape[2] == 3:
+        return pixels
+    return _on_white(pixels, Image.fromarray(_to_8_bits(samples[..., 3], name)))
+
+
+_SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}
+"""Modes of images, and the color space in the header of a profile that describes them."""
+
+
+def _convert(image: Image.Image, profile: bytes | None, name: object) -> Image.Image:
+    """Convert an image without alpha to RGB, by its profile if that describes it."""
+    if image.mode in ("P", "1"):
+        image = image.convert("RGB")
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _from_lab())
+    if profile and profile[16:20] == _SPACES.get(image.mode):
+        try:
+            transform = _to_srgb(profile, image.mode)
+        except ImageCms.PyCMSError:
+            tell_once(name, "its color profile is damaged; its colors are taken for sRGB")
+        else:
+            if transform is not None:
+                return ImageCms.applyTransform(image, transform)
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a profile's colors to sRGB; None if it changes none by more than 2 of 255."""
+    transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode == "CMYK":
+        return transform
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    samples = Image.fromarray(cube).convert(mode)
+    change = cv2.absdiff(np.asarray(ImageCms.applyTransform(samples, transform)), np.asarray(samples.convert("RGB")))
+    return transform if change.max() > 2 else None
+
+
+@lru_cache(maxsize=1)
+def _from_lab() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
 def read_cutout(path: str | Path) -> np.ndarray:
     """Read a cut-out: an image of an object with a transparent background.
 
     Args:
-        path: A file in any format that Pillow reads, with transparency.
+        path: A file with transparency; see :func:`read_image`.
 
     Returns:
         (h, w, 4) uint8 RGBA, upright (after the EXIF orientation), cropped to the pixels that are not transparent.
@@ -267,8 +373,8 @@ def read_cutout(path: str | Path) -> np.ndarray:
         ImageError: If the file is missing, damaged, truncated, not an image, has no alpha channel, or is fully
             transparent.
     """
-    with _open(path) as image:
-        image = ImageOps.exif_transpose(image)
+    with open_file(path) as image:
+        image = upright(image)
         if not image.has_transparency_data:
             raise ImageError(f"{path}: the image has no transparency; a cut-out needs an alpha channel")
         image = image.convert("RGBA")
@@ -276,102 +382,6 @@ def read_cutout(path: str | Path) -> np.ndarray:
         if box is None:
             raise ImageError(f"{path}: the image is fully transparent; a cut-out needs visible pixels")
         return np.array(image.crop(box))
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask or a ground truth.
-
-    - Gray files are read as they are.
-    - In a file with a color palette, all indices but 0 are the target (DAVIS and VOC store objects as dark colors).
-    - If a file has a single color and a varying alpha channel, the alpha channel is the mask.
-    - Of other color files, the luminance is the mask.
-    - A mask of 0 and 1 is scaled to 0 and 255.
-
-    Args:
-        path: A file in any format that Pillow reads.
-
-    Returns:
-        (H, W) uint8 0..255, upright (after the EXIF orientation).
-
-    Raises:
-        ImageError: If the file is missing, damaged, truncated, or not an image.
-    """
-    with _open(path) as image:
-        return mask_to_array(image)
-
-
-def decode_mask(data: bytes, name: object = "the mask") -> np.ndarray:
-    """Decode the content of a mask's file as :func:`read_mask` does.
-
-    Args:
-        data: The content of a file in any format that Pillow reads.
-        name: How errors refer to it.
-
-    Returns:
-        (H, W) uint8 0..255, upright (after the EXIF orientation).
-
-    Raises:
-        ImageError: If the content is damaged, truncated, or not an image.
-    """
-    with _open_bytes(data, name) as image:
-        return mask_to_array(image)
-
-
-def mask_to_array(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image to what :func:`read_mask` returns for its file.
-
-    Raises:
-        ValueError: If it is a float image with values that are not finite.
-    """
-    mask = _to_plane(image, guess=True)
-    return mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
-
-
-def read_map(path: str | Path) -> np.ndarray:
-    """Read a predicted map: like :func:`read_mask`, but the scale does not depend on the highest value.
-
-    8-bit values are read as they are, 16-bit values are scaled by 255 / 65535, and floats are read as 0..1. A file of a
-    single color whose alpha channel is 0 everywhere is an empty map.
-
-    Args:
-        path: A file in any format that Pillow reads.
-
-    Returns:
-        (H, W) uint8 0..255, upright (after the EXIF orientation).
-
-    Raises:
-        ImageError: If the file is missing, damaged, truncated, or not an image.
-    """
-    with _open(path) as image:
-        return _to_plane(image, guess=False)
-
-
-def _to_plane(image: Image.Image, guess: bool) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        return _to_8_bits(image, guess)
-    if image.mode == "P":
-        return _from_palette(image)
-    if image.mode in ("LA", "PA", "RGBA"):
-        return _from_alpha(image, empty=not guess)
-    return np.array(image.convert("L"))
-
-
-def _from_palette(image: Image.Image) -> np.ndarray:
-    # the whole palette and not the colors in use: VOC's seventh object has a gray value that is below the threshold
-    palette = np.reshape(image.getpalette("RGB"), (-1, 3))
-    if (palette[:, :1] == palette).all():  # a gray file that is stored with a palette
-        return np.array(image.convert("RGB"))[..., 0]
-    return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
-
-
-def _from_alpha(image: Image.Image, empty: bool) -> np.ndarray:
-    """Return the alpha channel of a single-color image if it varies, or if ``empty`` and it is 0; else luminance."""
-    pixels = np.array(image.convert("RGBA"))
-    color, alpha = pixels[..., :3], pixels[..., 3]
-    if (np.ptp(alpha) > 0 or (empty and not alpha.any())) and not np.ptp(color, axis=(0, 1)).any():
-        return alpha
-    return np.array(image.convert("RGB").convert("L"))
 
 
 def _png_has_orientation(path: Path) -> bool:
@@ -387,20 +397,38 @@ def _png_has_orientation(path: Path) -> bool:
     return False
 
 
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
+    size: tuple[int, int]
+    """(height, width), as the readers return the image."""
+    orientation: int
+    """EXIF orientation, 1 to 8."""
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the (height, width) of an image as the readers return it, without decoding the pixels.
 
     Raises:
         ImageError: If the file is missing, or its header cannot be read.
     """
-    with _open(path) as image:
+    return read_header(path).size
+
+
+def read_header(path: str | Path) -> Header:
+    """Return the size and the EXIF orientation of an image, without decoding the pixels.
+
+    Raises:
+        ImageError: If the file is missing, or its header cannot be read.
+    """
+    with open_file(path) as image:
         width, height = image.size
-        # For TIFF files, Pillow returns the size after rotation. For PNG files, getexif would decode the whole file,
-        # because an EXIF chunk may follow the pixels.
-        may_rotate = image.format != "TIFF" and (image.format != "PNG" or _png_has_orientation(Path(path)))
-        if may_rotate and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+        # for PNG files, getexif would decode the whole file, because an EXIF chunk may follow the pixels
+        may_turn = image.format != "PNG" or _png_has_orientation(Path(path))
+        orientation = exif_orientation(image) if may_turn else 1
+        if orientation in SIDEWAYS and image.format != "TIFF":  # of TIFF files, Pillow returns the upright size
             width, height = height, width
-        return height, width
+        return Header((height, width), orientation)
 
 
 def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:

@@ -28,8 +28,10 @@ import torch
 
 from IS_Net import paths
 from IS_Net.bounded import map_bounded
+from IS_Net.decoding import tell_once
 from IS_Net.errors import ImageError, ScoringError
-from IS_Net.images import atomic_file, binarize, read_map, read_mask
+from IS_Net.files import atomic_file
+from IS_Net.masks import binarize, read_stored_mask
 from IS_Net.metric_names import ALL
 from IS_Net.metrics import GroundTruth, Pair
 from IS_Net.metrics.pair import PARTS
@@ -67,6 +69,8 @@ class Outcome(NamedTuple):
     """By method: the result of :meth:`IS_Net.metrics.suite.Suite.measure`, for ``Suite.add``."""
     problems: list[str]
     """Why the other maps could not be measured; each message names its file."""
+    notes: list[tuple[Path, str]]
+    """Files that were rescaled or are doubtful, and why; see :class:`IS_Net.masks.StoredMask`."""
 
 
 class GTCache:
@@ -146,9 +150,18 @@ class _Worker:
         self.cache = GTCache(cache_dir, self.suite.slow_gt) if cache_dir and self.suite.slow_gt else None
 
     def __call__(self, job: Job) -> Outcome:
-        outcome = Outcome(job.name, {}, [])
+        outcome = Outcome(job.name, {}, [], [])
+
+        def read(file: Path | np.ndarray) -> np.ndarray:
+            if not isinstance(file, Path):
+                return file
+            levels, note = read_stored_mask(file)
+            if note:
+                outcome.notes.append((file, note))
+            return levels
+
         try:
-            plane = read_mask(job.gt) if isinstance(job.gt, Path) else job.gt
+            plane = read(job.gt)
         except ImageError as error:
             outcome.problems.append(str(error))
             return outcome
@@ -156,7 +169,7 @@ class _Worker:
         gt = self.cache.ground_truth(mask) if self.cache else GroundTruth(mask)
         for method, pred in job.maps.items():
             try:
-                pair = Pair(read_map(pred) if isinstance(pred, Path) else pred, gt)
+                pair = Pair(read(pred), gt)
             except ImageError as error:
                 outcome.problems.append(str(error))
             except ValueError as error:
@@ -187,6 +200,13 @@ def _end_with_parent() -> None:
 
 def _measure_in_worker(job: Job) -> Outcome:
     return _measure(_worker, job)
+
+
+def _tell(outcome: Outcome) -> Outcome:
+    """Log the notes of an outcome, here in the main process."""
+    for path, note in outcome.notes:
+        tell_once(path, note)
+    return outcome
 
 
 def _measure(worker: _Worker, job: Job) -> Outcome:
@@ -275,12 +295,13 @@ class Scorer:
             ScoringError: If a worker process died, or a job failed for a reason other than its files.
         """
         if not self.workers:
-            yield from (_measure(self._worker, job) for job in jobs)
+            for job in jobs:
+                yield _tell(_measure(self._worker, job))
             return
         self._pool = self._pool or self._start()
         try:
             for future in map_bounded(self._pool, _measure_in_worker, jobs, 2 * self.workers):
-                yield future.result()
+                yield _tell(future.result())
         except BrokenProcessPool as error:
             raise ScoringError(
                 "a worker process died, perhaps because memory is short; try again with fewer workers, or 0"

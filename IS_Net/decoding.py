@@ -1,0 +1,344 @@
+"""Open image files: the formats, limits and orientations that all readers share.
+
+:mod:`IS_Net.images` reads photographs with it, and :mod:`IS_Net.masks` masks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from IS_Net.errors import ImageError, UserError, import_extra
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
+"""The formats that are read, with the endings of their names. No other decoder of Pillow is ever started."""
+IMAGE_EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
+"""Formats, as Pillow names them, that change values a little."""
+
+MAX_MEGAPIXELS = 178.0
+"""Larger images are refused, unless the environment variable ``DIS_SAM_MAX_MEGAPIXELS`` allows more (or less)."""
+MAX_MEGAPIXELS_VARIABLE = "DIS_SAM_MAX_MEGAPIXELS"
+MAX_SCANS = 100
+"""Scans of a JPEG file. Programs write about ten; each costs as much time as a whole image."""
+_MAX_SCANNED = 12
+"""Scans of a JPEG file times its pixels, as a multiple of the limit of pixels."""
+
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"BM": "BMP",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+_PLUGINS = {"TIFF": "PIL.TiffImagePlugin", "WEBP": "PIL.WebPImagePlugin", "AVIF": "PIL.AvifImagePlugin"}
+"""Modules that Pillow would import together with those of all other formats."""
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_WIDE = 64
+"""A 16-bit file is looked at again if the high bytes of all its samples are below this: it may use fewer bits."""
+
+# Pillow warns of large photographs and of damaged EXIF blocks; both can be read. The filter is set once, because with
+# warnings.catch_warnings around each read, threads would undo each other's filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class UnusableError(ValueError):
+    """A file that can be decoded, but does not hold what it should."""
+
+
+# --- messages ---
+
+_told: set[tuple[str, ...]] = set()
+
+
+def is_first(*key: str) -> bool:
+    """Return whether this process asks for the first time, so that the same is not logged again and again."""
+    if key in _told:
+        return False
+    if len(_told) >= 10_000:
+        _told.clear()
+    _told.add(key)
+    return True
+
+
+def tell_once(name: object, note: str) -> None:
+    """Log how a file is read, once for all files of a folder to which the same applies."""
+    if is_first(os.path.dirname(str(name)), note):  # noqa: PTH120 the name need not be that of a file
+        logger.warning("%s: %s (this is said once for all such files of a folder)", name, note)
+
+
+# --- opening ---
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file as a PIL image.
+
+    Raises:
+        ImageError: If the file is missing, damaged, too large, or of another format; also for all errors of decoding.
+    """
+    path = require_file(path)
+    # opened as a file: given a path, Pillow maps uncompressed TIFFs into memory and misreads rotated ones
+    with _name_errors(path, lambda: path.stat().st_size), path.open("rb") as stream, _open(stream, path) as image:
+        yield image
+
+
+@contextmanager
+def open_bytes(data: bytes, name: object) -> Iterator[Image.Image]:
+    """Open the content of a file as :func:`open_file` does; errors refer to it by the name."""
+    with _name_errors(name, lambda: len(data)), _open(io.BytesIO(data), name) as image:
+        yield image
+
+
+def require_file(path: str | Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        ImageError: If there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path}: the image file {what}")
+    return path
+
+
+@contextmanager
+def _name_errors(name: object, size: Callable[[], int]) -> Iterator[None]:
+    """Raise all errors of decoding as ImageError, with the name and the size in bytes of the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UnusableError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))
+        raise _too_large(name, int(found[0]) if found else 0) from error
+    except MemoryError as error:
+        raise ImageError(
+            f"{name}: there is not enough memory to read the image ({size()} bytes); scale it down"
+        ) from error
+    except Exception as error:  # decoders raise errors of all types for damaged files
+        raise ImageError(
+            f"{name}: cannot be read as an image ({size()} bytes; {error or type(error).__name__}); the file is "
+            "damaged, truncated, or of a format that is not supported: copy or export it again"
+        ) from error
+
+
+def _too_large(name: object, pixels: int) -> ImageError:
+    enough = f"{MAX_MEGAPIXELS_VARIABLE}={pixels // 10**6 + 1}"
+    return ImageError(
+        f"{name}: the image is too large to be read safely: found {pixels / 1e6:.1f} megapixels, expected at most "
+        f"{max_pixels() / 1e6:g}; scale it down first, or set the environment variable {enough} if there is enough "
+        "memory (about 10 bytes a pixel for each process that reads)"
+    )
+
+
+def max_pixels() -> int:
+    """Return the highest number of pixels of an image, :data:`MAX_MEGAPIXELS` or what the environment says.
+
+    Raises:
+        ImageError: If the environment variable is not a number above 0.
+    """
+    text = os.environ.get(MAX_MEGAPIXELS_VARIABLE, "").strip()
+    try:
+        megapixels = float(text) if text else MAX_MEGAPIXELS
+    except ValueError:
+        megapixels = 0.0
+    if not 0 < megapixels < 1e6:
+        raise ImageError(
+            f"environment variable {MAX_MEGAPIXELS_VARIABLE}: expected megapixels, such as 200, found {text!r}"
+        )
+    return round(megapixels * 1e6)
+
+
+def _format(head: bytes) -> str | None:
+    """Return the format of a file by its first bytes, or None if it is none of :data:`FORMATS`."""
+    for signature, name in _SIGNATURES.items():
+        if head.startswith(signature):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        length = min(max(int.from_bytes(head[:4], "big"), 16), len(head))
+        brands = {head[8:12]} | {head[place : place + 4] for place in range(16, length - 3, 4)}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        if brands & _HEIF_BRANDS:
+            return "HEIF"
+    return None
+
+
+def _open(stream: IO[bytes], name: object) -> Image.Image:
+    start = stream.tell()
+    head = stream.read(64)
+    stream.seek(start)
+    kind = _format(head)
+    if kind is None:
+        raise ValueError(f"expected {', '.join(FORMATS)}, found a file that starts with {head[:8]!r}")
+    _prepare(kind, name)
+    limit = max_pixels()
+    if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow's own limit is twice this
+    image = Image.open(stream, formats=[kind])
+    pixels = image.width * image.height
+    if pixels > limit:
+        image.close()
+        raise _too_large(name, pixels)
+    if kind == "JPEG":
+        _check_scans(stream, name, pixels, limit)
+    elif kind == "TIFF":
+        # Pillow would turn it while it decodes, with code that fails for unusual tags; upright() turns it
+        image.load_end = lambda: None
+    return image
+
+
+def _prepare(kind: str, name: object) -> None:
+    """Import what reads a format."""
+    if kind == "HEIF":
+        try:
+            import_extra("pillow_heif", "heif").register_heif_opener()
+        except UserError as error:
+            raise ImageError(f"{name}: is a HEIC photograph; {error}, or export it as JPEG") from error
+    elif kind in _PLUGINS:
+        try:
+            importlib.import_module(_PLUGINS[kind])
+        except ImportError as error:
+            raise ImageError(f"{name}: this version of Pillow does not read {kind} files; update Pillow") from error
+
+
+def _check_scans(stream: IO[bytes], name: object, pixels: int, limit: int) -> None:
+    place = stream.tell()
+    stream.seek(0)
+    scans = 0
+    last = b""
+    while block := stream.read(1 << 22):
+        scans += block.count(b"\xff\xda") + (last == b"\xff" and block[:1] == b"\xda")
+        last = block[-1:]
+    stream.seek(place)
+    if scans > MAX_SCANS or scans * pixels > _MAX_SCANNED * limit:
+        raise ImageError(
+            f"{name}: the JPEG file has {scans} scans of {pixels / 1e6:.1f} megapixels, which would take minutes to "
+            f"decode; expected at most {MAX_SCANS} scans, and {_MAX_SCANNED * limit / 1e6:g} megapixels in all scans: "
+            f"save it again as a JPEG that is not progressive, or as PNG (the environment variable "
+            f"{MAX_MEGAPIXELS_VARIABLE} sets the limit of pixels)"
+        )
+
+
+# --- orientation and samples ---
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 if it has none, or if it cannot be read."""
+    try:
+        # getexif of a TIFF reads all tags, of which others may be damaged
+        found = image.tag_v2.get(_ORIENTATION) if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data raise errors of all types
+        return 1
+    return found if isinstance(found, int) and found in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decode an image and turn it by its EXIF orientation."""
+    # Not ImageOps.exif_transpose: it writes the other EXIF tags anew, and fails for some that it can read.
+    method = _UPRIGHT.get(exif_orientation(image))
+    turned_by_pillow = image.format == "TIFF" and "load_end" not in vars(image)  # opened by another module
+    image.load()
+    return image if method is None or turned_by_pillow else image.transpose(method)
+
+
+def tell_frames(image: Image.Image, name: object) -> None:
+    """Log that only the first frame of an animated or multi-page file is read."""
+    try:
+        # MPO: a JPEG file of a camera that also holds previews or the second eye's view
+        animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    except Exception:  # damaged after the first frame
+        return
+    if animated:
+        tell_once(name, "holds several frames or pages; the first one is read")
+
+
+def load_upright(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
+    """Decode an image and turn it upright.
+
+    Returns:
+        The image; and, of a color file with 16 bits per channel whose samples may use fewer bits, these: (H, W, C)
+        uint16, RGB or RGBA. Pillow keeps the high bytes only, which would be almost black.
+    """
+    stream, orientation = getattr(image, "fp", None), exif_orientation(image)
+    wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I")
+    turned = upright(image)
+    if not wide or stream is None or stream.closed:
+        return turned, None
+    bands = turned.getextrema()
+    if max(high for _, high in bands[:3] if bands) >= _WIDE:
+        return turned, None
+    stream.seek(0)
+    samples = cv2.imdecode(np.frombuffer(stream.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
+        return turned, None
+    samples = cv2.cvtColor(samples, cv2.COLOR_BGR2RGB if samples.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    return turned, _turn(samples, orientation)
+
+
+def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn a stored array upright."""
+    if orientation in SIDEWAYS:
+        array = array.swapaxes(0, 1)
+    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(array[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
+def check_finite(values: np.ndarray) -> None:
+    """Check the values of a float image.
+
+    Raises:
+        UnusableError: If one is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise UnusableError("it contains values that are not finite")
+
+
+def bits_in_use(top: int) -> int:
+    """Return the bits of the samples of a 16-bit file with this highest value: 8, 10, 12, 14 or 16."""
+    return next(bits for bits in (8, 10, 12, 14, 16) if top < 1 << bits)
