@@ -248,13 +248,13 @@ def test_a_folder_that_is_no_data_set(tmp_path: Path, data: Path):
 
 
 def record(data: Path, name: str, **changes) -> None:
-    from IS_Net.manifest import fingerprint
+    from IS_Net.manifest import identify
     from IS_Net.preprocess import box_from_mask
 
     gt = cv2.imread(str(data / "gt" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
     entry = {"mask": name, "image": name, "object": None, "model": "box", "select": "score", "num_masks": 1}
-    entry |= {"image_fingerprint": fingerprint(data / "im" / f"{name}.png"), "box": box_from_mask(gt)}
-    entry |= {"gt_fingerprint": fingerprint(data / "gt" / f"{name}.png"), **changes}
+    entry |= identify(data / "im" / f"{name}.png", "image") | identify(data / "gt" / f"{name}.png", "gt")
+    entry |= {"box": box_from_mask(gt), **changes}
     with (data / "mask" / "manifest.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -263,6 +263,13 @@ def test_masks_that_are_up_to_date(data: Path):
     for name in ("p0", "p1", "p2"):
         record(data, name)
     assert look(data).findings == []
+
+
+def test_masks_of_a_copied_data_set_are_up_to_date(data: Path, tmp_path: Path):
+    """Row 4b of the faults seen: the content of an image is its identity, and not its time."""
+    record(data, "p0")
+    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)
+    assert look(tmp_path / "copied").findings == []
 
 
 def test_a_mask_older_than_its_picture(data: Path):
