@@ -1,6 +1,6 @@
 # make demo: both stages on the sample data. make test: ruff and all tests. Both install what they need into .venv.
 # make bench: what the speed figures come from. make demo-train: both phases of the training, briefly.
-# make fuzz: damaged files, 50,000 cases.
+# make fuzz: damaged files, 50,000 cases. make chaos: trainings that are killed 200 times.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 STARTER := saved_models/dis_sam_starter.safetensors
 SPLITS := DIS-TR DIS-VD DIS-TE1
 
-.PHONY: install demo demo-train test bench fuzz clean-demo
+.PHONY: install demo demo-train test bench fuzz chaos clean-demo
 
 install: $(INSTALLED)
 
@@ -50,6 +50,9 @@ bench: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz.fuzz_files --cases 50000
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz.chaos --kills 200
 
 clean-demo:
 	rm -rf data/sample data/cache/sample-* saved_models/demo pic/demo_*

@@ -29,6 +29,7 @@ from IS_Net.device import autocast_dtype, available_cores, pick_device
 from IS_Net.doctor import require_usable, take_first_look
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
 from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
+from IS_Net.files import remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
@@ -160,6 +161,7 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     if session.settings.check:
         session.require_usable(train_datasets, valid_datasets)
     with lock_folder(session.settings.model_path, "a training"):
+        remove_leftovers(session.settings.model_path)
         return _train(session, train_datasets, valid_datasets)
 
 
