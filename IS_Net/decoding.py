@@ -270,6 +270,8 @@ def _check_scans(stream: IO[bytes], name: object, pixels: int, limit: int) -> No
 
 def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 if it has none, or if it cannot be read."""
+    if image.format == "PNG":  # getexif decodes it, and would hide that its pixels are damaged
+        image.load()
     try:
         # getexif of a TIFF reads all tags, of which others may be damaged
         found = image.tag_v2.get(_ORIENTATION) if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
