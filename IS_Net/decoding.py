@@ -175,14 +175,19 @@ def _too_large(name: object, pixels: int) -> ImageError:
 
 
 def max_pixels() -> int:
-    """Return the highest number of pixels of an image, :data:`MAX_MEGAPIXELS` or what the environment says.
+    """Return the highest number of pixels of an image: what the environment says, or :data:`MAX_MEGAPIXELS`.
+
+    Without the environment variable, a lower limit of Pillow (``PIL.Image.MAX_IMAGE_PIXELS``) counts too.
 
     Raises:
         ImageError: If the environment variable is not a number above 0.
     """
     text = os.environ.get(MAX_MEGAPIXELS_VARIABLE, "").strip()
+    if not text:
+        limit = round(MAX_MEGAPIXELS * 1e6)
+        return limit if Image.MAX_IMAGE_PIXELS is None else min(limit, 2 * Image.MAX_IMAGE_PIXELS)
     try:
-        megapixels = float(text) if text else MAX_MEGAPIXELS
+        megapixels = float(text)
     except ValueError:
         megapixels = 0.0
     if not 0 < megapixels < 1e6:
@@ -219,7 +224,7 @@ def _open(stream: IO[bytes], name: object) -> Image.Image:
     _prepare(kind, name)
     limit = max_pixels()
     if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow's own limit is twice this
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # as the user asked; Pillow's own limit is twice this
     image = Image.open(stream, formats=[kind])
     pixels = image.width * image.height
     if pixels > limit:
@@ -307,8 +312,9 @@ def load_upright(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
         The image; and, of a color file with 16 bits per channel whose samples may use fewer bits, these: (H, W, C)
         uint16, RGB or RGBA. Pillow keeps the high bytes only, which would be almost black.
     """
-    stream, orientation = getattr(image, "fp", None), exif_orientation(image)
+    stream = getattr(image, "fp", None)
     wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I")
+    orientation = exif_orientation(image)  # may decode the image, after which its tiles are not known
     turned = upright(image)
     if not wide or stream is None or stream.closed:
         return turned, None

@@ -38,6 +38,8 @@ _NEARLY = 0.98
 """A mask whose samples have N bits has a peak of at least this part of the highest value of N bits."""
 _CHROMA_NOISE = 24
 """Channels of a gray picture differ by at most this after JPEG."""
+_FLAT = 16
+"""Neighbors in an area of one color differ by at most this after JPEG."""
 _DARK = 32
 """JPEG turns black into values up to this."""
 _FAINT = "no value is above {threshold} of 255 ({found}): they are read as levels, so that no pixel is the object"
@@ -262,7 +264,7 @@ def _from_floats(values: np.ndarray) -> StoredMask:
     if whole:
         return _from_gray(values.astype(np.uint16))
     scale = 255 if top <= 2 else 1
-    if low < -1 - 25 * (scale == 1) or top * scale > 510 or (scale == 1 and top > 260):
+    if low < (-26 if top > 128 else -1) or (scale == 1 and top > 260):  # beyond what resizing overshoots
         raise UnusableError(f"it holds values from {low:g} to {top:g}; expected 0 to 1, or 0 to 255")
     levels = np.clip(np.rint(values * np.float32(scale)), 0, 255).astype(np.uint8)
     beyond = low < -1e-3 or top * scale > 255.5
@@ -318,12 +320,16 @@ def _from_color(color: np.ndarray, lossy: bool) -> StoredMask:
         return _from_gray(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY) if lossy else brightest)
     cells = (red >> 3).astype(np.uint16) << 10 | (green >> 3).astype(np.uint16) << 5 | blue >> 3
     counts = cv2.calcHist([cells], [0], None, [1 << 15], [0, 1 << 15]).ravel()
-    if not lossy and np.count_nonzero(counts) <= _FEW_COLORS:
+    number = np.count_nonzero(counts)
+    if not lossy and max(number, len(_present(brightest))) <= _FEW_COLORS:
         return StoredMask(np.where(brightest > 0, np.uint8(255), np.uint8(0)), "")
-    # soft edges or JPEG: what fills areas are the colors of the mask; they are cut at half the darkest one
+    # soft edges or JPEG: the colors of the mask are those that fill areas; it is cut at half the darkest of them
+    kernel = np.ones((3, 3), np.uint8)
+    flat = cv2.subtract(cv2.dilate(brightest, kernel), cv2.erode(brightest, kernel)) <= _FLAT
+    counts = cv2.calcHist([cells], [0], flat.astype(np.uint8), [1 << 15], [0, 1 << 15]).ravel()
     main = np.flatnonzero(counts >= max(0.001 * cells.size, 4))
-    if len(main) > _MANY_COLORS or counts[main].sum() < 0.8 * cells.size:
-        raise _not_a_mask(f"{np.count_nonzero(counts)} colors")
+    if len(main) > _MANY_COLORS or counts[main].sum() < 0.5 * cells.size:
+        raise _not_a_mask(f"{number} colors")
     peaks = np.maximum(np.maximum(main >> 10, main >> 5 & 31), main & 31) * 8 + 7
     darkest = int(peaks[peaks > _DARK].min(initial=255))
     return StoredMask(np.where(brightest > darkest // 2, np.uint8(255), np.uint8(0)), "")

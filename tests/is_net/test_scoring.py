@@ -129,9 +129,9 @@ def test_nothing_depends_on_workers_or_cache(jobs: list[Job], tmp_path: Path):
 
 
 def test_arrays_and_files_score_the_same(jobs: list[Job], tmp_path: Path):
-    from IS_Net.images import read_map, read_mask
+    from IS_Net.images import read_mask
 
-    in_memory = [Job(job.name, read_mask(job.gt), {m: read_map(path) for m, path in job.maps.items()}) for job in jobs]
+    in_memory = [Job(job.name, read_mask(job.gt), {m: read_mask(path) for m, path in job.maps.items()}) for job in jobs]
     assert totals(in_memory, workers=1) == totals(jobs)
     as_bool = [Job(job.name, job.gt > 128, job.maps) for job in in_memory]
     assert totals(as_bool) == totals(jobs)
