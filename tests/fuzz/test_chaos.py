@@ -24,7 +24,7 @@ def test_killed_trainings_end_as_one_that_was_not_killed(tmp_path: Path, monkeyp
 
     other = shutil.copytree(whole, tmp_path / "other")  # the comparison does find what differs
     state = load_torch_file(other / "last.pt")
-    state["optimizer"]["state"][0]["exp_avg"][0] += 1e-9
+    state["optimizer"]["state"][0]["exp_avg"][0] += 1
     torch.save(state, other / "last.pt")
     (other / ".best.safetensors.part").touch()
     assert differences(whole, other) == ["last.pt optimizer.state.0.exp_avg", "left behind: .best.safetensors.part"]
