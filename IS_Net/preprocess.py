@@ -86,7 +86,10 @@ def _four_numbers(box: Box, where: str) -> list[float]:
 def _clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = _four_numbers(box, where)
     if x1 < x0 or y1 < y0:
-        raise BoxError(f"{where}: {[x0, y0, x1, y1]} has its corners in the wrong order; expected x0 < x1 and y0 < y1")
+        message = f"{where}: {[x0, y0, x1, y1]} has its corners in the wrong order; expected x0 < x1 and y0 < y1"
+        if x1 > 0 and y1 > 0 and x0 + x1 <= width and y0 + y1 <= height:
+            message += f"; if it is x, y, width, height, as in COCO, write {[x0, y0, x0 + x1 - 1, y0 + y1 - 1]}"
+        raise BoxError(message)
     clipped = max(x0, 0.0), max(y0, 0.0), min(x1, width - 1.0), min(y1, height - 1.0)
     if clipped[2] < clipped[0] or clipped[3] < clipped[1]:
         raise BoxError(

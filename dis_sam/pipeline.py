@@ -24,6 +24,7 @@ from IS_Net.predictor import Detail, DISPredictor, PreparedImage, check_mask
 from IS_Net.preprocess import Box, check_box
 from sam.backends import available_model, find_checkpoint, load_predictor
 from sam.backends.base import StageOnePredictor
+from sam.prompts import check_points
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +223,8 @@ class DISSAM:
         Raises:
             RuntimeError: If no image is set, or another thread has set one since this thread did.
             ValueError: If there is no prompt, or points are given without labels.
-            PromptError: If there are points and no box, and stage 1 is ``box``.
+            PromptError: If there are points and no box, and stage 1 is ``box``; or the points are faulty, see
+                :func:`sam.prompts.check_points`.
             BoxError: If the box has no area, or lies outside the image.
         """
         prepared = self._require_image()
@@ -231,6 +233,9 @@ class DISSAM:
         clipped = None if box is None else check_box(box, *prepared.size)
         if (point_coords is None) != (point_labels is None):
             raise ValueError("found only one of point_coords and point_labels; provide a label (1 or 0) for each point")
+        if point_coords is not None:
+            has_hint = box is not None or mask_input is not None
+            point_coords, point_labels = check_points(point_coords, point_labels, prepared.size, has_hint)
         coarse, score = self._stage_1(prepared, point_coords, point_labels, box, mask_input)
         refined = self.dis.refine(prepared, self._for_stage_2(prepared, coarse), clipped)
         return refined.alpha, coarse, score
@@ -269,7 +274,8 @@ class DISSAM:
         Raises:
             RuntimeError: If no image is set, or another thread has set one since this thread did.
             PromptError: If there are points together with a mask; labels without points; other numbers of points and
-                labels; no point on the object and no box; or points and no box, and stage 1 is ``box``.
+                labels; a point outside the image; no point on the object and no box; or points and no box, and
+                stage 1 is ``box``.
             BoxError: If the box has no area, or lies outside the image.
             ImageError: If the file of the mask is missing, damaged, or not an image.
             ValueError: If the mask has another shape, dtype or range, or another size than the image.
@@ -288,7 +294,7 @@ class DISSAM:
     ) -> Result:
         clipped = None if box is None else check_box(box, *prepared.size)
         if points is not None or labels is not None:
-            points, labels = _check_points(points, labels, has_box=box is not None, has_mask=mask is not None)
+            points, labels = _check_points(points, labels, prepared.size, box is not None, mask is not None)
         if mask is not None:
             coarse = given = check_mask(_to_mask(mask), prepared.size, mask if _is_path(mask) else "the mask")
         elif box is None and points is None:
@@ -350,7 +356,7 @@ class DISSAM:
 
 
 def _check_points(
-    points: Points | None, labels: Labels | None, has_box: bool, has_mask: bool
+    points: Points | None, labels: Labels | None, size: tuple[int, int], has_box: bool, has_mask: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return points (N, 2) float64 and labels (N,) int64.
 
@@ -370,9 +376,7 @@ def _check_points(
         raise PromptError(f"expected points as [[x, y], ..] of finite numbers, found {points!r}")
     if kinds.shape != coordinates.shape[:1] or not np.isin(kinds, (0, 1)).all():
         raise PromptError(f"expected one label, 1 (object) or 0 (background), for each of the points, found {labels!r}")
-    if not has_box and not kinds.any():
-        raise PromptError("found only background points; add a point with label 1, or a box")
-    return coordinates, kinds.astype(np.int64)
+    return check_points(coordinates, kinds, size, has_box)
 
 
 def load(

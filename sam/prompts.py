@@ -6,6 +6,7 @@ import csv
 import difflib
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from IS_Net.preprocess import box_from_mask, check_box
 
 _COLUMNS = ("name", "object", "x0", "y0", "x1", "y1")
 _KEYS = ("object", "box", "points", "labels")
+_LONGEST_NAME = 251
+"""Bytes of a mask's name; with .png, they are the limit of the usual file systems."""
 _NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 
@@ -122,6 +125,36 @@ def _points(points: Any, labels: Any, where: str) -> tuple[tuple[tuple[float, ..
     return coordinates, tuple(int(label) for label in labels)
 
 
+def check_points(
+    points: Any, labels: Any, size: tuple[int, int], has_box: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Check the points of a prompt that a program gives, as :func:`check_prompts` does those of a file.
+
+    Args:
+        points: (N, 2) x, y in pixels, or None.
+        labels: (N,) 1 for the object, 0 for the background, or None.
+        size: (height, width) of the image.
+        has_box: Whether the prompt has a box, or another hint of the object, beside the points.
+
+    Returns:
+        Points (N, 2) float64 and labels (N,) int64; None if there are neither.
+
+    Raises:
+        PromptError: If only one of the two is given, they differ in number, a label is neither 1 nor 0, a point is not
+            two finite numbers or lies outside the image, or there are only background points and no box.
+    """
+
+    def plain(values: Any) -> Any:
+        return values.tolist() if isinstance(values, np.ndarray) else values
+
+    record = {"points": plain(points), "labels": plain(labels), "box": (0, 0, 0, 0) if has_box else None}
+    prompt = prompt_from_record("", record, "points")
+    if prompt.points is None:
+        return None
+    _require_inside(prompt.points, size, "points", "the image")
+    return np.asarray(prompt.points, np.float64), np.asarray(prompt.labels, np.int64)
+
+
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read prompts from a file. They are not compared with the images; see :func:`check_prompts`.
 
@@ -195,6 +228,7 @@ def _parse_json(file: IO[str], path: str, problems: list[str]) -> Iterator[tuple
         images = json.load(file, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
         raise PromptError(f"{path}: cannot be read as JSON in UTF-8: {error}") from error
+    _refuse_annotations(images, path)
     if not isinstance(images, dict):
         raise PromptError(f"{path}: expected an object {{name: [prompt, ..]}}, found {_kind(images)}")
     for name, records in images.items():
@@ -202,6 +236,25 @@ def _parse_json(file: IO[str], path: str, problems: list[str]) -> Iterator[tuple
             yield from ((f"{path}, {name!r}[{index}]", name, record) for index, record in enumerate(records))
         else:
             problems.append(f"{path}, {name!r}: expected a list of prompts, found {_kind(records)}")
+
+
+_ANNOTATIONS: dict[str, tuple[set[str], ...]] = {
+    "COCO": ({"annotations", "images"}, {"annotations", "categories"}, {"image_id", "bbox"}),
+    "labelme": ({"shapes"},),
+}
+"""Keys that tell other formats; of a list, those of its first element."""
+
+
+def _refuse_annotations(content: Any, path: str) -> None:
+    """Name a file of annotations in one line, instead of each of its keys."""
+    first = content[0] if isinstance(content, list) and content else content
+    keys = first.keys() if isinstance(first, dict) else set()
+    for name, marks in _ANNOTATIONS.items():
+        if any(mark <= keys for mark in marks):
+            raise PromptError(
+                f"{path}: is a {name} file of annotations, not of prompts; give it to `dis-sam refine`, which reads "
+                'such files, or write prompts as {name: [{"box": [x0, y0, x1, y1]}]}'
+            )
 
 
 def _kind(value: Any) -> str:
@@ -261,6 +314,11 @@ def check_prompts(prompts: Iterable[Prompt], images: Mapping[str, Path]) -> dict
                 if other is not prompt:
                     what = "the object is given twice" if other.name == stem else f"so would {_describe(other)}"
                     raise PromptError(f"{_describe(prompt)}: would write mask {name!r}, and {what}; rename the object")
+                if len(os.fsencode(name)) > _LONGEST_NAME:
+                    raise PromptError(
+                        f"{_describe(prompt)}: the name of the mask, {name[:40]!r} .., has {len(os.fsencode(name))} "
+                        f"bytes, expected at most {_LONGEST_NAME}; shorten the object's name"
+                    )
                 if name != stem and name in images:
                     raise PromptError(
                         f"{_describe(prompt)}: would write mask {name!r}, which belongs to the image "
@@ -294,15 +352,19 @@ def _inside(prompt: Prompt, size: tuple[int, int] | None) -> Prompt:
     if size is None:
         return prompt
     height, width = size
-    for x, y in prompt.points or ():
-        if not (0 <= x < width and 0 <= y < height):
-            raise PromptError(
-                f"{_describe(prompt)}: point {[x, y]} lies outside its image {prompt.name!r} of {size_text(size)} "
-                "pixels; points are in pixels of the upright image (after its EXIF orientation)"
-            )
+    _require_inside(prompt.points or (), size, _describe(prompt), f"its image {prompt.name!r}")
     if prompt.box is None:
         return prompt
     return replace(prompt, box=check_box(prompt.box, height, width, f"{_describe(prompt)}, image {prompt.name!r}: box"))
+
+
+def _require_inside(points: Sequence[Sequence[float]], size: tuple[int, int], where: str, image: str) -> None:
+    for x, y in points:
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise PromptError(
+                f"{where}: point {[x, y]} lies outside {image} of {size_text(size)} pixels; points are in pixels of "
+                "the upright image (after its EXIF orientation)"
+            )
 
 
 def _mask_name(prompt: Prompt, siblings: Sequence[Prompt]) -> str:

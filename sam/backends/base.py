@@ -14,6 +14,19 @@ Select = Literal["score", "first"]
 """Which of a model's masks is taken: the one with the highest predicted IoU, or the first (the published code)."""
 
 
+def require_rgb(image: np.ndarray) -> None:
+    """Check an image that a model is given.
+
+    Raises:
+        ValueError: If it is not (H, W, 3) uint8. Floats of 0..1, for example, would be almost black.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != "uint8":
+        raise ValueError(
+            f"expected an image of shape (H, W, 3) uint8, found {image.shape} {image.dtype}; scale floats to "
+            "0..255 and convert them"
+        )
+
+
 class StageOnePredictor(Protocol):
     """A model that turns prompts into coarse masks: the interface of SamPredictor, plus prompts in batches.
 
@@ -34,7 +47,11 @@ class StageOnePredictor(Protocol):
     box_only: bool
 
     def set_image(self, image: np.ndarray) -> None:
-        """Set the image of the following calls, (H, W, 3) uint8 RGB."""
+        """Set the image of the following calls, (H, W, 3) uint8 RGB.
+
+        Raises:
+            ValueError: If the shape or dtype is another; see :func:`require_rgb`.
+        """
 
     def predict(
         self,
@@ -59,6 +76,7 @@ class StageOnePredictor(Protocol):
 
         Raises:
             RuntimeError: If no image is set.
+            PromptError: If the points are not as :func:`sam.prompts.check_points` expects.
         """
 
     def predict_prompts(

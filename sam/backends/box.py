@@ -12,8 +12,8 @@ import numpy as np
 from IS_Net.errors import PromptError
 from IS_Net.preprocess import Box, fill_box
 from sam.backends import BOX, NEEDS_SAM
-from sam.backends.base import Select
-from sam.prompts import Prompt
+from sam.backends.base import Select, require_rgb
+from sam.prompts import Prompt, check_points
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +43,12 @@ class BoxPredictor:
         self._warned = False
 
     def set_image(self, image: np.ndarray) -> None:
-        """Set the image of the following calls, (H, W, 3) uint8 RGB. Only its size is used."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"expected an image of shape (H, W, 3) uint8, found {image.shape} {image.dtype}")
+        """Set the image of the following calls, (H, W, 3) uint8 RGB. Only its size is used.
+
+        Raises:
+            ValueError: If the shape or dtype is another.
+        """
+        require_rgb(image)
         self._size = image.shape[:2]
 
     def predict(
@@ -70,13 +73,15 @@ class BoxPredictor:
 
         Raises:
             RuntimeError: If no image is set.
-            PromptError: If there is no box.
+            PromptError: If there is no box, or the points are faulty (see :func:`sam.prompts.check_points`).
             BoxError: If the box is not four finite numbers, has its corners in the wrong order, or lies outside the
                 image.
             ValueError: If a mask_input is given.
         """
         if mask_input is not None:
             raise ValueError(f"the model {BOX} takes no mask_input; omit it, or use SAM")
+        if self._size is not None:
+            check_points(point_coords, point_labels, self._size, box is not None)
         mask = self._fill(box, point_coords is not None)
         return mask[None], np.full(1, np.nan, dtype=np.float32), None
 

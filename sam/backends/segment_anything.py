@@ -15,8 +15,8 @@ from IS_Net.checkpoint import find_weights, load_torch_file, require_finite
 from IS_Net.device import autocast, fast_dtype, pick_device
 from IS_Net.errors import CheckpointError, import_extra
 from sam.backends import checkpoint_names, how_to_fetch
-from sam.backends.base import Select
-from sam.prompts import Prompt
+from sam.backends.base import Select, require_rgb
+from sam.prompts import Prompt, check_points
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -111,6 +111,41 @@ class BatchedSamPredictor(segment_anything.SamPredictor):
         super().__init__(sam.eval())
         self.name, self.checkpoint = name, checkpoint
         self._dtype = fast_dtype(sam.device) if sam.device.type == "cuda" else None
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Set the image of the following calls, (H, W, 3) uint8, and encode it.
+
+        Args:
+            image: The pixels.
+            image_format: ``RGB`` or ``BGR``, the order of the channels.
+
+        Raises:
+            ValueError: If the shape or dtype is another.
+        """
+        require_rgb(image)
+        super().set_image(image, image_format)
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Segment the object of one prompt; see :meth:`sam.backends.base.StageOnePredictor.predict`.
+
+        Raises:
+            RuntimeError: If no image is set.
+            PromptError: If the points are not as :func:`sam.prompts.check_points` expects.
+        """
+        if self.is_image_set:
+            points = check_points(
+                point_coords, point_labels, self.original_size, has_box=box is not None or mask_input is not None
+            )
+            point_coords, point_labels = points or (None, None)
+        return super().predict(point_coords, point_labels, box, mask_input, multimask_output, return_logits)
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
         """Encode an image that is already resized; :meth:`set_image` calls this."""

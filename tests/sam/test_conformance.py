@@ -180,3 +180,46 @@ def test_image_is_not_modified_and_may_be_a_view(predictor: StageOnePredictor) -
     predictor.set_image(flipped.copy())
     ((expected, _),) = predictor.predict_prompts([BOX])
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((20, 30, 3), np.float32),
+        np.zeros((20, 30, 3), np.uint16),
+        np.zeros((20, 30, 4), np.uint8),
+        np.zeros((20, 30), np.uint8),
+        np.zeros((0, 30, 3), np.uint8),
+    ],
+    ids=str,
+)
+def test_only_8_bit_rgb_is_taken(predictor: StageOnePredictor, image: np.ndarray) -> None:
+    """Row 15 of the list of faults: floats of 0..1 were taken, nearly black for SAM."""
+    with pytest.raises(ValueError, match=r"expected an image of shape \(H, W, 3\) uint8, found"):
+        predictor.set_image(image)
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "message"),
+    [
+        ([[500, -9]], [1], "outside the image of 170 x 120 pixels"),
+        ([[5, 5]], [7], "labels of 1"),
+        ([[np.nan, 5]], [1], "expected two numbers"),
+        ([[5, 5], [6, 6]], [1], "2 points and 1 labels"),
+        ([[5, 5]], None, "points without labels"),
+    ],
+)
+def test_faulty_points(predictor: StageOnePredictor, points: list, labels: list | None, message: str) -> None:
+    """Row 14: the same checks in the Python interface as in the command."""
+    predictor.set_image(draw_image(0))
+    labels = None if labels is None else np.array(labels)
+    for box in (None, np.array([10, 20, 80, 90])):
+        with pytest.raises(PromptError, match=message):
+            predictor.predict(point_coords=np.array(points), point_labels=labels, box=box)
+
+
+def test_a_lone_background_point(predictor: StageOnePredictor) -> None:
+    """Row 14: it selects nothing, so it needs a box beside it."""
+    predictor.set_image(draw_image(0))
+    with pytest.raises(PromptError, match=r"only background points|need SAM"):
+        predictor.predict(point_coords=np.array([[5, 5]]), point_labels=np.array([0]))

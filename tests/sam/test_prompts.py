@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from IS_Net.errors import PromptError
 from IS_Net.images import write_image
-from sam.prompts import Prompt, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
+from sam.prompts import Prompt, check_points, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
 
 REPEATED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -251,3 +251,74 @@ def test_prompt_of_a_ground_truth() -> None:
     gt[4:9, 7:22] = 129
     gt[15, 3] = 128  # not above the threshold
     assert prompt_from_mask("a", gt) == Prompt("a", None, (7, 4, 21, 8))
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"images": [{"id": 1}], "annotations": [{"id": i, "bbox": [1, 2, 3, 4]} for i in range(99)]}, "COCO"),
+        ({"annotations": [], "categories": []}, "COCO"),
+        ([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], "COCO"),
+        ({"version": "5.4", "shapes": [{"label": "a", "points": [[1, 2]]}] * 99, "imagePath": "a.jpg"}, "labelme"),
+    ],
+)
+def test_annotation_files_are_named_in_one_line(tmp_path: Path, content: object, name: str) -> None:
+    """Row 27 of the list of faults: 2,000 lines that ask whether 'points' was meant."""
+    with pytest.raises(PromptError) as error:
+        read_prompts(write_json(tmp_path / "p.json", content))
+    assert re.fullmatch(rf".*p\.json: is a {name} file of annotations.*dis-sam refine.*", str(error.value))
+
+
+def test_an_image_may_be_named_like_a_key_of_annotations(tmp_path: Path) -> None:
+    """Row 27, its neighbor: {"images": [..]} alone are prompts of an image of that name."""
+    path = write_json(tmp_path / "p.json", {"images": [{"box": [1, 2, 3, 4]}]})
+    assert read_prompts(path) == [Prompt("images", None, (1, 2, 3, 4))]
+
+
+def test_a_box_with_width_and_height_is_recognized(images: dict[str, Path]) -> None:
+    """Row 28: only said that the corners are in the wrong order."""
+    with pytest.raises(PromptError, match=r"wrong order.*if it is x, y, width, height.*\[30.0, 20.0, 35.0, 24.0\]"):
+        check_prompts([Prompt("cat", None, (30, 20, 6, 5))], images)
+    with pytest.raises(PromptError) as error:  # would reach out of the image, so it is not one either
+        check_prompts([Prompt("cat", None, (30, 20, 20, 5))], images)
+    assert "width, height" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "message"),
+    [
+        ([[500, -9]], [1], r"point \[500.0, -9.0\] lies outside the image of 40 x 30 pixels"),
+        ([[40, 5]], [1], "outside"),
+        ([[5, 5]], [7], "labels of 1 .object. and 0"),
+        ([[5, 5]], [-1], "labels of 1 .object. and 0"),
+        ([[5, 5]], [0], "only background points"),
+        ([[5, float("nan")]], [1], "expected two numbers x, y"),
+        ([[5, 5], [6, 6]], [1], "found 2 points and 1 labels"),
+        ([[5, 5]], None, "found points without labels"),
+        (None, [1], "found labels without points"),
+        ([], [], "expected points as"),
+        ([5, 5], [1, 1], "expected two numbers x, y"),
+        ([["a", "b"]], [1], "expected two numbers x, y"),
+    ],
+)
+def test_points_of_a_program_are_checked_as_those_of_a_file(points: object, labels: object, message: str) -> None:
+    """Row 14: the whole picture, an OverflowError, or a message of zip()."""
+    for convert in (lambda value: value, lambda value: None if value is None else np.array(value)):
+        with pytest.raises(PromptError, match=message):
+            check_points(convert(points), convert(labels), (30, 40), has_box=False)
+
+
+def test_good_points(images: dict[str, Path]) -> None:
+    found = check_points(np.float32([[39.5, 0], [1, 2]]), np.array([True, False]).astype(int), (30, 40), has_box=False)
+    np.testing.assert_array_equal(found[0], [[39.5, 0], [1, 2]])
+    np.testing.assert_array_equal(found[1], [1, 0])
+    assert check_points(None, None, (30, 40), has_box=True) is None
+    np.testing.assert_array_equal(check_points([[1, 1]], [0], (30, 40), has_box=True)[1], [0])
+
+
+@pytest.mark.parametrize("label", ["n" * 300, "я" * 130, "../../etc/x", "/etc/x", "a\0b", "a\\b"])
+def test_objects_cannot_lead_out_of_the_folder(images: dict[str, Path], tmp_path: Path, label: str) -> None:
+    """Row 53: object names become file names."""
+    content = {"cat": [{"object": label, "box": [1, 2, 9, 9]}, {"object": "b", "box": [1, 2, 9, 9]}]}
+    with pytest.raises(PromptError, match=r"must not contain|at most 251"):
+        check_prompts(read_prompts(write_json(tmp_path / "p.json", content)), images)
