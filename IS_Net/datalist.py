@@ -40,7 +40,7 @@ def split(name: str, folder: str, im_ext: str = ".jpg") -> Dataset:
 
 
 def from_folder(folder: str | Path, cache: bool = False, masks: str = "mask") -> Dataset:
-    """Return the entry of a folder that holds ``im`` and may hold ``gt`` and coarse masks.
+    """Return the entry of a folder that holds ``im`` and may hold ``gt`` and coarse masks, in any image format.
 
     Args:
         folder: Its name becomes the name of the data set.
@@ -48,7 +48,8 @@ def from_folder(folder: str | Path, cache: bool = False, masks: str = "mask") ->
         masks: Subfolder of the coarse masks; if it is not ``mask``, it is added to the name of the data set.
     """
     folder = Path(folder).resolve()
-    entry = split(folder.name if masks == "mask" else f"{folder.name}-{masks}", str(folder), im_ext="")
+    entry = split(folder.name if masks == "mask" else f"{folder.name}-{masks}", str(folder))
+    entry |= dict.fromkeys(("im_ext", "gt_ext", "mid_ext"), "")
     for key, sub in (("gt_dir", "gt"), ("mid_dir", masks)):
         entry[key] = str(folder / sub) if (folder / sub).is_dir() else ""
     return entry | {"cache_dir": _folder_cache(folder) if cache else ""}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from IS_Net.decoding import is_first
 from IS_Net.errors import DatasetError, ImageError, did_you_mean
-from IS_Net.images import image_size, list_images, size_mismatch
+from IS_Net.images import list_images, read_header, size_mismatch
 from IS_Net.manifest import read_manifest
 from IS_Net.paths import resolve
 from IS_Net.preprocess import Box
+
+logger = logging.getLogger(__name__)
 
 _ALIASES = {"mask_dir": "mid_dir", "mask_ext": "mid_ext"}
 _FOLDERS = ("im_dir", "gt_dir", "mid_dir", "cache_dir")
@@ -41,7 +45,7 @@ class Sample:
     """The files of one sample: an image, its coarse mask and its ground truth."""
 
     name: str
-    """Stem of the coarse mask's file; without a mask, stem of the image's file."""
+    """Name of the coarse mask's file (see :func:`IS_Net.images.name_of`); without a mask, that of the image's file."""
     image: Path
     mask: Path | None
     gt: Path | None
@@ -81,7 +85,11 @@ def find_samples(dataset: Mapping[str, str], need_mask: bool, need_gt: bool) -> 
 def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[Sample]:
     """Pair the files of a data set by name, and check that all exist and have the size of their image.
 
-    Without ground truth, each coarse mask of an image (``NAME.png`` or ``NAME_OBJECT.png``) is a sample.
+    Without ground truth, each coarse mask of an image (``NAME.png`` or ``NAME_OBJECT.png``) is a sample. With ground
+    truth, only ``NAME.png`` is: the ground truth of an image says nothing about one object of several.
+
+    Where ground truth is not required, images and masks that cannot be read do not stop the others: whoever reads the
+    sample names them.
 
     Args:
         dataset: The data set.
@@ -97,11 +105,11 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
     """
     where = f"data set {dataset.name!r}"
     make_masks = f"make them with: python -m sam.generate_masks --data {dataset.im_dir.parent}"
+    images = _list_files(f"{where}, images (im_dir)", dataset.im_dir, dataset.im_ext, "check im_dir and im_ext")
     if need_mask and not dataset.mid_dir:
         raise DatasetError(f"{where}: no folder of coarse masks (mid_dir), which this run needs; {make_masks}")
     if need_gt and not dataset.gt_dir:
         raise DatasetError(f"{where}: no folder of ground truths (gt_dir), which this run needs; set gt_dir")
-    images = _list_files(f"{where}, images (im_dir)", dataset.im_dir, dataset.im_ext, "check im_dir and im_ext")
     gts, masks, manifest = {}, {}, {}
     if dataset.gt_dir:
         remedy = "check gt_dir and gt_ext, or set gt_dir to '' if there is no ground truth"
@@ -110,19 +118,22 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
         masks = _list_files(f"{where}, coarse masks (mid_dir)", dataset.mid_dir, dataset.mid_ext, make_masks)
         manifest = read_manifest(dataset.mid_dir)
 
-    mask_names: dict[str, list[str]] = {name: [] for name in images}
-    if gts:
-        mask_names = {name: [name] if name in masks else [] for name in images}
-    else:
-        for mask, image in images_of_masks(masks, images, manifest).items():
-            mask_names[image].append(mask)
+    objects: dict[str, list[str]] = {name: [] for name in images}
+    for mask, image in images_of_masks(masks, images, manifest).items():
+        objects[image].append(mask)
+    mask_names = objects if not gts else {name: [name] if name in masks else [] for name in images}
 
-    problems = [f"{name}: no ground truth in {dataset.gt_dir}" for name in images if gts and name not in gts]
+    problems = [
+        f"{name}: no ground truth in {dataset.gt_dir}{_other_extension(dataset.gt_dir, name, dataset.gt_ext, 'gt_ext')}"
+        for name in images
+        if gts and name not in gts
+    ]
     if problems and (unused := sorted(gts.keys() - images.keys())):
         problems.append(f"ground truths without an image, possibly misnamed: {', '.join(unused[:3])}")
     if need_mask:
-        without = [f"{name}: no coarse mask in {dataset.mid_dir}" for name in images if not mask_names[name]]
-        problems += [*without, make_masks] if without else []
+        without = [name for name in images if not mask_names[name]]
+        problems += [f"{name}: {_missing_mask(dataset, name, objects[name])}" for name in without]
+        problems += [make_masks] if any(not objects[name] for name in without) else []
     if problems:
         raise DatasetError(f"{where}: files are missing:{format_list(problems)}")
 
@@ -132,7 +143,7 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
             box = manifest.get(sample_name, {}).get("box")
             mask = masks.get(sample_name)
             samples.append(Sample(sample_name, image, mask, gts.get(name), tuple(box) if box else None))
-    _check_sizes(where, samples)
+    _check_sizes(where, samples, skip_unreadable=not need_gt)
     return samples
 
 
@@ -161,18 +172,50 @@ def images_of_masks(
     return found
 
 
-def _check_sizes(where: str, samples: Sequence[Sample]) -> None:
+def _missing_mask(dataset: CheckedDataset, name: str, objects: Sequence[str]) -> str:
+    if not objects:
+        other = _other_extension(dataset.mid_dir, name, dataset.mid_ext, "mid_ext")
+        return f"no coarse mask in {dataset.mid_dir}{other}"
+    return (
+        f"found coarse masks of its objects, {', '.join(objects)}, but its ground truth belongs to one mask {name}: "
+        "give each object an image and a ground truth of its own (--enrich does), make one mask of the whole image, "
+        "or set gt_dir to '' (mode inference) to predict each object"
+    )
+
+
+def _other_extension(folder: Path, name: str, extension: str, key: str) -> str:
+    """Return the end of a message: a file of this name that the extension of the entry leaves out."""
+    if not extension:
+        return ""
+    found = sorted(path.name for path in folder.glob("*") if path.is_file() and path.stem == name)
+    return f" that ends in {extension}, but there is {found[0]}: set {key} to ''" if found else ""
+
+
+def _check_sizes(where: str, samples: Sequence[Sample], skip_unreadable: bool) -> None:
+    undecided = []  # list.append is safe in threads
+
     def problem(sample: Sample) -> str | None:
         try:
-            expected = image_size(sample.image)
+            expected, orientation = read_header(sample.image)
             for file in (sample.mask, sample.gt):
-                if file is not None and (size := image_size(file)) != expected:
+                if file is not None and (size := read_header(file).size) != expected:
                     return size_mismatch(file, size, f"its image {sample.image.name}", expected)
         except ImageError as error:
-            return str(error)
+            return None if skip_unreadable else str(error)
+        if orientation > 1 and (orientation <= 4 or expected[0] == expected[1]):
+            undecided.append(sample.image.name)
         return None
 
     with ThreadPoolExecutor() as pool:  # only headers are read, but there may be thousands of files on a network disk
         problems = [found for found in pool.map(problem, samples) if found]
     if problems:
         raise DatasetError(f"{where}: {len(problems)} samples cannot be used:{format_list(problems)}")
+    names = sorted(set(undecided))
+    if names and any(file is not None for file in (samples[0].mask, samples[0].gt)) and is_first(where, *names):
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        logger.warning(
+            "%s: %d images are turned by their EXIF orientation without a change of size (square, or by 180 degrees): "
+            "%s%s; their masks and ground truths must be of the upright image, which sizes do not tell: see "
+            "`dis-sam check` (doubtful orientation)",
+            *(where, len(names), ", ".join(names[:5]), more),
+        )

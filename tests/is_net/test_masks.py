@@ -195,10 +195,15 @@ def test_row_8_the_alpha_of_a_cutout_is_the_mask(tmp_path: Path, alpha: np.ndarr
 
 
 def test_row_8_palettes_with_transparency(tmp_path: Path):
-    photograph = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    Image.fromarray(np.dstack([photograph, OBJECT * np.uint8(255)])).quantize(60, 2).save(tmp_path / "gt.png")
-    assert Image.open(tmp_path / "gt.png").mode == "P"
-    assert_object(read_mask(tmp_path / "gt.png"))
+    """Index 30 is transparent; 0 is a color of the object."""
+    rng = np.random.default_rng(0)
+    indices = np.where(OBJECT > 0, rng.integers(0, 30, OBJECT.shape), 30).astype(np.uint8)
+    image = Image.fromarray(indices).convert("P")
+    image.putdata(indices.flatten().tolist())
+    image.putpalette(rng.integers(1, 256, 93).tolist())
+    for extension in ("png", "gif"):
+        image.save(tmp_path / f"gt.{extension}", transparency=30)
+        assert_object(read_mask(tmp_path / f"gt.{extension}"))
 
 
 def test_opaque_files_with_alpha_count_by_their_colors(tmp_path: Path):
