@@ -24,11 +24,11 @@ from IS_Net.images import read_image, read_mask
 from IS_Net.lock import lock_folder
 from IS_Net.preprocess import BOX_CHANNEL, Size, make_planes, resize_uint8
 from IS_Net.samples import Sample, format_list
-from IS_Net.worker import keep, prepare_worker
+from IS_Net.worker import keep, prepare_worker, workers_that_fit
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Changes when the same files give other planes, so that older caches are built again."""
 
 
@@ -162,6 +162,7 @@ def _fill_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, sh
     try:
         problems = []
         workers = min(available_cores(), len(samples)) if len(samples) > 1 else 0
+        workers = workers_that_fit(workers, int(np.prod(shape[1:])))
         loader = DataLoader(
             _PlanesOrError(samples, in_ch, shape[2:]),
             batch_size=None,

@@ -405,6 +405,14 @@ class Header(NamedTuple):
     orientation: int
     """EXIF orientation, 1 to 8."""
 
+    @property
+    def turned_in_place(self) -> bool:
+        """Whether the orientation turns or flips the image without a change of its size.
+
+        A mask of the pixels as they are stored has the same size then, so that only its content shows the mistake.
+        """
+        return self.orientation in (2, 3, 4) or (self.orientation > 4 and self.size[0] == self.size[1])
+
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the (height, width) of an image as the readers return it, without decoding the pixels.

@@ -196,13 +196,13 @@ def _check_sizes(where: str, samples: Sequence[Sample], skip_unreadable: bool) -
 
     def problem(sample: Sample) -> str | None:
         try:
-            expected, orientation = read_header(sample.image)
+            header = read_header(sample.image)
             for file in (sample.mask, sample.gt):
-                if file is not None and (size := read_header(file).size) != expected:
-                    return size_mismatch(file, size, f"its image {sample.image.name}", expected)
+                if file is not None and (size := read_header(file).size) != header.size:
+                    return size_mismatch(file, size, f"its image {sample.image.name}", header.size)
         except ImageError as error:
             return None if skip_unreadable else str(error)
-        if orientation > 1 and (orientation <= 4 or expected[0] == expected[1]):
+        if header.turned_in_place:
             undecided.append(sample.image.name)
         return None
 

@@ -25,9 +25,10 @@ import numpy as np
 from tqdm import tqdm
 
 from IS_Net.bounded import BoundedQueue, map_bounded
+from IS_Net.decoding import tell_once
 from IS_Net.errors import DatasetError, ImageError, PromptError
 from IS_Net.files import atomic_file, refuse_to_replace, remove_leftovers
-from IS_Net.images import list_images, read_image, read_mask, size_mismatch, write_mask
+from IS_Net.images import list_images, read_header, read_image, read_mask, size_mismatch, write_mask
 from IS_Net.lock import lock_folder
 from IS_Net.manifest import Manifest, identify, is_unchanged
 from sam import enrich
@@ -500,6 +501,9 @@ class _Run:
         gt = read_mask(item.gt)
         if gt.shape != image.shape[:2]:
             raise DatasetError(size_mismatch(item.gt, gt.shape, f"its image {item.image.name}", image.shape[:2]))
+        if read_header(item.image).turned_in_place:
+            note = "its EXIF orientation keeps its size; the ground truth must be of the upright image"
+            tell_once(item.image, note)
         if self.enriched is None:
             return {item.stem: prompt_from_mask(item.stem, gt)}
         prompts = {}

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -331,6 +332,7 @@ def check_prompts(prompts: Iterable[Prompt], images: Mapping[str, Path]) -> dict
 
 
 def _stem(name: str, images: Mapping[str, Path]) -> str | None:
+    name = unicodedata.normalize("NFC", name)  # as the names of images; macOS decomposes them
     if name in images:
         return name
     path = Path(name)
