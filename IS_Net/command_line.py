@@ -8,12 +8,15 @@ This module imports nothing heavy, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
 
 from IS_Net.errors import UserError
 
@@ -35,6 +38,8 @@ def run_command(command: Callable[[], int], interrupted: str = "interrupted") ->
     Returns:
         The exit code: the command's own, that of its error, 130 after Ctrl-C, or 143 after SIGTERM.
     """
+    answer_interrupts()
+    escape_unprintable()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with _sigterm_raises():
@@ -51,6 +56,33 @@ def run_command(command: Callable[[], int], interrupted: str = "interrupted") ->
     except KeyboardInterrupt:
         print_error(interrupted, prefix="")
         return INTERRUPTED
+
+
+def answer_interrupts() -> None:
+    """Let Ctrl-C end the process with a message and exit code 130 also outside of :func:`run_command`.
+
+    Programs call it before their heavy imports, which take seconds.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _end_if_interrupted
+
+
+def _end_if_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print_error("interrupted", prefix="")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or none
+            stream.flush()
+    os._exit(INTERRUPTED)  # at a normal exit, Python would end the process by the signal, with another code
+
+
+def escape_unprintable() -> None:
+    """Let the standard streams escape characters that their encoding does not have, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -157,6 +157,16 @@ def is_file_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
 
 
+def spreadsheet_text(text: str) -> str:
+    """Return a text for a CSV file; if a spreadsheet would take it for a formula, an apostrophe is put before it."""
+    return f"'{text}" if text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def from_spreadsheet_text(text: str) -> str:
+    """Return the text that :func:`spreadsheet_text` was given."""
+    return text[1:] if text.startswith("'") and spreadsheet_text(text[1:]) == text else text
+
+
 def refuse_to_replace(outputs: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
     """Refuse outputs that are inputs, under whatever name.
 

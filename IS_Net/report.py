@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from IS_Net.files import spreadsheet_text
 from IS_Net.images import contact_sheet, encode_image
 from IS_Net.metrics.suite import FIGURES, Suite, mean_figures
 
@@ -232,7 +233,8 @@ def csv_text(results: Sequence[Scores]) -> str:
         changes = scores.iou_changes()
         for name, figures in scores.images.items():
             more = [changes.get(name, ""), scores.seconds.get(name, "")] * predicted
-            writer.writerow([scores.method, scores.data_set, name, *figures.values(), *more])
+            names = map(spreadsheet_text, (scores.method, scores.data_set, name))
+            writer.writerow([*names, *figures.values(), *more])
     return text.getvalue()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dis_sam import __version__
-from IS_Net.command_line import DONE, NOT_STARTED, print_error
+from IS_Net.command_line import DONE, INTERRUPTED, NOT_STARTED, print_error
 from IS_Net.errors import did_you_mean
 
 
@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(importlib.import_module(module), function)([*verb.before, *rest])
     except SystemExit as end:  # argparse ends the process after --help and after a wrong argument
         return end.code if isinstance(end.code, int) else DONE if end.code is None else NOT_STARTED
+    except KeyboardInterrupt:  # while a verb is imported; from then on, run_command answers it
+        print_error("interrupted", prefix="")
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +97,51 @@ def test_an_import_error_inside_an_extra_is_not_hidden(tmp_path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         errors.import_extra("half_installed", "sam")
+
+
+INTERRUPTED_IMPORT = """
+import sys
+class Heavy:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt  # Ctrl-C, while the import takes its seconds
+sys.meta_path.insert(0, Heavy())
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recipes.starter.pseudo_label", "x"],
+        ["recipes.starter.average_weights", "x", "y.safetensors"],
+        ["recipes.starter.fetch_isnet"],
+        ["IS_Net.import_weights", "x", "y.safetensors"],
+        ["dis_sam.cli", "import-weights", "x", "y.safetensors"],
+        ["IS_Net.train_valid_inference_main", "mode=valid", "restore_model=pyproject.toml"],
+        ["sam.generate_masks", "--images", "pic", "--prompts", "none.json", "--out", "none"],
+    ],
+)
+def test_an_interruption_while_a_command_imports(arguments: list[str]):
+    """Row 33 of the list of faults: a traceback of KeyboardInterrupt."""
+    root = Path(__file__).resolve().parents[2]
+    code = [sys.executable, "-c", INTERRUPTED_IMPORT, *arguments]
+    run = subprocess.run(code, cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 130, run.stderr
+    assert run.stderr.startswith("interrupted") and "Traceback" not in run.stderr
+
+
+def test_other_errors_keep_their_traceback():
+    code = "from IS_Net.command_line import answer_interrupts; answer_interrupts(); 1 / 0"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "ZeroDivisionError" in run.stderr
+
+
+def test_plain_prints_of_a_command_are_escaped_too():
+    """Row 26: a non-Latin folder name with PYTHONIOENCODING=cp1252 ended a run after its first split."""
+    code = "from IS_Net.command_line import run_command; run_command(lambda: print('фото é') or 0)"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert run.stdout.decode("cp1252").strip() == "\\u0444\\u043e\\u0442\\u043e é"

@@ -12,7 +12,15 @@ import pytest
 
 from IS_Net import files
 from IS_Net.errors import DatasetError
-from IS_Net.files import atomic_file, content_hash, refuse_to_replace, remove_leftovers
+from IS_Net.files import (
+    atomic_file,
+    content_hash,
+    from_spreadsheet_text,
+    is_file_name,
+    refuse_to_replace,
+    remove_leftovers,
+    spreadsheet_text,
+)
 from IS_Net.images import list_images, write_image
 
 
@@ -178,3 +186,18 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(DatasetError, match=r"a.png.*same file"):
             refuse_to_replace([output], [file])
     refuse_to_replace([tmp_path, folder / "new", "b.png", tmp_path / "hard.png"], [folder, tmp_path / "none"])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "'=x", "''=x", "\tx", "a=b", "'a", "", "1.5"])
+def test_texts_of_spreadsheets_are_no_formulas(text: str):
+    """Row 53: a name that starts with = was written raw into a CSV file."""
+    written = spreadsheet_text(text)
+    assert not written.startswith(("=", "+", "-", "@", "\t"))
+    assert from_spreadsheet_text(written) == text
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a\0", None, 3])
+def test_names_that_are_no_file_names(name: object):
+    """Row 53: names cannot lead out of the output folder."""
+    assert not is_file_name(name)
+    assert is_file_name("a..b") and is_file_name("=é")

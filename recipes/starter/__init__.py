@@ -1,0 +1,5 @@
+"""How the starter weights were made: programs, run with ``python -m recipes.starter.NAME``."""
+
+from IS_Net.command_line import answer_interrupts
+
+answer_interrupts()  # before a program imports PyTorch
