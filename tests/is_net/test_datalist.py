@@ -37,6 +37,7 @@ def test_data_set_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert entry["name"] == "photos"
     assert entry["im_dir"] == str(tmp_path / "photos" / "im")
     assert (entry["gt_dir"], entry["mid_dir"], entry["cache_dir"], entry["im_ext"]) == ("", "", "", "")
+    assert (entry["gt_ext"], entry["mid_ext"]) == ("", "")  # ground truths and masks in any format
     for sub in ("gt", "mask"):
         (tmp_path / "photos" / sub).mkdir()
     entry = datalist.from_folder(tmp_path / "photos")
