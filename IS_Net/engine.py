@@ -335,6 +335,7 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
     progress.per_epoch = per_epoch
     progress.done = ""  # the limits may have changed since the state was saved; they are checked again
     total = task.max_ite if task.max_ite < _UNLIMITED else None
+    first, started = progress.iteration, time.perf_counter()
     with (
         StopRequests() as stop,
         tqdm(total=total, initial=progress.iteration, desc=f"train {task.name}", unit="it") as bar,
@@ -363,6 +364,8 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
                             batches = iter(run.make_train_loader(progress.batch))
                         training.step(batches)
                     bar.update()
+                    if progress.iteration - first == _LOG_EVERY:
+                        logger.info("%s", _speed(run.device, (time.perf_counter() - started) / _LOG_EVERY))
                     if progress.iteration % _LOG_EVERY == 0:
                         bar.set_postfix(loss=f"{training.read_loss():.4g}")
                     if training.validation_is_due:
@@ -606,6 +609,15 @@ class Training:
         }
         save_state(self.run.folder / STATE_FILE, state)
         self._saved = time.monotonic()
+
+
+def _speed(device: torch.device, seconds: float) -> str:
+    """Return a line about the time of an iteration and the memory that was used."""
+    if device.type == "cuda":
+        return (
+            f"an iteration takes {seconds:.2f} s; peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+        )
+    return f"an iteration takes {seconds:.2f} s"
 
 
 def _is_finite(tensor: Tensor) -> bool:

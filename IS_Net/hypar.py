@@ -159,6 +159,9 @@ class Settings:
     model_save_fre: int = setting(2000, "iterations between validations, each of which saves", minimum=1)
     save_minutes: float = setting(0.0, "minutes between further saves, without validation; 0 is none")
     batch_size_train: int = setting(6, "batch size of training", minimum=1)
+    auto_batch: bool = setting(
+        False, "CUDA: train with the largest batch that fits into the GPU's memory, instead of batch_size_train"
+    )
     batch_size_valid: int = setting(1, "batch size of validation and inference", minimum=1)
     accumulation: int = setting(1, "gradient accumulation: batches per iteration", minimum=1)
 

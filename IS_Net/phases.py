@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +35,13 @@ from IS_Net.files import remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.preflight import describe, find_batch_size
 from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL, Size
 from IS_Net.report import MEAN, Scores
 from IS_Net.run_log import RunLog
 from IS_Net.scoring import Job, Scorer
 from IS_Net.tasks import GTEncoderTask, SegmentationTask
+from IS_Net.worker import workers_that_fit
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,11 @@ class Session:
     """
 
     def __init__(self, settings: Settings) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise HyparError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: the processes of torchrun would each do the whole run and "
+                "write the same files; start the script without torchrun"
+            )
         self.settings = settings
         torch.manual_seed(settings.seed)
         self.device = pick_device(settings.device)
@@ -89,7 +98,9 @@ class Session:
         settings = self.settings
         opened = [self.dataset(entry, self.model.in_ch, need_gt, settings.cache_boost_valid) for entry in datasets]
         size, timeout = settings.batch_size_valid, 60 * settings.loader_minutes
-        return [valid_loader(ValidDataset(data), size, self.workers, self._pin, timeout) for data in opened]
+        # besides the planes, a batch holds ground truths at the sizes of the images, taken to be about as large
+        workers = workers_that_fit(self.workers, 2 * size * (self.model.in_ch + 1) * math.prod(settings.input_size))
+        return [valid_loader(ValidDataset(data), size, workers, self._pin, timeout) for data in opened]
 
     def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog, phase_1: bool = False) -> Run:
         """Return what both phases are trained with, after a first look at the files; phase 1 may be about to begin."""
@@ -115,11 +126,16 @@ class Session:
             Synthesis(settings.copy_paste, settings.simulate_mask, backgrounds),
             self.device,
         )
+        batch_size = settings.batch_size_train
+        if settings.auto_batch:
+            batch_size = find_batch_size(self.model, settings, self.device, self.dtype, len(data))
+            self.settings = settings = replace(settings, batch_size_train=batch_size, auto_batch=False)
+        batch_bytes = batch_size * (self.model.in_ch + 1) * math.prod(crop_size)
         make_loader = functools.partial(
             train_loader,
             data,
-            settings.batch_size_train,
-            self.workers,
+            batch_size,
+            workers_that_fit(self.workers, batch_bytes),
             pin=self._pin,
             timeout=60 * settings.loader_minutes,
         )
@@ -127,6 +143,11 @@ class Session:
         validated = [loader.dataset.dataset for loader in valid_loaders]
         take_first_look(
             [*opened, *filter(None, [backgrounds])], validated, settings.gt_encoder_stop_f if phase_1 else None
+        )
+        logger.info("%s", describe(self.model, settings, self.device, self.dtype))
+        logger.info(
+            "%d training samples in batches of %d, %d validation samples",
+            *(len(data), batch_size, sum(map(len, validated))),
         )
         return Run(settings, self.device, self.dtype, valid_loaders, make_loader, log)
 
@@ -171,6 +192,9 @@ def _train(session: Session, train_datasets: Datasets, valid_datasets: Datasets)
     if state:
         # if phase 2 has not begun, it still starts from the weights that the run was started with
         session.settings = replace(session.settings, restore_model=state["settings"]["restore_model"])
+        if session.settings.auto_batch:  # it was tried when the run began
+            size = state["settings"]["batch_size_train"]
+            session.settings = replace(session.settings, batch_size_train=size, auto_batch=False)
     settings = session.settings
     resume = state if state and state["phase"] == SegmentationTask.name else None
     if settings.restore_model and not resume:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_SHARED_MEMORY = Path("/dev/shm")  # where PyTorch puts what workers send
+_BATCHES_PER_WORKER = 3  # two are prefetched, and one is in use
 
 
 def prepare_worker(_worker: int) -> None:
@@ -21,6 +29,29 @@ def prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
+
+
+def workers_that_fit(workers: int, batch_bytes: int) -> int:
+    """Reduce a number of workers to those whose batches fit into shared memory, and log if that changes it.
+
+    A worker that writes a batch to a full ``/dev/shm`` is ended by a signal, and the main process waits for it. Docker
+    gives containers 64 MB.
+
+    Args:
+        workers: Number of worker processes.
+        batch_bytes: Size of a batch in bytes.
+    """
+    if not workers or not _SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    fitting = min(workers, free // (_BATCHES_PER_WORKER * max(batch_bytes, 1)))
+    if fitting < workers:
+        logger.warning(
+            "%s has %.0f MB free, too little for %d workers with batches of %.0f MB; %d are used. Make it larger "
+            "(docker run --shm-size=8g), or reduce workers or the batch size",
+            *(_SHARED_MEMORY, free / 1e6, workers, batch_bytes / 1e6, fitting),
+        )
+    return fitting
 
 
 def end_with_parent() -> None:

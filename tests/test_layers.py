@@ -32,7 +32,10 @@ LAYERS: list[tuple[str, str]] = [
     ("stage 1, prompts", "sam.prompts"),
     ("stage 2, commands", "IS_Net.train_valid_inference_main IS_Net.evaluate IS_Net.import_weights"),
     ("stage 2, runs", "IS_Net.phases IS_Net.evaluation"),
-    ("loops", "IS_Net.engine IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.predictor IS_Net.doctor"),
+    (
+        "loops",
+        "IS_Net.engine IS_Net.preflight IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.predictor IS_Net.doctor",
+    ),
     (
         "parts",
         "IS_Net.tasks IS_Net.training_prompts IS_Net.run_log IS_Net.cache IS_Net.samples IS_Net.checkpoint "

@@ -149,7 +149,7 @@ def test_unknown_key_names_its_nearest(key: str, nearest: str):
 
 
 def test_key_that_is_near_none():
-    with pytest.raises(HyparError, match=r"no key 'xyzzy'; known names: accumulation, backgrounds, .* workers"):
+    with pytest.raises(HyparError, match=r"no key 'xyzzy'; known names: accumulation, auto_batch, .* workers"):
         check({"xyzzy": 1})
 
 
