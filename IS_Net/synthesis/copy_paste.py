@@ -221,7 +221,7 @@ class Scene:
         right, down = rng.normal(0, reach), abs(rng.normal(0, reach))
         whole = Window(0, 0, *self.size) if texture is None else _box_window(texture.box)
         part = _random_part(whole, (pose.extent[1], pose.extent[0]), rng)
-        margin = 1 + 3 * look.blur
+        margin = 1 + 3 * look.blur + 0.05 * max(pose.extent)  # soft edges reach beyond the box
         bounds = []
         for axis in (0, 1):
             half, side = pose.extent[axis] / 2 + margin, self.size[1 - axis]

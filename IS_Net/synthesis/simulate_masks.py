@@ -186,7 +186,7 @@ def grabcut(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
     """
     n, device = int(rng.choice(COLOR_SIDES)), gt.device
     number, iterations = int(rng.integers(16, 33)), int(rng.integers(2, 6))
-    smoothness, softness, doubt = rng.uniform(0.1, 0.6), rng.uniform(5, 12), rng.uniform(0.3, 1.3)
+    smoothness, softness, doubt = rng.uniform(0.1, 0.6), rng.uniform(5, 12), rng.uniform(0, 0.9)
     seeds = upload(rng.integers(n * n, size=number), device)
     x0, y0, x1, y1 = box = bounds(binarize(gt))
     margin = torch.maximum(x1 - x0, y1 - y0).clamp(min=16)  # around the box, to learn the background's colors from
@@ -206,9 +206,10 @@ def grabcut(gt: Tensor, image: Tensor, rng: np.random.Generator) -> Tensor:
         sides = torch.cat((label, 1 - label)).flatten(1)  # object and background
         models = (sides @ share) / sides.sum(1, keepdim=True).clamp(min=1)
         likelihood = (((models + 1e-4) / total) @ share.T).log_()
-        evidence = (likelihood[0] - likelihood[1]).clamp_(-4, 4).view_as(label)
+        evidence = (likelihood[0] - likelihood[1]).clamp_(-4, 4).view_as(label) - doubt
+        label = ((evidence > 0) & inside).float()
         for _ in range(2):
-            label = ((evidence - doubt + smoothness * (4 * box_mean(label, 1) - 2) > 0) & inside).float()
+            label = ((evidence + smoothness * (4 * box_mean(label, 1) - 2) > 0) & inside).float()
     filled = _rectangle(box, gt.shape)
     mask = view.put_back(majority(label, 1), gt.shape) & filled
     return torch.where(mask.any(), mask, filled)

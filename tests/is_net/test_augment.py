@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from IS_Net.augment import augment, flip, random_crop
+from IS_Net import augment as module
 from IS_Net.preprocess import box_from_mask, fill_box
+
+
+def on_arrays(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray]:
+    """Return a function of tensors as one of arrays that share their memory."""
+    return lambda planes, *args, **kwargs: function(torch.from_numpy(planes), *args, **kwargs).numpy()
+
+
+augment, flip, random_crop = map(on_arrays, (module.augment, module.flip, module.random_crop))
 
 CHANNELS = 6  # RGB, mask, box and ground truth
 FLIPS = [(False, False), (True, False), (False, True), (True, True)]

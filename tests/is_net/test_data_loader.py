@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from IS_Net import data_loader
 from IS_Net.augment import augment
 from IS_Net.data_loader import (
     DISDataset,
@@ -27,13 +26,25 @@ from IS_Net.data_loader import (
     valid_loader,
 )
 from IS_Net.datalist import photographs
-from IS_Net.errors import MissingExtraError
 from IS_Net.images import read_mask, write_image, write_mask
-from IS_Net.preprocess import box_from_mask
-from IS_Net.synthesis.copy_paste import CopyPasteSample
+from IS_Net.preprocess import Window, box_from_mask
+from IS_Net.synthesis import composer, copy_paste, sources
+from IS_Net.synthesis.copy_paste import Photo, Scene, draw_scene
+from IS_Net.synthesis.regions import draw_region
 from IS_Net.synthesis.simulate_masks import MASK_SOURCES, RELIABLE_SOURCES
 
 SIZE = (128, 128)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 # --- batches ---
 
@@ -153,7 +164,7 @@ def test_without_synthesis_samples_are_only_augmented(make_dataset, in_ch):
     given = TrainDataset([data], 5, True, True, (128, 120), in_ch, Synthesis(0.0, 0.0))
     for key in (TrainKey(epoch, index) for epoch in range(4) for index in range(3)):
         rng = np.random.default_rng((5, *key))
-        wanted = augment(data.planes(key.index), rng, True, True, (128, 120))
+        wanted = augment(torch.from_numpy(np.array(data.planes(key.index))), rng, True, True, (128, 120)).numpy()
         assert np.array_equal(given[key].numpy(), wanted)
         assert np.array_equal(TrainDataset([data], 5, True, True, (128, 120))[key].numpy(), wanted)
 
@@ -220,26 +231,55 @@ def test_synthetic_batches_do_not_depend_on_workers(make_train):
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+def test_a_sample_is_the_same_in_every_batch(make_train):
+    data = make_train(5, copy_paste=0.7, simulate_mask=1.0)
+    keys = [TrainKey(epoch, index) for epoch in range(4) for index in range(3)]
+    alone = [data[key] for key in keys]
+    assert torch.equal(data.__getitems__(keys), torch.stack(alone))
+    assert torch.equal(data.__getitems__(keys[::-1]), torch.stack(alone[::-1]))
+
+
+def noted_scenes(monkeypatch) -> list[Scene]:
+    """Return a list that collects the scenes that are drawn from now on."""
+    seen = []
+
+    def noted(*args):
+        seen.append(draw_scene(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(composer, "draw_scene", noted)
+    return seen
+
+
 @pytest.mark.parametrize("given_ones", [True, False])
 def test_backgrounds_are_the_given_photographs_or_the_training_images(make_train, tmp_path, monkeypatch, given_ones):
     for number in range(5):
         write_image(tmp_path / "streets" / f"{number}.png", np.full((70, 90, 3), 40 * number, np.uint8))
     streets = DISDataset(photographs(tmp_path / "streets"), 3, SIZE, need_gt=False)
-    seen, objects = [], []
-
-    def noted(background, draw, rng):
-        seen.append(background)
-        objects.append(draw())
-        return CopyPasteSample(background, np.full(SIZE, 255, np.uint8), mask_only_target=False)
-
-    monkeypatch.setattr(data_loader, "copy_paste", noted)
+    monkeypatch.setattr(copy_paste, "SCENES", {copy_paste._several: 1.0})
+    seen = noted_scenes(monkeypatch)
     data = make_train(3, copy_paste=1.0, simulate_mask=1.0, backgrounds=streets if given_ones else None)
-    taken = items(data, epochs=20)
-    wanted = streets if given_ones else data.dataset
-    pool = {np.ascontiguousarray(wanted[index][:3]).tobytes() for index in range(len(wanted))}
-    assert {np.ascontiguousarray(image).tobytes() for image in seen} == pool
-    assert {planes[:3].tobytes() for planes in taken} == pool
-    assert {planes.tobytes() for planes in objects} == {data.dataset[index].tobytes() for index in range(3)}
+    items(data, epochs=20)
+    assert {scene.photo.is_background for scene in seen} == {given_ones}
+    assert {scene.photo.index for scene in seen} == set(range(5 if given_ones else 3))
+    assert {layer.index for scene in seen for layer in scene.layers} == {0, 1, 2}
+    gray = np.stack([data._composer._load(Photo(2, True), Window(3, 5, 40, 30))[0]]) if given_ones else None
+    assert gray is None or (gray.shape == (1, 3, 40, 30) and (gray == 80).all())
+
+
+def fake_scenes(monkeypatch, gt: np.ndarray, region: bool = False) -> None:
+    """Let all scenes be white and have this ground truth."""
+    drawn = draw_scene
+
+    def draw(*args):
+        return replace(drawn(*args), region=draw_region(np.random.default_rng(0)) if region else None)
+
+    def make(scenes, load, device):
+        image = torch.full((len(scenes), 3, *gt.shape), 255, dtype=torch.uint8)
+        return image, torch.from_numpy(gt).expand(len(scenes), 1, *gt.shape)
+
+    monkeypatch.setattr(composer, "draw_scene", draw)
+    monkeypatch.setattr(composer, "render", make)
 
 
 @pytest.mark.parametrize(("mask_only_target", "sources"), [(False, MASK_SOURCES), (True, RELIABLE_SOURCES)])
@@ -250,31 +290,57 @@ def test_a_mask_only_target_gets_a_mask_of_a_reliable_source(make_train, monkeyp
         taken.append(sources)
         return gt
 
-    full = np.full(SIZE, 255, np.uint8)
-    monkeypatch.setattr(
-        data_loader, "copy_paste", lambda background, *_: CopyPasteSample(background, full, mask_only_target)
-    )
-    monkeypatch.setattr(data_loader, "simulate_mask", noted)
+    fake_scenes(monkeypatch, np.full(SIZE, 255, np.uint8), mask_only_target)
+    monkeypatch.setattr(composer, "simulate_mask", noted)
     items(make_train(4, copy_paste=1.0))
     assert len(taken) == 3 and all(used is sources for used in taken)
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["cpu", "as on a GPU"])
 @pytest.mark.parametrize(("visible", "used"), [(0, False), (4, False), (60, True)])
-def test_a_copy_paste_sample_with_a_hidden_target_is_not_used(make_train, monkeypatch, visible, used):
+@pytest.mark.parametrize("in_ch", [3, 4, 5])
+def test_a_copy_paste_sample_with_a_hidden_target_is_not_used(make_train, monkeypatch, visible, used, in_ch, waits):
     target = np.zeros(SIZE, np.uint8)
     target[:visible, :visible] = 255
-    monkeypatch.setattr(
-        data_loader, "copy_paste", lambda background, *_: CopyPasteSample(255 - background, target, False)
-    )
-    data = make_train(4, stored=4, copy_paste=1.0)
+    fake_scenes(monkeypatch, target)
+    data = make_train(in_ch, stored=in_ch, copy_paste=1.0)
+    if not waits:
+        monkeypatch.setattr(data._composer, "device", torch.device("meta"))  # its branch, on the tensors of a CPU
     for index, planes in enumerate(items(data)):
-        assert np.array_equal(planes[-1], target) == used
+        assert np.array_equal(planes[-1], target) == (planes[:3] == 255).all() == used
         assert np.array_equal(planes, data.dataset[index]) == (not used)
+        if used:
+            check_added_planes(planes, in_ch)
 
 
-def test_copy_paste_without_its_package_is_an_error_before_training(make_train, monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    monkeypatch.delitem(sys.modules, "skimage.segmentation", raising=False)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dis-sam\[train\]'"):
-        make_train(copy_paste=0.1)
-    make_train(simulate_mask=1.0)  # does not need it
+def test_a_hidden_target_is_replaced_by_the_stored_sample_with_a_simulated_mask(make_train, monkeypatch):
+    """If all masks are simulated, the data set stores none."""
+    fake_scenes(monkeypatch, np.zeros(SIZE, np.uint8))
+    data = make_train(5, copy_paste=1.0, simulate_mask=1.0)
+    for index, planes in enumerate(items(data)):
+        assert np.array_equal(planes[[0, 1, 2, 5]], data.dataset[index])
+        check_added_planes(planes, 5)
+
+
+def test_sources_fit_or_the_cpu_is_used(make_train, monkeypatch, caplog):
+    """Without a GPU: what decides where samples are made."""
+    gpu = torch.device("cuda", 0)
+    sample = np.zeros((4, 10, 10), np.uint8)
+    for free, fitting in ((2000 * 400, True), (2000 * 400 - 2, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        assert sources.fits([[sample] * 500, [sample] * 500], gpu) == fitting
+    assert "composed on the CPU" in caplog.text
+    assert make_train(4, copy_paste=1.0, simulate_mask=1.0).device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_samples(make_train):
+    on_cpu = make_train(5, copy_paste=0.8, simulate_mask=1.0)
+    on_gpu = TrainDataset(
+        on_cpu.dataset.datasets, on_cpu.seed, False, False, None, 5, on_cpu.synthesis, torch.device("cuda")
+    )
+    loader = train_loader(on_gpu, 3, workers=2, pin=True)
+    for batch, wanted in zip(islice(loader, 8), train_loader(on_cpu, 3, workers=0), strict=False):
+        assert batch.is_cuda and batch.dtype == torch.uint8
+        difference = (batch.cpu().int() - wanted.int()).abs().float()
+        assert (difference > 2).float().mean((0, 2, 3)).max() < 0.02

@@ -5,30 +5,43 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from IS_Net.images import binarize
 from IS_Net.preprocess import box_from_mask
+from IS_Net.synthesis import simulate_masks as module
 from IS_Net.synthesis.simulate_masks import (
     MASK_SOURCES,
     RELIABLE_SOURCES,
     Source,
+    bounds,
     box_or_hull,
     drop_parts,
     exact,
+    fill_bounds,
     grabcut,
     leak_background,
     sam_like,
     scribble,
-    simulate_mask,
 )
 
-few = settings(deadline=None, max_examples=40)
+pytestmark = pytest.mark.usefixtures("one_thread")
+few = settings(deadline=None, max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 by_name = pytest.mark.parametrize("source", MASK_SOURCES, ids=lambda source: source.__name__)
 
 DISC = cv2.circle(np.zeros((200, 240), np.uint8), (110, 95), 70, 255, -1, cv2.LINE_AA)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def paint(gt: np.ndarray, seed: int = 0, red: int = 200) -> np.ndarray:
@@ -44,9 +57,21 @@ def iou(mask: np.ndarray, gt: np.ndarray) -> float:
     return (a & b).sum() / max((a | b).sum(), 1)
 
 
+def run(source: Source, gt: np.ndarray, image: np.ndarray, seed: int) -> np.ndarray:
+    """Return the mask of a source as an array of 0 and 255."""
+    mask = source(torch.from_numpy(gt), torch.from_numpy(image), np.random.default_rng(seed))
+    assert mask.dtype == torch.bool
+    return mask.numpy() * np.uint8(255)
+
+
+def simulate_mask(gt: np.ndarray, image: np.ndarray, seed: int, *sources: dict[Source, float]) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return module.simulate_mask(torch.from_numpy(gt), torch.from_numpy(image), rng, *sources).numpy()
+
+
 def masks_of(source: Source, gt: np.ndarray, number: int, image: np.ndarray | None = None) -> list[np.ndarray]:
     image = paint(gt) if image is None else image
-    return [source(gt, image, np.random.default_rng(seed)) for seed in range(number)]
+    return [run(source, gt, image, seed) for seed in range(number)]
 
 
 @st.composite
@@ -78,23 +103,20 @@ def ground_truths(draw: st.DrawFn) -> np.ndarray:
 def test_every_source_gives_a_binary_mask_that_depends_on_the_generator_alone(source, gt, seed, uniform):
     image = np.full((3, *gt.shape), 90, np.uint8) if uniform else paint(gt, seed % 7)
     before = gt.copy(), image.copy()
-    first = source(gt, image, np.random.default_rng(seed))
-    assert first.shape == gt.shape and first.dtype == np.uint8
-    assert set(np.unique(first)) <= {0, 255}
-    cv2.setRNGSeed(seed % 1000)  # the state of OpenCV's own generator has no effect
-    assert np.array_equal(source(gt, image, np.random.default_rng(seed)), first)
+    first = run(source, gt, image, seed)
+    assert first.shape == gt.shape
+    torch.manual_seed(seed % 1000)  # the state of PyTorch's own generator has no effect
+    assert np.array_equal(run(source, gt, image, seed), first)
     assert np.array_equal(gt, before[0]) and np.array_equal(image, before[1])
     if not gt.any():
         assert not first.any()
 
 
 @by_name
-def test_every_source_accepts_planes_of_a_cache(source):
-    """They are read-only, and views of a larger array."""
-    planes = np.concatenate((paint(DISC), DISC[None], DISC[None]))
-    planes.flags.writeable = False
-    mask = source(planes[-1], planes[:3], np.random.default_rng(5))
-    assert np.array_equal(mask, source(DISC, paint(DISC), np.random.default_rng(5)))
+def test_every_source_accepts_views_of_planes(source):
+    planes = torch.from_numpy(np.concatenate((paint(DISC), DISC[None], DISC[None])))
+    mask = source(planes[-1], planes[:3], np.random.default_rng(5)).numpy()
+    assert np.array_equal(mask * np.uint8(255), run(source, DISC, paint(DISC), 5))
 
 
 @pytest.mark.parametrize("source", [s for s in MASK_SOURCES if s is not exact], ids=lambda source: source.__name__)
@@ -127,14 +149,17 @@ def test_grabcut_follows_colors():
     background = np.moveaxis(paint(np.zeros_like(DISC), 1), 0, 2)
     half[:, :, 110:] = np.moveaxis(background, 2, 0)[:, :, 110:]  # its right half looks like the background
     for mask in masks_of(grabcut, DISC, 4, half):
-        assert iou(mask[:, :108], DISC[:, :108]) > 0.9
-        assert not mask[:, 113:].any()
+        assert iou(mask[:, :108], DISC[:, :108]) > 0.8
+        assert mask[:, 113:].mean() < 0.05 * 255
 
 
-def test_grabcut_falls_back_to_the_box_in_an_image_of_one_color():
+def test_grabcut_stays_inside_the_box_and_finds_something_in_an_image_of_one_color():
     image = np.full((3, *DISC.shape), 77, np.uint8)
-    found = [iou(mask, DISC) for mask in masks_of(grabcut, DISC, 2, image)]  # each takes seconds
-    assert min(found) > 0.6
+    x0, y0, x1, y1 = box_from_mask(DISC)
+    for mask in [*masks_of(grabcut, DISC, 4, image), *masks_of(grabcut, DISC, 4)]:
+        outside = mask.copy()
+        outside[y0 : y1 + 1, x0 : x1 + 1] = 0
+        assert mask.any() and not outside.any()
 
 
 def test_dropping_parts_gives_large_errors():
@@ -192,15 +217,24 @@ def test_box_or_hull_fills_the_box_the_hull_or_an_ellipse_in_the_box():
 
 @few
 @given(gt=ground_truths(), seed=seeds)
-def test_strokes_connect_points_of_the_object(gt, seed):
-    drawn = []
-    with pytest.MonkeyPatch.context() as patch:
-        draw = cv2.polylines
-        patch.setattr(cv2, "polylines", lambda image, lines, *more: (drawn.extend(lines), draw(image, lines, *more)))
-        mask = scribble(gt, paint(gt), np.random.default_rng(seed))
-    assert bool(drawn) == bool(mask.any()) == bool(binarize(gt).any())
-    for line in drawn:
-        assert binarize(gt)[line[:, 1], line[:, 0]].all()
+def test_strokes_touch_the_object(gt, seed):
+    mask = run(scribble, gt, paint(gt), seed)
+    found = binarize(gt)
+    assert found.any() or not mask.any()
+    if found.sum() > 0.05 * found.size:  # else a stroke may lie between two pixels
+        assert (binarize(mask) & found).any()
+
+
+def test_strokes_connect_points_of_the_object():
+    """Of two small squares far apart: a stroke stays inside one, or leads to the other."""
+    gt = np.zeros((256, 256), np.uint8)
+    gt[20:50, 20:50] = gt[200:230, 200:230] = 255
+    near = cv2.dilate(gt, np.ones((61, 61), np.uint8)) > 0
+    connecting = 0
+    for mask in masks_of(scribble, gt, 30):
+        assert near[mask > 0].mean() > 0.2
+        connecting += (~near)[mask > 0].any()
+    assert connecting > 10
 
 
 def test_strokes_cover_part_of_the_object_and_stay_near_it():
@@ -216,15 +250,15 @@ def test_strokes_cover_part_of_the_object_and_stay_near_it():
 @few
 @given(gt=ground_truths(), seed=seeds)
 def test_a_simulated_mask_is_empty_only_without_an_object(gt, seed):
-    mask = simulate_mask(gt, paint(gt), np.random.default_rng(seed))
+    mask = simulate_mask(gt, paint(gt), seed)
     assert mask.shape == gt.shape and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
     assert mask.any() or not binarize(gt).any()
-    assert np.array_equal(mask, simulate_mask(gt, paint(gt), np.random.default_rng(seed)))
+    assert np.array_equal(mask, simulate_mask(gt, paint(gt), seed))
 
 
 def test_the_ground_truth_replaces_an_empty_mask():
-    nothing = {lambda gt, *_: np.zeros_like(gt): 1.0}
-    found = simulate_mask(DISC, paint(DISC), np.random.default_rng(0), nothing)
+    nothing = {lambda gt, *_: gt > 255: 1.0}
+    found = simulate_mask(DISC, paint(DISC), 0, nothing)
     assert np.array_equal(found, np.where(DISC > 128, 255, 0))
 
 
@@ -234,12 +268,43 @@ def test_probabilities_sum_to_one(sources):
 
 
 def test_sources_are_drawn_with_their_probabilities():
-    counted = {
-        source: lambda gt, *_, number=number: np.full_like(gt, number) for number, source in enumerate(MASK_SOURCES)
-    }
-    sources = {counted[source]: share for source, share in MASK_SOURCES.items()}
-    rng, pixel = np.random.default_rng(0), np.full((1, 1), 255, np.uint8)
-    drawn = [int(simulate_mask(pixel, paint(pixel), rng, sources)[0, 0]) for _ in range(3000)]
-    drawn = [0 if number == 255 else number for number in drawn]  # source 0 returns an empty mask, which is replaced
+    """Each source is replaced by one that shows a column of its own."""
+    columns = torch.arange(len(MASK_SOURCES))
+    counted = {lambda gt, *_, n=n: columns[None] == n: share for n, share in enumerate(MASK_SOURCES.values())}
+    gt, rng = torch.full((1, len(MASK_SOURCES)), 255, dtype=torch.uint8), np.random.default_rng(0)
+    image = torch.zeros((3, *gt.shape), dtype=torch.uint8)
+    drawn = [int(module.simulate_mask(gt, image, rng, counted).argmax()) for _ in range(3000)]
     for number, share in enumerate(MASK_SOURCES.values()):
         assert np.mean(np.array(drawn) == number) == pytest.approx(share, abs=0.04)
+
+
+# --- boxes ---
+
+
+@few
+@given(gt=ground_truths())
+def test_bounds_are_the_tight_box(gt):
+    found, box = torch.from_numpy(binarize(gt)), box_from_mask(gt)
+    wanted = np.zeros(gt.shape, bool)
+    if box is None:
+        assert [int(end) for end in bounds(found)] == [0, 0, 0, 0]
+    else:
+        x0, y0, x1, y1 = box
+        assert [int(end) for end in bounds(found)] == [x0, y0, x1 + 1, y1 + 1]
+        wanted[y0 : y1 + 1, x0 : x1 + 1] = True
+    assert np.array_equal(fill_bounds(found).numpy(), wanted)
+
+
+# --- holes ---
+
+
+def test_enclosed_holes_are_filled_and_open_ones_are_not():
+    mask = torch.zeros((1, 1, 40, 40))
+    mask[..., 5:20, 5:35] = 1
+    mask[..., 8:12, 8:12] = 0  # a hole
+    mask[..., 10:17, 20:35] = 0  # a bay, open to the right
+    mask[..., 0, 38] = 1  # at the border, nothing is enclosed
+    filled = mask.clone()
+    filled[..., 8:12, 8:12] = 1
+    assert torch.equal(module._fill_holes(mask), filled)
+    assert torch.equal(module._fill_holes(torch.zeros_like(mask)), torch.zeros_like(mask))
