@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -191,6 +192,30 @@ def refuse_to_replace(outputs: Iterable[str | Path], inputs: Iterable[str | Path
             raise DatasetError(
                 f"{path}: the output would replace the input{name}, which is the same {kind}; write to another {kind}"
             )
+
+
+def prepare_output(path: str | Path, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:
+    """Find out, before a long work, that its one output file can be written and replaces nothing.
+
+    Args:
+        path: The file to be written.
+        inputs: See :func:`refuse_to_replace`.
+        overwrite: Whether to replace a file that exists and is no input.
+
+    Raises:
+        DatasetError: If the file is an input, or exists and must not be replaced.
+        OSError: If it cannot be written; the message names it.
+    """
+    path = Path(path)
+    refuse_to_replace([path], inputs)
+    if os.path.lexists(path) and not overwrite:
+        raise DatasetError(f"{path}: exists already; choose another name, remove it, or replace it with --overwrite")
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"{error.strerror}; choose another place", str(path)) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from IS_Net.command_line import DONE, print_text, run_command
+from IS_Net.files import prepare_output
 from IS_Net.hypar import MIN_SIZE
 
 
@@ -28,17 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input-size", type=int, metavar="SIDE", help="predict at SIDE x SIDE by default, not at the training size"
     )
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the size")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
     if args.input_size is not None and args.input_size < MIN_SIZE:
         parser.error(f"--input-size: expected at least {MIN_SIZE}, found {args.input_size}")
-    return run_command(lambda: _convert(args))
+    return run_command(lambda: _convert(args), f"interrupted; {args.out} was not written")
 
 
 def _convert(args: argparse.Namespace) -> int:
     from IS_Net.checkpoint import load_isnet, save_weights  # they import PyTorch, which --help does not need
 
+    prepare_output(args.out, [args.source], args.overwrite)
     model, metadata = load_isnet(args.source)
     if args.input_size:
         metadata["input_size"] = [args.input_size] * 2

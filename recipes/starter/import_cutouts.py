@@ -22,7 +22,9 @@ from tqdm import tqdm
 from IS_Net.command_line import DONE, FAILED, print_error, run_command
 from IS_Net.compositing import paste
 from IS_Net.errors import ImageError
-from IS_Net.images import list_images, read_cutout, read_image, write_image, write_mask
+from IS_Net.files import atomic_file, refuse_to_replace, remove_leftovers
+from IS_Net.images import encode_image, list_images, read_cutout, read_image
+from IS_Net.lock import lock_folder
 
 MIN_SIDE = 180
 """Of a cut-out's longer side, in pixels: smaller ones show no edges to learn from."""
@@ -66,9 +68,24 @@ def paste_onto(cutout: np.ndarray, photograph: np.ndarray, rng: np.random.Genera
 def import_cutouts(pictures: Sequence[Path], backgrounds: Sequence[Path], out: Path) -> tuple[int, list[str]]:
     """Write the photographs among some cut-outs to ``out/im`` and ``out/gt``; the same files give the same pairs.
 
+    A file that exists with another content is kept: it belongs to another import, or was changed by hand.
+
     Returns:
-        The number of pairs written, and an error message for each file that cannot be used.
+        The number of pairs that are there now, and an error message for each file that cannot be used or written.
+
+    Raises:
+        DatasetError: If ``out/im`` or ``out/gt`` is a folder of inputs; nothing is written.
+        FolderInUseError: If another process writes to ``out``.
     """
+    folders = [out / "im", out / "gt"]
+    refuse_to_replace([out, *folders], {path.parent for path in (*pictures, *backgrounds)})
+    with lock_folder(out, "an import of cut-outs"):
+        for folder in folders:
+            remove_leftovers(folder)
+        return _import(pictures, backgrounds, out)
+
+
+def _import(pictures: Sequence[Path], backgrounds: Sequence[Path], out: Path) -> tuple[int, list[str]]:
     written, errors, names = 0, [], set()
     for path in tqdm(pictures, desc="cut-outs", unit="image"):
         try:
@@ -84,10 +101,26 @@ def import_cutouts(pictures: Sequence[Path], backgrounds: Sequence[Path], out: P
         names.add(name)
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         image, alpha = paste_onto(cutout, read_image(backgrounds[rng.integers(len(backgrounds))]), rng)
-        write_mask(out / "gt" / f"{name}.png", alpha)
-        write_image(out / "im" / f"{name}.png", image)
+        files = {out / "gt" / f"{name}.png": alpha, out / "im" / f"{name}.png": image}
+        contents = {file: encode_image(pixels, ".png") for file, pixels in files.items()}
+        others = [str(file) for file, content in contents.items() if not _is_free(file, content)]
+        if others:
+            errors.append(
+                f"{path}: {' and '.join(others)} exists with another content, from another import or changed by hand; "
+                "rename the picture, or write to another folder with --out"
+            )
+            continue
+        for file, content in contents.items():
+            if not file.is_file() or file.stat().st_size != len(content):
+                with atomic_file(file) as stream:
+                    stream.write(content)
         written += 1
     return written, errors
+
+
+def _is_free(file: Path, content: bytes) -> bool:
+    """Return whether a file is missing or empty, or has this content already."""
+    return not file.is_file() or file.stat().st_size == 0 or file.read_bytes() == content
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,8 +24,16 @@ import numpy as np
 from tqdm import tqdm
 
 from IS_Net.command_line import DONE, FAILED, print_error, run_command
-from IS_Net.errors import CheckpointError, ImageError
-from IS_Net.images import atomic_file, list_images, read_image, write_image, write_mask
+from IS_Net.errors import CheckpointError, DatasetError, ImageError
+from IS_Net.files import (
+    atomic_file,
+    from_spreadsheet_text,
+    refuse_to_replace,
+    remove_leftovers,
+    spreadsheet_text,
+)
+from IS_Net.images import is_image, list_images, read_image, write_image, write_mask
+from IS_Net.lock import lock_folder
 from IS_Net.paths import saved_models
 from IS_Net.predictor import DISPredictor
 
@@ -94,22 +102,81 @@ def _fit(image: np.ndarray) -> np.ndarray:
 def pseudo_label(photographs: Sequence[Path], out: Path, predictor: DISPredictor) -> dict[str, str]:
     """Label photographs and write the confident pseudo-labels to ``out/im`` and ``out/gt``.
 
-    A photograph that ``out/labels.csv`` already lists with its figures is skipped, so an interrupted run resumes.
+    A photograph that ``out/labels.csv`` already lists with its figures is skipped, so an interrupted run resumes, and
+    labels that were corrected by hand stay.
 
     Returns:
         The verdict on each photograph, by name: one of ``VERDICTS``, or why the file cannot be read.
 
     Raises:
         ImageError: If two photographs share a name, because their labels would share a file.
+        DatasetError: If ``out`` would replace photographs, or holds files that no run of this program wrote.
+        FolderInUseError: If another process writes to ``out``.
     """
+    refuse_to_replace([out, out / "im", out / "gt"], {path.parent for path in photographs})
     for name, times in Counter(path.stem for path in photographs).items():
         if times > 1:
             raise ImageError(f"{times} photographs share the name {name!r}, expected different names; rename them")
-    rows: dict[str, dict[str, object]] = {}
-    if (out / "labels.csv").is_file():
-        with (out / "labels.csv").open(newline="", encoding="utf-8") as file:
-            rows = {row["name"]: row for row in csv.DictReader(file)}
-    todo = [path for path in photographs if not rows.get(path.stem, {}).get("agreement")]
+    with lock_folder(out, "a pseudo-labeling"):
+        for folder in (out, out / "im", out / "gt"):
+            remove_leftovers(folder)
+        rows = _read_rows(out)
+        _write_rows(out, rows)  # from now on, the folder is known to be this program's
+        return _label_all(photographs, out, predictor, rows)
+
+
+_COLUMNS = ("name", "verdict", "agreement", "undecided", "area")
+
+
+def _read_rows(out: Path) -> dict[str, dict[str, object]]:
+    """Return the rows of the photographs that are done, by name.
+
+    Raises:
+        DatasetError: If the folder holds files that no run of this program wrote.
+    """
+    path = out / "labels.csv"
+    if not path.is_file():
+        for folder in (out / "im", out / "gt"):
+            if folder.is_dir() and any(is_image(file) for file in folder.iterdir()):
+                raise DatasetError(
+                    f"{folder}: holds images, and there is no {path} that would list them as written by this program; "
+                    "choose another folder with --out"
+                )
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if path.stat().st_size and set(reader.fieldnames or ()) != set(_COLUMNS):
+            raise DatasetError(
+                f"{path}: found the columns {', '.join(reader.fieldnames or ())}, expected {', '.join(_COLUMNS)}; "
+                "it was not written by this program: choose another folder with --out"
+            )
+        rows = [{key: from_spreadsheet_text(value or "") for key, value in row.items() if key} for row in reader]
+    return {row["name"]: row for row in rows}
+
+
+def _write_rows(out: Path, rows: Mapping[str, Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(
+        {key: spreadsheet_text(value) if isinstance(value, str) else value for key, value in row.items()}
+        for row in rows.values()
+    )
+    with atomic_file(out / "labels.csv", "w") as file:
+        file.write(text.getvalue())
+
+
+def _label_all(
+    photographs: Sequence[Path], out: Path, predictor: DISPredictor, rows: dict[str, dict[str, object]]
+) -> dict[str, str]:
+    def is_done(name: str) -> bool:
+        files = out / "gt" / f"{name}.png", out / "im" / f"{name}.jpg"
+        # one that was deleted is not wanted; an empty one is what a power cut may leave
+        return bool(rows.get(name, {}).get("agreement")) and all(
+            file.stat().st_size for file in files if file.is_file()
+        )
+
+    todo = [path for path in photographs if not is_done(path.stem)]
     for path in tqdm(todo, desc="label", unit="image"):
         try:
             image = _fit(read_image(path))
@@ -122,12 +189,7 @@ def pseudo_label(photographs: Sequence[Path], out: Path, predictor: DISPredictor
                 write_image(out / "im" / f"{path.stem}.jpg", image)
             rounded = {key: round(value, 4) for key, value in asdict(confidence).items()}
             rows[path.stem] = {"name": path.stem, "verdict": confidence.verdict, **rounded}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["name", "verdict", "agreement", "undecided", "area"])
-        writer.writeheader()
-        writer.writerows(rows.values())
-        with atomic_file(out / "labels.csv", "w") as file:
-            file.write(text.getvalue())
+        _write_rows(out, rows)
     return {name: str(row["verdict"]) for name, row in rows.items()}
 
 
@@ -149,6 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         files = [path for folder in args.photographs for path in list_images(folder).values()]
+        # before the network is loaded
+        refuse_to_replace([args.out, args.out / "im", args.out / "gt"], [*args.photographs, args.weights])
+        with lock_folder(args.out, "a pseudo-labeling"):
+            _read_rows(args.out)
         predictor = DISPredictor.from_checkpoint(args.weights, args.device)
         if predictor.in_ch != 3:
             raise CheckpointError(

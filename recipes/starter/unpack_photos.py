@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import lzma
+import os
 import struct
 import sys
 import tarfile
@@ -27,7 +28,8 @@ from tqdm import tqdm
 
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import UserError
-from IS_Net.images import atomic_file, is_image
+from IS_Net.files import atomic_file, refuse_to_replace
+from IS_Net.images import is_image
 
 MIN_SIDE = 160
 """Of a photograph's shorter side, in pixels."""
@@ -36,7 +38,7 @@ MIN_COLORS = 250
 SAME_LEVELS = 32
 """Two pictures are duplicates, in two sizes or qualities, if no pixel of their thumbnails differs by this or more."""
 MAX_NAME = 100
-"""Longest name of a file inside a package, in characters; the rest is cut off."""
+"""Longest name of a package, and of a file in it, in bytes; the rest is cut off."""
 _COMPRESSED, _DIRECTORY = 1, 2
 
 
@@ -115,6 +117,7 @@ def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
         PackageError: If ``out`` contains images already or is not writable, or if a package cannot be read; the
             photographs of the packages before it are written by then.
     """
+    refuse_to_replace([out], packages)
     if out.is_dir() and any(is_image(path) for path in out.iterdir()):
         raise PackageError(f"{out}: contains images already; delete the folder, or choose another with --out")
     names: set[str] = set()
@@ -132,7 +135,7 @@ def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
             if (np.abs(seen - found.thumbnail).max((1, 2, 3)) < SAME_LEVELS).any():
                 continue
             seen = np.concatenate((seen, found.thumbnail[None]))
-            name = f"{prefix}_{path.stem[:MAX_NAME]}"
+            name = f"{_shorten(prefix)}_{_shorten(path.stem)}"
             while name in names:
                 name += "_"
             names.add(name)
@@ -142,6 +145,11 @@ def unpack_photographs(packages: Sequence[Path], out: Path) -> int:
             except OSError as error:
                 raise PackageError(f"{out / name}{path.suffix}: cannot be written ({error.strerror})") from error
     return len(names)
+
+
+def _shorten(name: str) -> str:
+    """Return a name without what file systems do not take."""
+    return os.fsdecode(os.fsencode(name.replace("\0", "_"))[:MAX_NAME])
 
 
 class _Photograph(NamedTuple):
