@@ -233,6 +233,9 @@ def _open(stream: IO[bytes], name: object) -> Image.Image:
     if kind == "JPEG":
         _check_scans(stream, name, pixels, limit)
     elif kind == "TIFF":
+        right, bottom = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
+        if right * bottom < pixels:  # Pillow would return the rest as black
+            raise ValueError(f"its data hold {right} x {bottom} pixels of {pixels}")
         # Pillow would turn it while it decodes, with code that fails for unusual tags; upright() turns it
         image.load_end = lambda: None
     return image

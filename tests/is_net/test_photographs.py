@@ -335,6 +335,16 @@ def test_row_24_a_larger_limit_than_pillows(tmp_path: Path, monkeypatch: pytest.
     assert read_image(path).shape == (1000, 1500, 3)
 
 
+def test_a_tiff_that_claims_more_than_it_holds(tmp_path: Path):
+    """Rows that the file does not have were read as black: 160 million of them, from a file of 1 KB."""
+    path = saved(tmp_path / "a.tif", Image.fromarray(RAMP), compression="raw")
+    content = path.read_bytes()
+    place = re.search(rb"\x01\x01[\x03\x04]\x00\x01\x00\x00\x00", content).start()  # the height
+    path.write_bytes(content[: place + 2] + struct.pack("<HII", 4, 1, 4_000_000) + content[place + 12 :])
+    with pytest.raises(ImageError, match=r"a\.tif: cannot be read as an image .*its data hold 30 x 40 pixels"):
+        read_image(path)
+
+
 def many_scans(count: int, side: int) -> bytes:
     """Return a progressive JPEG whose last scan is repeated."""
     buffer = io.BytesIO()

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_sample
+from PIL import Image
 
 from IS_Net.errors import ScoringError
 from IS_Net.images import write_mask
-from IS_Net.metric_names import METRIC_NAMES, choose
+from IS_Net.metric_names import ALL, METRIC_NAMES, choose
 from IS_Net.metrics import MAE, FMeasure, GroundTruth
 from IS_Net.metrics.pair import PARTS
 from IS_Net.metrics.suite import FAMILIES, FIGURES, Suite, mean_figures
@@ -137,13 +138,24 @@ def test_arrays_and_files_score_the_same(jobs: list[Job], tmp_path: Path):
     assert totals(as_bool) == totals(jobs)
 
 
-def test_a_ground_truth_of_zeros_and_ones_is_scaled_and_a_map_is_not(tmp_path: Path):
-    plane = np.zeros((20, 30), np.uint8)
-    plane[5:15, 5:15] = 1
-    for name in ("map", "gt"):
-        write_mask(tmp_path / f"{name}.png", plane)
-    (outcome,) = Scorer("mae").measure([Job("a", tmp_path / "gt.png", {"m": tmp_path / "map.png"})])
-    assert outcome.measured["m"]["mae"] == pytest.approx(100 * 254 / 255 / 600)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("form", [np.uint8(1), np.uint16(255), np.float32(255), np.uint16(4095)], ids=str)
+def test_row_10_all_metrics_read_a_map_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: np.generic, workers: int
+):
+    """Fault 10: max F of .97 beside wF of .007, for maps of 0/1 and the like; what is rescaled is told here."""
+    plane = np.zeros((40, 60), np.uint8)
+    plane[5:25, 5:35] = 1
+    write_mask(tmp_path / "gt.png", plane * np.uint8(255))
+    Image.fromarray(plane.astype(form.dtype) * form).save(tmp_path / "map.tif")
+    with Scorer(ALL, workers) as scorer, caplog.at_level(logging.WARNING):
+        (outcome,) = scorer.measure([Job("a", tmp_path / "gt.png", {"m": tmp_path / "map.tif"})])
+    suite = Suite(ALL)
+    suite.add(outcome.measured["m"])
+    scores = suite.compute()
+    found = [scores[key] for key in ("max_f_mean_curve", "weighted_f", "iou", "mae")]
+    assert found == pytest.approx([1, 1, 1, 0])
+    assert (f"{tmp_path / 'map.tif'}: holds 0 and {form:g}" in caplog.text) == (form.dtype != np.float32)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
