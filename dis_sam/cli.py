@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -74,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in VERBS:
         print_error(f"unknown verb {name!r}{did_you_mean(name, VERBS)}")
         return NOT_STARTED
-    atexit.register(gc.freeze)  # at exit, Python would search PyTorch's modules for garbage, which takes half a second
     verb = VERBS[name]
     module, _, function = verb.target.partition(":")
     try:
