@@ -13,26 +13,33 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-
-import cv2
-import numpy as np
-from tqdm import tqdm
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout that is not installed
 
+from IS_Net.command_line import DONE, answer_interrupts, non_negative_int, run_command
+
+answer_interrupts()  # before the imports that take long
+
+import cv2
+import numpy as np
 from sample_scenes import KINDS, make_pair
 from sample_scenes.photographs import BACKDROPS, MOTORCYCLE, TEXTURES, motorcycle_pair, source_path
+from tqdm import tqdm
 
 from IS_Net.bounded import map_bounded
-from IS_Net.command_line import DONE, non_negative_int, run_command
-from IS_Net.images import atomic_file, contact_sheet, read_image, read_mask, write_image, write_mask
+from IS_Net.errors import DatasetError
+from IS_Net.files import atomic_file, content_hash, refuse_to_replace
+from IS_Net.images import contact_sheet, read_image, read_mask, write_image, write_mask
+from IS_Net.lock import lock_folder
+from IS_Net.worker import prepare_worker
 
 VERSION = 3
 """Increase it when the same seed gives other pictures."""
@@ -97,34 +104,109 @@ def _write_photos(out: Path) -> None:
         json.dump(prompts, file, indent=1)
 
 
-def is_complete(out: Path, settings: Settings) -> bool:
-    """Return whether `out` holds the whole sample made with these settings."""
-    try:
-        record = json.loads((out / "sample.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+_RECORD = "sample.json"
+_OWN_NAMES = re.compile(rf"(?:{'|'.join((*KINDS, 'motorcycle'))})_\d{{4}}\.(?:jpg|png)")
+
+
+def _all_files(out: Path, settings: Settings) -> list[Path]:
     files = [out / "photos" / "prompts.json", *(out / "photos" / "im" / f"{name}.png" for name in PHOTOS)]
-    files += [file for job in settings.jobs() for file in _files(out, job)]
-    return record == asdict(settings) and all(file.is_file() for file in files)
+    return files + [file for job in settings.jobs() for file in _files(out, job)]
+
+
+def _read_record(out: Path) -> dict[str, Any] | None:
+    """Return what the folder's record says, or None if this program has not written to the folder."""
+    try:
+        record = json.loads((out / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and asdict(Settings()).keys() <= record.keys() else None
+
+
+def _write_record(out: Path, settings: Settings, files: dict[str, str] | None) -> None:
+    """Record the settings and the hash of each file; no files mean that the sample is being made."""
+    with atomic_file(out / _RECORD, "w") as file:
+        json.dump({**asdict(settings), "files": files}, file, indent=1)
+
+
+def is_complete(out: Path, settings: Settings) -> bool:
+    """Return whether `out` holds the whole sample made with these settings, each file as it was made."""
+    record = _read_record(out)
+    if record is None or any(record[key] != value for key, value in asdict(settings).items()):
+        return False
+    files = _all_files(out, settings)
+    if any(not file.is_file() or file.stat().st_size == 0 for file in files):
+        return False
+    if "files" not in record:  # an earlier version recorded no hashes, and the settings only at the end
+        return True
+    hashes = record["files"] or {}
+    return all(hashes.get(file.relative_to(out).as_posix()) == content_hash(file) for file in files)
+
+
+def _remove_own(out: Path) -> None:
+    """Remove the sample that an earlier run left in the folder.
+
+    Raises:
+        DatasetError: If there are files beside it or in it that this program did not write, or that were changed
+            since; then nothing is removed.
+    """
+    record = _read_record(out)
+    found = sorted(path for name in (*SPLITS.values(), "photos") for path in (out / name).rglob("*") if path.is_file())
+    hashes = (record or {}).get("files", {})
+    others = []
+    for path in found:
+        name = path.relative_to(out).as_posix()
+        in_own_folder = path.parent.name in ("im", "gt") and len(path.relative_to(out).parts) == 3
+        if record is None:
+            own = False
+        elif path.stat().st_size == 0 or path.name.endswith(".part"):  # left by a kill or a power cut
+            own = True
+        elif hashes is None:  # interrupted, while nobody else had a reason to write there
+            own = in_own_folder or name == "photos/prompts.json"
+        elif hashes:
+            own = name in hashes and content_hash(path) == hashes[name]
+        else:  # an earlier version recorded no hashes
+            known = _OWN_NAMES.fullmatch(path.name) or (path.parent.parent.name == "photos" and path.stem in PHOTOS)
+            own = (in_own_folder and known) or name == "photos/prompts.json"
+        if not own:
+            others.append(name)
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise DatasetError(
+            f"{out}: holds files that this program did not write, or that were changed since: {', '.join(others[:5])}"
+            f"{more}; making the sample would remove them: choose another folder with --out, or remove them"
+        )
+    for path in found:
+        path.unlink()
 
 
 def make_sample(out: Path, settings: Settings, workers: int) -> bool:
     """Make the sample data set, unless it is complete.
 
-    Splits and photographs that an earlier run left in the folder are replaced. The number of `workers`, the processes,
-    does not change the files. Returns True if it was made, False if it was complete. Raises FileNotFoundError, before
-    anything is written, if a photograph of scikit-image is missing.
+    The sample that an earlier run left in the folder, with these or other settings, is replaced; other files are not.
+    The number of `workers`, the processes, does not change the files.
+
+    Returns:
+        True if it was made, False if it was complete.
+
+    Raises:
+        FileNotFoundError: If a photograph of scikit-image is missing; nothing is written.
+        DatasetError: If the folders of the sample hold other files, or changed ones; nothing is written.
+        FolderInUseError: If another process makes a sample there.
     """
+    with lock_folder(out, "the making of a sample"):
+        return _make_sample(out, settings, workers)
+
+
+def _make_sample(out: Path, settings: Settings, workers: int) -> bool:
     if is_complete(out, settings):
         return False
     for name in {file for file, _, _ in PHOTOS.values()}.union(MOTORCYCLE, BACKDROPS, TEXTURES):
         source_path(name)
-    (out / "sample.json").unlink(missing_ok=True)
-    for name in (*SPLITS.values(), "photos"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    _remove_own(out)
+    _write_record(out, settings, None)
     for split in SPLITS.values():
         for folder in ("im", "gt"):
-            (out / split / folder).mkdir(parents=True)
+            (out / split / folder).mkdir(parents=True, exist_ok=True)
     _write_photos(out / "photos")
     jobs, write = settings.jobs(), partial(_write_pair, out, settings)
     with tqdm(total=len(jobs), desc=f"sample data in {out}", unit="pair", disable=None) as bar:
@@ -135,12 +217,12 @@ def make_sample(out: Path, settings: Settings, workers: int) -> bool:
                 bar.update()
         else:
             context = multiprocessing.get_context("spawn")  # forked OpenCV and BLAS threads may hang
-            with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+            with ProcessPoolExecutor(workers, context, prepare_worker, (0,)) as pool:
                 for future in map_bounded(pool, write, jobs, 2 * workers):
                     future.result()
                     bar.update()
-    with atomic_file(out / "sample.json", "w") as file:
-        json.dump(asdict(settings), file, indent=1)
+    files = _all_files(out, settings)
+    _write_record(out, settings, {file.relative_to(out).as_posix(): content_hash(file) for file in files})
     return True
 
 
@@ -174,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = "made" if made else "already complete"
         print(f"{args.out}: {state}, {len(settings.jobs())} pairs and {len(PHOTOS)} photographs")
         if args.contact_sheet:
+            refuse_to_replace([args.contact_sheet], _all_files(args.out, settings))
             write_image(args.contact_sheet, overview(args.out, settings))
             print(f"{args.contact_sheet}: overview")
         return DONE

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from IS_Net.images import read_image, read_mask
+from IS_Net.images import read_image, read_mask, write_image
+from IS_Net.lock import lock_folder
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 sys.path.insert(0, str(DATA))
@@ -359,3 +360,79 @@ def test_full_size_pairs_are_large_and_detailed(kind):
     image, gt = make_pair(kind, "DIS-TR", np.random.default_rng(5))
     assert max(image.shape) >= 1024
     assert (gt == 255).any() and ((gt > 20) & (gt < 235)).any()
+
+
+# --- what others wrote
+
+
+TINY = ms.Settings(train=2, valid=0, test=0, size=64)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Replace the drawing by pictures that differ with the settings."""
+
+    def draw(kind, split, rng, size):
+        return rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), np.full((64, 64), 200, np.uint8)
+
+    monkeypatch.setattr(ms, "make_pair", draw)
+
+
+def command(out: Path, seed: int = 0) -> list[str]:
+    sizes = ["--train", "2", "--valid", "0", "--test", "0", "--size", "64", "--workers", "1"]
+    return ["--out", str(out), "--seed", str(seed), *sizes]
+
+
+def test_data_sets_of_the_same_names_are_never_removed(tmp_path, quick, capsys):
+    """Row 2 of the list of faults: real DIS-TR, DIS-VD and DIS-TE1 in the folder were removed."""
+    for split in ("DIS-TR", "DIS-TE1"):
+        write_image(tmp_path / split / "im" / "1#Accessories#1#Bag.jpg", np.zeros((4, 4, 3), np.uint8))
+    before = contents(tmp_path)
+    assert ms.main(command(tmp_path)) == 2
+    assert "1#Accessories#1#Bag.jpg" in (message := capsys.readouterr().err) and "choose another folder" in message
+    assert contents(tmp_path) == before
+
+
+def test_masks_and_corrections_survive_another_setting(tmp_path, quick, capsys):
+    """Row 4c: another setting removed the masks of stage 1, and corrected ground truths."""
+    assert ms.main(command(tmp_path)) == 0
+    gt = sorted((tmp_path / "DIS-TR" / "gt").iterdir())[0]
+    for path in (tmp_path / "DIS-TR" / "mask" / "a.png", gt, tmp_path / "DIS-TR" / "im" / "mine.jpg"):
+        original = path.read_bytes() if path.exists() else None
+        write_image(path, np.full((64, 64), 9, np.uint8))
+        before = contents(tmp_path)
+        assert ms.main(command(tmp_path, seed=1)) == 2
+        assert path.name in capsys.readouterr().err and contents(tmp_path) == before
+        path.unlink() if original is None else path.write_bytes(original)
+    assert ms.main(command(tmp_path, seed=1)) == 0  # only its own files are there: they are replaced
+    assert ms.is_complete(tmp_path, ms.Settings(train=2, valid=0, test=0, size=64, seed=1))
+
+
+def test_a_changed_sample_is_not_complete_and_not_replaced(tmp_path, quick, capsys):
+    """Row 4c and 40: the record vouches for the content, not for the names alone."""
+    assert ms.main(command(tmp_path)) == 0
+    gt = sorted((tmp_path / "DIS-TR" / "gt").iterdir())[0]
+    gt.write_bytes(b"")  # a power cut
+    assert not ms.is_complete(tmp_path, TINY)
+    assert ms.main(command(tmp_path)) == 0 and ms.is_complete(tmp_path, TINY)
+    write_image(gt, np.full((64, 64), 9, np.uint8))
+    assert not ms.is_complete(tmp_path, TINY)
+    assert ms.main(command(tmp_path)) == 2
+    assert "changed since: DIS-TR/gt/" in capsys.readouterr().err
+
+
+def test_a_sample_of_an_earlier_version_is_complete_and_replaceable(tmp_path, quick):
+    """Its record has no hashes."""
+    assert ms.main(command(tmp_path)) == 0
+    record = json.loads((tmp_path / "sample.json").read_text())
+    del record["files"]
+    (tmp_path / "sample.json").write_text(json.dumps(record))
+    assert ms.is_complete(tmp_path, TINY)
+    assert ms.main(command(tmp_path, seed=1)) == 0
+
+
+def test_two_runs_in_one_folder(tmp_path, quick, capsys):
+    """Row 52, its kind."""
+    with lock_folder(tmp_path, "another run"):
+        assert ms.main(command(tmp_path)) == 2
+    assert "is in use by another run" in capsys.readouterr().err
