@@ -106,3 +106,18 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["one.safetensors", "link.safetensors", "hard.safetensors", "image_only.safetensors"])
+def test_no_checkpoint_is_replaced(folder: Path, out: str, capsys: pytest.CaptureFixture):
+    """Row 1 of the list of faults, its neighbors: the output is a source, or, if OUT was forgotten, the last source."""
+    for name, make in (("link", Path.symlink_to), ("hard", Path.hardlink_to)):
+        if not (folder / f"{name}.safetensors").exists():
+            make(folder / f"{name}.safetensors", folder / "one.safetensors")
+    before = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert main([str(folder / "one.safetensors"), str(folder / out)]) == 2
+    message = capsys.readouterr().err
+    assert ("exists already" if out == "image_only.safetensors" else "would replace the input") in message
+    assert {path: path.read_bytes() for path in folder.glob("*.safetensors")} == before
+    for name in ("link", "hard"):
+        (folder / f"{name}.safetensors").unlink()

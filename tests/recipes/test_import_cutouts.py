@@ -122,3 +122,44 @@ def test_margins_are_cropped(tmp_path):
     disc = noisy_disc(200, 250)
     wide[40:240, 60:310] = disc
     assert np.array_equal(read_cutout(write(tmp_path / "wide.png", wide))[..., 3], disc[..., 3])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pictures_are_never_replaced(tmp_path, photographs, capsys):
+    """Row 4 of the list of faults: --out D for the pictures in D/im."""
+    write(tmp_path / "data" / "im" / "disc.png", noisy_disc(200, 260))
+    before = contents(tmp_path)
+    for out in (tmp_path / "data", tmp_path / "data" / "im", photographs):
+        arguments = [str(tmp_path / "data" / "im"), "--backgrounds", str(photographs), "--out", str(out)]
+        assert main(arguments) == 2
+        assert "would replace the input" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_second_import_with_equal_names_replaces_no_pair(tmp_path, photographs, capsys):
+    """Row 4c: the pairs of the first import, and ground truths drawn by hand, were replaced."""
+    out = tmp_path / "out"
+    common = ["--backgrounds", str(photographs), "--out", str(out)]
+    write(tmp_path / "one" / "disc.png", noisy_disc(200, 260))
+    assert main([str(tmp_path / "one"), *common]) == 0
+    before = contents(out)
+    write(tmp_path / "two" / "disc.png", noisy_disc(220, 260))
+    write(tmp_path / "two" / "new.png", noisy_disc(230, 260))
+    assert main([str(tmp_path / "two"), *common]) == 1
+    assert "out/gt/disc.png and " in (message := capsys.readouterr().err) and "another content" in message
+    after = contents(out)
+    assert {path: after[path] for path in before} == before
+    assert {path.name for path in after.keys() - before.keys()} == {"new.png"}
+
+
+def test_empty_files_of_a_power_cut_are_made_again(tmp_path, photographs):
+    """Row 40: 0-byte files under their final names."""
+    write(tmp_path / "one" / "disc.png", noisy_disc(200, 260))
+    arguments = [str(tmp_path / "one"), "--backgrounds", str(photographs), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "gt" / "disc.png").write_bytes(b"")
+    assert main(arguments) == 0 and contents(tmp_path / "out") == before

@@ -13,8 +13,9 @@ import torch
 
 from IS_Net.checkpoint import save_weights
 from IS_Net.datalist import from_folder
-from IS_Net.errors import ImageError
+from IS_Net.errors import DatasetError, FolderInUseError, ImageError
 from IS_Net.images import read_image, read_mask, write_image
+from IS_Net.lock import lock_folder
 from IS_Net.models import ISNetDIS
 from IS_Net.samples import find_samples
 from recipes.starter import pseudo_label as module
@@ -266,3 +267,100 @@ def test_weights_with_a_mask_channel_raise_an_error(photos, weights, tmp_path, c
     assert main([str(photos), "--weights", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "4 input channels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- nothing is lost ---
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_photographs_are_never_replaced(photos: Path, tmp_path: Path):
+    """Row 4 of the list of faults: --out D for the photographs in D/im shrank them and replaced ground truths."""
+    photos.rename(tmp_path / "im")
+    write_image(tmp_path / "gt" / "clear.png", photograph()[..., 0])
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = contents(tmp_path)
+    stub = Stub()
+    for out in (tmp_path, tmp_path / "im", tmp_path / "link"):
+        with pytest.raises(DatasetError, match="would replace the input"):
+            pseudo_label(files(tmp_path / "im"), out, stub)
+        assert main([str(tmp_path / "im"), "--out", str(out)]) == 2
+    assert contents(tmp_path) == before and not stub.seen
+
+
+def test_files_of_others_are_never_replaced(photos: Path, tmp_path: Path):
+    """Row 4, its neighbors: a folder of hand-drawn ground truths, and a labels.csv of another program."""
+    out = tmp_path / "out"
+    write_image(out / "gt" / "clear.png", photograph()[..., 0])
+    before = contents(out)
+    with pytest.raises(DatasetError, match=r"gt: holds images, and there is no .*labels.csv"):
+        pseudo_label(files(photos), out, Stub())
+    (out / "labels.csv").write_text("image,class\na,b\n")
+    with pytest.raises(DatasetError, match=r"found the columns image, class.*not written by this program"):
+        pseudo_label(files(photos), out, Stub())
+    (out / "labels.csv").unlink()
+    assert contents(out) == before
+
+
+def test_a_corrected_label_is_kept_and_an_empty_file_is_made_again(photos: Path, tmp_path: Path):
+    """Row 40: 0-byte files under their final names, with rows that vouch for them."""
+    out = tmp_path / "out"
+    pseudo_label(files(photos), out, Stub())
+    gt = out / "gt" / "clear.png"
+    whole = gt.read_bytes()
+    write_image(gt, photograph(99)[..., 0])
+    corrected = gt.read_bytes()
+    pseudo_label(files(photos), out, Stub())
+    assert gt.read_bytes() == corrected
+    gt.write_bytes(b"")
+    pseudo_label(files(photos), out, Stub())
+    assert gt.read_bytes() == whole
+    gt.unlink()  # sorted out by hand
+    pseudo_label(files(photos), out, Stub())
+    assert not gt.exists()
+
+
+def test_two_runs_in_one_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Row 52: rows of labels.csv were lost."""
+    out = tmp_path / "out"
+    with lock_folder(out, "a pseudo-labeling"):
+        with pytest.raises(FolderInUseError, match=r"out: is in use by a pseudo-labeling \(process"):
+            pseudo_label(files(photos), out, Stub())
+        assert main([str(photos), "--out", str(out)]) == 2
+    assert "is in use by" in capsys.readouterr().err
+
+
+def test_names_are_no_formulas(photos: Path, tmp_path: Path):
+    """Row 53: a name that starts with = in labels.csv. The run still knows it again."""
+    (photos / "clear.png").rename(photos / "=1+1.png")
+    stub, out = Stub(), tmp_path / "out"
+    verdicts = pseudo_label(files(photos), out, stub)
+    assert verdicts["=1+1"] == "kept" and (out / "gt" / "=1+1.png").is_file()
+    assert "\n'=1+1,kept," in (out / "labels.csv").read_text().replace("\r", "")
+    assert pseudo_label(files(photos), out, again := Stub()) == verdicts and not again.seen
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_network_is_loaded(photos, tmp_path, monkeypatch, capsys):
+    """Row 23: a folder below a file."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "DISPredictor", None)
+    assert main([str(photos), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert str(tmp_path / "file" / "out") in capsys.readouterr().err
+
+
+def test_an_interruption_has_a_message(photos, tmp_path, monkeypatch, capsys):
+    """Row 33: a traceback of KeyboardInterrupt."""
+
+    class Interrupted(Stub):
+        @classmethod
+        def from_checkpoint(cls, *_):
+            return cls()
+
+        def predict(self, image):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "DISPredictor", Interrupted)
+    assert main([str(photos), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command resumes\n")

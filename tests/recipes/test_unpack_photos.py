@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from IS_Net.files import is_file_name
 from IS_Net.images import read_image
 from recipes.starter import unpack_photos
 
@@ -194,3 +196,19 @@ def test_damage_raises_an_error_and_never_loops(place, value):
 def test_a_truncated_file_raises_an_error(length):
     with pytest.raises(unpack_photos.PackageError, match="truncated"):
         list(unpack_photos.unpack((GOLDEN / "version_3.rcc").read_bytes()[:length]))
+
+
+def test_a_folder_is_never_written_into_itself(theme, tmp_path, capsys):
+    """Row 4 of the list of faults, its neighbor: --out is the folder of the photographs, under another name."""
+    (tmp_path / "link").symlink_to(theme)
+    before = {path: path.read_bytes() for path in theme.rglob("*") if path.is_file()}
+    assert unpack_photos.main([str(theme), "--out", str(tmp_path / "link")]) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in theme.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["я" * 200, "a\0b", "..", "=x"])
+def test_names_stay_in_the_folder(name):
+    """Row 53: over-long names, NUL, and names that lead out of the folder."""
+    found = f"{unpack_photos._shorten(name)}_{unpack_photos._shorten(name)}"
+    assert is_file_name(found) and len(os.fsencode(found)) < 250
