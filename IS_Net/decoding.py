@@ -230,9 +230,7 @@ def _open(stream: IO[bytes], name: object) -> Image.Image:
     if pixels > limit:
         image.close()
         raise _too_large(name, pixels)
-    if kind == "JPEG":
-        _check_scans(stream, name, pixels, limit)
-    elif kind == "TIFF":
+    if kind == "TIFF":
         right, bottom = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
         if right * bottom < pixels:  # Pillow would return the rest as black
             raise ValueError(f"its data hold {right} x {bottom} pixels of {pixels}")
@@ -255,21 +253,24 @@ def _prepare(kind: str, name: object) -> None:
             raise ImageError(f"{name}: this version of Pillow does not read {kind} files; update Pillow") from error
 
 
-def _check_scans(stream: IO[bytes], name: object, pixels: int, limit: int) -> None:
-    place = stream.tell()
+def _check_scans(image: Image.Image) -> None:
+    """Check, before a JPEG file is decoded, that this will not take minutes."""
+    stream = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or stream is None or not image.tile:
+        return
+    place, scans, last = stream.tell(), 0, b""
     stream.seek(0)
-    scans = 0
-    last = b""
     while block := stream.read(1 << 22):
         scans += block.count(b"\xff\xda") + (last == b"\xff" and block[:1] == b"\xda")
         last = block[-1:]
     stream.seek(place)
-    if scans > MAX_SCANS or scans * pixels > _MAX_SCANNED * limit:
-        raise ImageError(
-            f"{name}: the JPEG file has {scans} scans of {pixels / 1e6:.1f} megapixels, which would take minutes to "
-            f"decode; expected at most {MAX_SCANS} scans, and {_MAX_SCANNED * limit / 1e6:g} megapixels in all scans: "
-            f"save it again as a JPEG that is not progressive, or as PNG (the environment variable "
-            f"{MAX_MEGAPIXELS_VARIABLE} sets the limit of pixels)"
+    pixels, limit = image.width * image.height, _MAX_SCANNED * max_pixels()
+    if scans > MAX_SCANS or scans * pixels > limit:
+        raise UnusableError(
+            f"the JPEG file has {scans} scans of {pixels / 1e6:.1f} megapixels, which would take minutes to decode; "
+            f"expected at most {MAX_SCANS} scans, and {limit / 1e6:g} megapixels in all scans: save it again as a JPEG "
+            f"that is not progressive, or as PNG (the environment variable {MAX_MEGAPIXELS_VARIABLE} sets the limit of "
+            "pixels)"
         )
 
 
@@ -289,7 +290,12 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Decode an image and turn it by its EXIF orientation."""
+    """Decode an image and turn it by its EXIF orientation.
+
+    Raises:
+        UnusableError: If it is a JPEG file that would take minutes to decode.
+    """
+    _check_scans(image)
     # Not ImageOps.exif_transpose: it writes the other EXIF tags anew, and fails for some that it can read.
     method = _UPRIGHT.get(exif_orientation(image))
     turned_by_pillow = image.format == "TIFF" and "load_end" not in vars(image)  # opened by another module

@@ -5,13 +5,14 @@ docs/data.md shows the rule as a table. It is the same for training, evaluation,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from IS_Net.decoding import (
     LOSSY,
@@ -32,8 +33,10 @@ _FEW = 16
 """Classes or objects are stored as at most this many values; soft edges give more."""
 _FEW_COLORS, _MANY_COLORS = 32, 128
 """The same for colors; a picture of more colors is not a mask."""
-_SMALLEST_INDEX_RANGE = 32
-"""Class indices are below this (VOC has 20)."""
+_HIGHEST_INDEX = 32
+"""Class indices beside 255 are at most this (VOC has 20)."""
+_SAMPLE = 1 << 14
+"""About how many pixels are looked at first."""
 _NEARLY = 0.98
 """A mask whose samples have N bits has a peak of at least this part of the highest value of N bits."""
 _CHROMA_NOISE = 24
@@ -141,7 +144,11 @@ def _read(image: Image.Image) -> StoredMask:
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
         pixels = np.asarray(image.convert("RGBA"))
         return _from_alpha(pixels[..., :3], pixels[..., 3], lambda color: _from_color(color, lossy))
-    return _from_color(np.asarray(image.convert("RGB")), lossy)
+    image = image.convert("RGB")
+    red, green, blue = image.split()
+    if all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue)):
+        return _from_gray(np.array(red))  # much faster than by an array of all channels
+    return _from_color(np.asarray(image), lossy)
 
 
 # --- one channel ---
@@ -153,12 +160,11 @@ def _from_gray(values: np.ndarray) -> StoredMask:
     top = int(values.max(initial=0))
     if top == 0:
         return StoredMask(np.zeros(values.shape, np.uint8), "")
-    present = _present(values)
-    two = len(present) == 2 and present[0] == 0
     level = round(top * 255 / full)
-    if (two or (top == 1 and len(present) == 1)) and level <= MASK_THRESHOLD:
-        note = f"holds 0 and {top}, not 0 and {full}; {top} is read as the object"
-        return StoredMask(np.where(values > 0, np.uint8(255), np.uint8(0)), note)
+    if level <= MASK_THRESHOLD:
+        present = _present(values)
+        if present.tolist() in ([0, top], [1]):
+            return _object(values, f"holds 0 and {top}, not 0 and {full}; {top} is read as the object")
     note = ""
     if full > 255:
         # a mask reaches its highest value nearly always; the peak of a faint one is anywhere
@@ -166,16 +172,23 @@ def _from_gray(values: np.ndarray) -> StoredMask:
         if bits < 16 and top >= _NEARLY * ((1 << bits) - 1):
             full = (1 << bits) - 1
             note = f"holds {bits}-bit values in 16 bits; they are scaled to 0..255"
-            level = round(min(top, full) * 255 / full)
-    levels = values if full == 255 and values.dtype == np.uint8 else _scale(values, full)
-    lowest = int(present[min(int(present[0] == 0), len(present) - 1)])
-    if len(present) <= _FEW and round(lowest * 255 / full) <= MASK_THRESHOLD:
-        found = _from_few(values, levels, present)
-        if found is not None:
+            level = round(top * 255 / full)
+    levels = values if values.dtype == np.uint8 else _scale(values, full)
+    # classes fill areas, so that a part of the pixels shows them; counting all would take a tenth of the decoder's time
+    step = max(math.isqrt(values.size // _SAMPLE), 1)
+    sample = values[::step, ::step]
+    if ((sample > 0) & ~binarize(levels[::step, ::step])).any() and len(_present(sample)) <= _FEW:
+        present = _present(values)
+        if len(present) <= _FEW and (found := _from_few(values, levels, present)):
             return found
     if level <= MASK_THRESHOLD:
         note = _FAINT.format(threshold=MASK_THRESHOLD, found=f"the highest is {top} of {full}")
     return StoredMask(levels, note)
+
+
+def _object(values: np.ndarray, note: str) -> StoredMask:
+    """Return a mask of all values but 0."""
+    return StoredMask(np.where(values > 0, np.uint8(255), np.uint8(0)), note)
 
 
 def _present(values: np.ndarray) -> np.ndarray:
@@ -197,7 +210,7 @@ def _from_few(values: np.ndarray, levels: np.ndarray, present: np.ndarray) -> St
         return None
     found = _list(present)
     if large:
-        indices = present[(present > 0) & (present <= _SMALLEST_INDEX_RANGE)]
+        indices = present[(present > 0) & (present <= _HIGHEST_INDEX)]
         if len(indices) and np.isin(values, indices).sum() > large:
             raise UnusableError(
                 f"it holds the values {found}, which are neither levels 0..255 nor one class: write the object as 255 "
@@ -213,10 +226,7 @@ def _from_few(values: np.ndarray, levels: np.ndarray, present: np.ndarray) -> St
             f"it holds the values {found} and no 0, so that nothing says which is the object: write the object as 255 "
             "and everything else as 0"
         )
-    return StoredMask(
-        np.where(values > 0, np.uint8(255), np.uint8(0)),
-        f"holds the values {found}, taken for classes; everything but 0 is read as the object",
-    )
+    return _object(values, f"holds the values {found}, taken for classes; everything but 0 is read as the object")
 
 
 def _are_regions(values: np.ndarray, small: np.ndarray, present: np.ndarray) -> bool:
@@ -250,8 +260,7 @@ def _from_integers(values: np.ndarray) -> StoredMask:
     if low >= 0 and top <= 65535:
         return _from_gray(values.astype(np.uint16))
     if low == 0 and ((values == 0) | (values == top)).all():
-        note = f"holds 0 and {top}; {top} is read as the object"
-        return StoredMask(np.where(values > 0, np.uint8(255), np.uint8(0)), note)
+        return _object(values, f"holds 0 and {top}; {top} is read as the object")
     raise UnusableError(f"it holds values from {low} to {top}; expected 0 to 255 or 0 to 65535")
 
 
@@ -322,7 +331,7 @@ def _from_color(color: np.ndarray, lossy: bool) -> StoredMask:
     counts = cv2.calcHist([cells], [0], None, [1 << 15], [0, 1 << 15]).ravel()
     number = np.count_nonzero(counts)
     if not lossy and max(number, len(_present(brightest))) <= _FEW_COLORS:
-        return StoredMask(np.where(brightest > 0, np.uint8(255), np.uint8(0)), "")
+        return _object(brightest, "")
     # soft edges or JPEG: the colors of the mask are those that fill areas; it is cut at half the darkest of them
     kernel = np.ones((3, 3), np.uint8)
     flat = cv2.subtract(cv2.dilate(brightest, kernel), cv2.erode(brightest, kernel)) <= _FLAT
