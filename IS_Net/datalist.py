@@ -48,7 +48,7 @@ def from_folder(folder: str | Path, cache: bool = False, masks: str = "mask") ->
         masks: Subfolder of the coarse masks; if it is not ``mask``, it is added to the name of the data set.
     """
     folder = Path(folder).resolve()
-    entry = split(folder.name if masks == "mask" else f"{folder.name}-{masks}", str(folder))
+    entry = split(folder.name if masks == "mask" else f"{folder.name}-{masks.replace('/', '-')}", str(folder))
     entry |= dict.fromkeys(("im_ext", "gt_ext", "mid_ext"), "")
     for key, sub in (("gt_dir", "gt"), ("mid_dir", masks)):
         entry[key] = str(folder / sub) if (folder / sub).is_dir() else ""

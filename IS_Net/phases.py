@@ -31,10 +31,11 @@ from IS_Net.device import autocast_dtype, available_cores, pick_device
 from IS_Net.doctor import require_usable, take_first_look
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
 from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
-from IS_Net.files import remove_leftovers
+from IS_Net.files import is_file_name, prepare_output, refuse_to_replace, remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
+from IS_Net.paths import resolve
 from IS_Net.preflight import describe, find_batch_size
 from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL, Size
 from IS_Net.report import MEAN, Scores
@@ -47,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 Datasets = Sequence[dict[str, str]]
 """Entries as in :mod:`IS_Net.datalist`."""
+
+_INPUTS = ("im_dir", "gt_dir", "mid_dir", "mask_dir")
+"""Keys of an entry that name folders which are read."""
 
 _FREE_TO_CHANGE = (
     *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics"),
@@ -158,6 +162,20 @@ def _check_datasets(datasets: Datasets, key: str) -> None:
     names = [str(entry.get("name")) for entry in datasets]
     if len(set(names)) < len(names):
         raise DatasetError(f"{key}: two data sets share a name ({', '.join(names)}); rename one of them")
+    for name in names:
+        if not is_file_name(name):
+            raise DatasetError(f"{key}: the name of a data set becomes a folder of maps, and {name!r} cannot be one")
+
+
+def _check_maps(datasets: Datasets, folder: str) -> None:
+    """Refuse a folder of maps that cannot be written to, or in which the maps would replace files of a data set."""
+    if not folder:
+        return
+    inputs = [resolve(entry[key]) for entry in datasets for key in _INPUTS if entry.get(key)]
+    outputs = [Path(folder) / str(entry["name"]) for entry in datasets]
+    refuse_to_replace(outputs, inputs)
+    for output in outputs:
+        prepare_output(output / "NAME.png", overwrite=True)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -179,6 +197,7 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     """
     _check_datasets([e for i, e in enumerate(train_datasets) if e not in train_datasets[:i]], "train_datasets")
     _check_datasets(valid_datasets, "valid_datasets")
+    _check_maps(valid_datasets, session.settings.valid_out_dir)
     if session.settings.check:
         session.require_usable(train_datasets, valid_datasets)
     with lock_folder(session.settings.model_path, "a training"):
@@ -347,6 +366,7 @@ def evaluate(session: Session, datasets: Datasets) -> Evaluation:
     """
     settings = session.settings
     _check_datasets(datasets, "valid_datasets")
+    _check_maps(datasets, settings.valid_out_dir)
     if settings.mode == "inference":
         datasets = [{**entry, "gt_dir": ""} for entry in datasets]
     elif MEAN in [entry.get("name") for entry in datasets]:

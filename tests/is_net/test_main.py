@@ -449,3 +449,35 @@ def test_coarse_masks_of_another_folder_are_a_separate_data_set(make_dataset):
     assert len(find_samples(entry, need_mask=True, need_gt=True)) > 0
     with pytest.raises(DatasetError, match="neither a data set"):
         find_datasets(f"{folder}:gone", cache=False)
+
+
+def test_maps_never_replace_the_files_of_a_data_set(folder, weights, tmp_path):
+    """Row 1 of the list of faults, its kind: valid_out_dir/NAME is the folder of masks, under another name."""
+    (tmp_path / "maps").mkdir()
+    for kind in ("mask", "gt", "im"):
+        (tmp_path / "maps" / "tiny").symlink_to(folder / kind)
+        entry = {**from_folder(folder), "name": "tiny"}
+        before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+        for mode in ("valid", "inference"):
+            hypar = {"mode": mode, "restore_model": str(weights), "valid_out_dir": str(tmp_path / "maps")}
+            with pytest.raises(DatasetError, match=r"maps/tiny: the output would replace the input"):
+                main([], [entry], hypar)
+        assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+        (tmp_path / "maps" / "tiny").unlink()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b", "a\0b", ""])
+def test_the_name_of_a_data_set_cannot_lead_out_of_the_folder_of_maps(folder, weights, tmp_path, name):
+    """Row 53: a data set named ../x wrote its maps beside valid_out_dir."""
+    hypar = {"mode": "inference", "restore_model": str(weights), "valid_out_dir": str(tmp_path / "maps")}
+    with pytest.raises(DatasetError, match="name of a data set becomes a folder"):
+        main([], [{**from_folder(folder), "name": name}], hypar)
+
+
+def test_a_folder_of_maps_that_cannot_be_written_is_tried_first(folder, weights, tmp_path, monkeypatch):
+    """Row 23: for maps, the error came only after the first prediction."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("IS_Net.phases.load_weights", None)
+    hypar = {"mode": "inference", "restore_model": str(weights), "valid_out_dir": str(tmp_path / "file" / "maps")}
+    with pytest.raises(OSError, match=r"file/maps.*NAME.png"):
+        main([], [from_folder(folder)], hypar)
