@@ -31,7 +31,7 @@ EXTRA = "render"
 NOTHING = -1
 """The object of a ray that hits none."""
 _EPSILON = 2e-4
-"""How far from a surface a ray starts anew."""
+"""The distance from a surface at which a ray that leaves it starts."""
 _LAYERS = 16
 """The most holes of textures that a ray passes, and the most panes that light is followed through."""
 _RAYS = 1 << 20
@@ -437,7 +437,7 @@ class _Shader:
     def follow(self, prim: Array, far: Array, u: Array, v: Array, eye: Array, directions: Array) -> tuple[Array, Array]:
         """Return the light that reaches the eye along rays, (n, 3), and the share of the background, (n,).
 
-        Behind glass, the ray goes on straight.
+        Glass does not bend a ray.
         """
         n = len(prim)
         color, passing, through = np.zeros((n, 3), np.float32), np.ones(n, np.float32), np.zeros(n, np.float32)
