@@ -17,6 +17,7 @@ import numpy as np
 
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import DatasetError
+from IS_Net.files import refuse_to_replace
 from IS_Net.images import list_images, read_mask, write_mask
 from IS_Net.manifest import Manifest
 from IS_Net.preprocess import box_from_mask
@@ -35,13 +36,18 @@ def write_box_prompts(pairs: Path) -> int:
         The number of prompts.
 
     Raises:
-        DatasetError: If there are no ground truths, or one of them is empty.
+        DatasetError: If there are no ground truths, one of them is empty, or ``box/`` holds masks of another program.
     """
     if not (pairs / "gt").is_dir():
         raise DatasetError(f"{pairs}: has no folder gt of ground truths; name a folder that holds im and gt")
     folder = pairs / FOLDER
+    gts = list_images(pairs / "gt")
+    refuse_to_replace([folder], [pairs / "gt", pairs / "im"])
     folder.mkdir(exist_ok=True)
-    manifest, gts = Manifest(folder), list_images(pairs / "gt")
+    manifest = Manifest(folder)
+    for name in gts:
+        if (folder / f"{name}.png").is_file() and manifest.entries.get(name, {}).get("model") != FOLDER:
+            raise DatasetError(f"{folder / name}.png: was not made by this program, which would replace it; move it")
     for name, path in gts.items():
         gt = read_mask(path)
         box = box_from_mask(gt)

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -361,8 +362,20 @@ def make_hard_scenes(out: Path, seed: int = 0, per_set: int = 16, size: tuple[in
     settings = {"version": VERSION, "seed": seed, "per_set": per_set, "size": list(size) if size else None}
     record = out / "hard.json"
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")) == settings:
-            return False
+        with suppress(ValueError):
+            if json.loads(record.read_text(encoding="utf-8")) == settings:
+                return False
+        own = {record, out / "contact_sheet.jpg"}
+        others = [
+            path
+            for path in sorted(out.rglob("*"))
+            if path.is_file() and path not in own and path.parent.name not in ("im", "gt", "sim", "box")
+        ]
+        if others:
+            raise DatasetError(
+                f"{others[0]}: was not made by this program, and making other scenes would remove it; choose another "
+                "folder with --out, or move the file"
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out}: found something that this program did not make; choose another folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)

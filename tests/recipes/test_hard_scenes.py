@@ -137,6 +137,16 @@ def test_a_second_run_finds_the_sets_and_other_settings_replace_them(sets):
     assert [path.name for path in sets.parent.iterdir()] == [sets.name]
 
 
+def test_files_beside_the_scenes_are_kept(tmp_path, capsys):
+    """Row 4c of the list of faults, its kind: other settings removed the masks of stage 1."""
+    (tmp_path / "hard.json").write_text("{}")
+    mask = tmp_path / "touching" / "mask" / "a.png"
+    mask.parent.mkdir(parents=True)
+    mask.write_text("precious")
+    assert hs.main(["--out", str(tmp_path)]) == 2
+    assert "mask/a.png: was not made by this program" in capsys.readouterr().err and mask.read_text() == "precious"
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert hs.main(["--out", str(tmp_path), "--per-set", "1"]) == 2
