@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+_SIGTERM_DELAY = 2.0  # seconds
+
 CACHE_VERSION = 2  # increase it with every change of GroundTruth.arrays()
 
 
@@ -184,12 +186,22 @@ _worker: _Worker | None = None  # that of a worker process
 
 def _start_worker(metrics: str, cache_dir: str) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C, and SIGTERM to its group
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    signal.signal(signal.SIGTERM, _end_later)
     cv2.setNumThreads(0)  # the processes run in parallel already
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Worker(metrics, cache_dir)
+
+
+def _end_later(_number: int, _frame: object) -> None:
+    """Answer SIGTERM after a while: if it was sent to the whole group, the main process answers it first.
+
+    The pool ends its processes by SIGTERM, too, if one of them died.
+    """
+    timer = threading.Timer(_SIGTERM_DELAY, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_parent() -> None:
