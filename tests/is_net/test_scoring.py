@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,16 @@ def test_a_worker_that_dies_is_reported(jobs: list[Job]):
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(ScoringError, match="fewer workers"):
             list(outcomes)
+
+
+def test_one_of_two_workers_that_dies_does_not_leave_the_run_waiting(jobs: list[Job]):
+    """A scoring worker that is killed (row 43 of the list of faults)."""
+    with Scorer("mae", 2) as scorer:
+        outcomes = scorer.measure(job for job in jobs * 50)
+        next(outcomes)
+        os.kill(min(scorer._pool._processes), signal.SIGKILL)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ScoringError, match="fewer workers"):
+            pool.submit(list, outcomes).result(timeout=60)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
