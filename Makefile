@@ -43,7 +43,7 @@ demo-train: $(INSTALLED)
 	$(BIN)/dis-sam valid restore_model=saved_models/demo/best.safetensors \
 	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps_of_training cache_size=256 workers=2
 
-BENCHMARKS := predict cut train_step data_loading metrics scoring
+BENCHMARKS := predict cut train_step data_loading composing metrics scoring
 
 bench: $(INSTALLED)
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
