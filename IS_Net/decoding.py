@@ -168,7 +168,7 @@ def _name_errors(name: object, size: Callable[[], int]) -> Iterator[None]:
 def _too_large(name: object, pixels: int) -> ImageError:
     enough = f"{MAX_MEGAPIXELS_VARIABLE}={pixels // 10**6 + 1}"
     return ImageError(
-        f"{name}: the image is too large to be read safely: found {pixels / 1e6:.1f} megapixels, expected at most "
+        f"{name}: the image is too large to be read safely: found {pixels / 1e6:.4g} megapixels, expected at most "
         f"{max_pixels() / 1e6:g}; scale it down first, or set the environment variable {enough} if there is enough "
         "memory (about 10 bytes a pixel for each process that reads)"
     )

@@ -144,7 +144,7 @@ def _read(image: Image.Image) -> StoredMask:
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
         pixels = np.asarray(image.convert("RGBA"))
         return _from_alpha(pixels[..., :3], pixels[..., 3], lambda color: _from_color(color, lossy))
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     red, green, blue = image.split()
     if all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue)):
         return _from_gray(np.array(red))  # much faster than by an array of all channels
