@@ -158,12 +158,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables and write the outputs; return the exit code."""
     from IS_Net import evaluation, report
+    from IS_Net.files import refuse_to_replace_data
     from IS_Net.images import atomic_file
 
     outputs: dict[str, Path] = {key: path for key in OUTPUTS if (path := getattr(options, key))}
     written: list[Path] = []
     code = DONE
     try:
+        named = [text.partition("=")[2] or text for text in options.pred]
+        sources = [*options.gt, *options.pred, *named, *(options.images or []), *(options.masks or [])]
+        refuse_to_replace_data(outputs.values(), [*sources, *(options.weights or [])])
         _check_writable(outputs)
         with tempfile.TemporaryDirectory(prefix="dis-sam-") as thumbnails:
             shows_maps = options.worst and not outputs.keys().isdisjoint(("html", "sheet"))

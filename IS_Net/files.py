@@ -26,6 +26,7 @@ _LONGEST_NAME = 255
 _DAY = 24 * 60 * 60
 _PART = re.compile(r"\..+\.(?:(?P<host>[0-9a-f]{8})-(?P<process>\d+)-(?P<start>\d+)|\d+)-\d+\.part", re.DOTALL)
 """Temporary names; earlier versions wrote them without the host and the start."""
+_REPORTS = (".json", ".csv", ".html", ".txt", ".md")
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF}
 
 
@@ -192,6 +193,23 @@ def refuse_to_replace(outputs: Iterable[str | Path], inputs: Iterable[str | Path
             raise DatasetError(
                 f"{path}: the output would replace the input{name}, which is the same {kind}; write to another {kind}"
             )
+
+
+def refuse_to_replace_data(outputs: Iterable[str | Path], sources: Iterable[str | Path]) -> None:
+    """Refuse reports that would replace files of the folders that they are about.
+
+    Args:
+        outputs: Files that are about to be written.
+        sources: Files, and folders with all that lies in them.
+
+    Raises:
+        DatasetError: If an output is one of the files; the message names both.
+    """
+    existing = [path for path in map(Path, outputs) if path.is_file()]
+    if existing:  # only then are the folders listed
+        trees = ([source, *source.rglob("*")] if source.is_dir() else [source] for source in map(Path, sources))
+        # a report of an earlier run may lie there too; data is what has another extension than reports have
+        refuse_to_replace(existing, (path for tree in trees for path in tree if path.suffix not in _REPORTS))
 
 
 def prepare_output(path: str | Path, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:

@@ -278,8 +278,13 @@ def _examine(options: argparse.Namespace) -> int:
     """Examine data sets; return 1 if a file cannot be used or is doubtful."""
     from IS_Net.datalist import find_datasets
     from IS_Net.doctor import ERROR, WARNING, examine
+    from IS_Net.files import refuse_to_replace_data
+    from IS_Net.paths import resolve
 
     entries = [entry for names in options.datasets for entry in find_datasets(names, cache=False)]
+    if options.json not in (None, STDOUT):
+        folders = [entry[key] for entry in entries for key in ("im_dir", "gt_dir", "mid_dir") if entry.get(key)]
+        refuse_to_replace_data([options.json], map(resolve, folders))
     report = examine(entries, workers=options.workers)
     _show(format_findings(report), report.as_dict(), options.json)
     return FAILED if report.of(ERROR, WARNING) else DONE

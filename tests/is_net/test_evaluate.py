@@ -604,3 +604,14 @@ def test_the_help_needs_no_heavy_module():
     code = "import sys, IS_Net.evaluate; print(sorted({'torch', 'numpy', 'cv2', 'PIL', 'tqdm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_reports_never_replace_inputs(make_split, tmp_path, capsys):
+    """Row 1 of the list of faults, a neighbor: an output that is a ground truth or a map."""
+    split = make_split()
+    maps = sorted((tmp_path / "rough").rglob("*.png"))
+    for key, path in (("--sheet", next((split / "gt").iterdir())), ("--json", maps[0])):
+        before = path.read_bytes()
+        assert run("--gt", split, "--pred", f"mine={tmp_path / 'rough'}", key, path) == 2
+        assert f"{path}: the output would replace the input" in capsys.readouterr().err
+        assert path.read_bytes() == before

@@ -18,6 +18,7 @@ from IS_Net.files import (
     from_spreadsheet_text,
     is_file_name,
     refuse_to_replace,
+    refuse_to_replace_data,
     remove_leftovers,
     spreadsheet_text,
 )
@@ -201,3 +202,16 @@ def test_names_that_are_no_file_names(name: object):
     """Row 53: names cannot lead out of the output folder."""
     assert not is_file_name(name)
     assert is_file_name("a..b") and is_file_name("=é")
+
+
+def test_reports_never_replace_the_data_that_they_are_about(tmp_path: Path):
+    """Row 1, a neighbor: `--json D/im/a.png`, `--sheet D/im/a.jpg`."""
+    image, report = tmp_path / "im" / "a.png", tmp_path / "im" / "report.json"
+    image.parent.mkdir()
+    image.touch()
+    report.touch()
+    (tmp_path / "sheet.jpg").symlink_to(image)
+    for output in (image, tmp_path / "sheet.jpg"):
+        with pytest.raises(DatasetError, match="would replace the input"):
+            refuse_to_replace_data([output], [tmp_path])
+    refuse_to_replace_data([report, tmp_path / "new.png"], [tmp_path])
