@@ -395,7 +395,7 @@ class View:
 
 
 def compose_view(
-    target: Model, others: Sequence[Model], frame: tuple[int, int], rng: Rng, distract: bool = True
+    target: Model, others: Sequence[Model], frame: tuple[int, int], rng: Rng, distract: bool = True, large: bool = False
 ) -> View:
     """Place a target, sometimes a distractor, and the camera.
 
@@ -405,6 +405,7 @@ def compose_view(
         frame: Height and width in pixels.
         rng: Decides everything.
         distract: Whether there may be a distractor.
+        large: Whether the target always fills most of the frame, which never cuts it.
 
     Raises:
         RenderError: If the model cannot be loaded.
@@ -434,8 +435,8 @@ def compose_view(
     seen = camera.project(mesh.triangles.reshape(-1, 3))[:, :2]
     first, last = seen.min(0), seen.max(0)
     extent = np.maximum(last - first, 1e-6)
-    cut = rng.random() < 0.15
-    fill = rng.uniform(0.9, 1.5) if cut else rng.uniform(0.3, 0.95) ** 0.8
+    cut = not large and rng.random() < 0.15
+    fill = rng.uniform(0.9, 1.5) if cut else rng.uniform(0.7 if large else 0.38, 0.96)
     focal = float(fill * ((w, h) / extent).min())
     if cut:  # two sides or one of the box lie outside of the frame
         place = ((w, h) - focal * extent) * rng.choice([-0.25, 0.0, 0.5, 1.0, 1.25], 2) - 0.1 * focal * extent
@@ -604,7 +605,7 @@ def render_view(job: Job, index: int) -> tuple[Array, Array, list[dict[str, str]
         rng = np.random.default_rng([job.seed, int(job.held_out), index, attempt])
         frame = int(job.size * rng.uniform(1, 1.25)), int(job.size * rng.uniform(1, 1.25))
         chosen = [job.backgrounds[int(k)] for k in rng.integers(len(job.backgrounds), size=2)]
-        view = compose_view(target, job.models, frame, rng, distract=attempt < 2)
+        view = compose_view(target, job.models, frame, rng, attempt < 2, large=job.held_out)
         photographs = [read_image(path) for path in chosen]
         background, shown = make_background(view, frame, photographs, rng)
         light = make_light(photographs[0], rng)

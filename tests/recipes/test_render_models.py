@@ -284,6 +284,22 @@ def test_a_model_without_triangles_is_named(renderer, catalog: Path, content: by
         rm.load_model(rm.list_models(catalog)[0])
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_the_target_has_its_share_of_the_frame(renderer, catalog: Path, large: bool):
+    """Large targets fill most of the frame and are never cut; others are smaller, or cut now and then."""
+    (model, *_), inside = rm.list_models(catalog), 0
+    for seed in range(30):
+        view = rm.compose_view(model, [], (100, 140), np.random.default_rng(seed), large=large)
+        seen = view.camera.project(view.scene.triangles.reshape(-1, 3))[:, :2]
+        first, last = seen.min(0), seen.max(0)
+        fill = ((last - first) / (140, 100)).max()
+        whole = (first >= 0).all() and (last <= (140, 100)).all()
+        inside += whole
+        assert (0.69 if large else 0.37) < fill < (0.97 if whole else 1.51)
+        assert view.distractor is None and view.scene.objects == 1
+    assert inside == 30 if large else 18 < inside < 30
+
+
 # --- runs ---
 
 
