@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import numpy as np
 import torch
@@ -55,7 +56,9 @@ class Sources:
             area = np.s_[window.top : window.top + window.height, window.left : window.left + window.width]
         if self._stored is not None:
             return self._stored[index : index + 1][(..., *area)]
-        return torch.from_numpy(np.array(self.dataset[index][(..., *area)], order="C"))[None]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+            return torch.from_numpy(self.dataset[index][(..., *area)])[None]
 
     def box(self, index: int) -> tuple[int, int, int, int] | None:
         """Return the tight box of a sample's ground truth, xyxy with both ends included; None if it is empty."""
