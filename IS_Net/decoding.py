@@ -73,6 +73,8 @@ _SIGNATURES = {
 _PLUGINS = {"TIFF": "PIL.TiffImagePlugin", "WEBP": "PIL.WebPImagePlugin", "AVIF": "PIL.AvifImagePlugin"}
 """Modules that Pillow would import together with those of all other formats."""
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_STRIP = 1 << 18
+"""Pixels that are copied at a time."""
 _WIDE = 64
 """A 16-bit file is looked at again if the high bytes of all its samples are below this: it may use fewer bits."""
 
@@ -170,7 +172,7 @@ def _too_large(name: object, pixels: int) -> ImageError:
     return ImageError(
         f"{name}: the image is too large to be read safely: found {pixels / 1e6:.4g} megapixels, expected at most "
         f"{max_pixels() / 1e6:g}; scale it down first, or set the environment variable {enough} if there is enough "
-        "memory (about 10 bytes a pixel for each process that reads)"
+        "memory (about 8 bytes a pixel for each process that reads)"
     )
 
 
@@ -344,6 +346,20 @@ def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
         array = array.swapaxes(0, 1)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     return np.ascontiguousarray(array[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """Return an image of 8 bits as an array of its own: (H, W) uint8, or (H, W, C).
+
+    It is copied in strips, because Pillow would need three times the memory of the array, and more time.
+    """
+    bands = len(image.getbands())
+    pixels = np.empty((image.height, image.width) if bands == 1 else (image.height, image.width, bands), np.uint8)
+    rows = max(_STRIP // max(image.width, 1), 1)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def check_finite(values: np.ndarray) -> None:

@@ -36,6 +36,7 @@ from IS_Net.decoding import (
     require_file,
     tell_frames,
     tell_once,
+    to_array,
     upright,
 )
 from IS_Net.errors import DatasetError, ImageError
@@ -282,7 +283,7 @@ def image_to_array(image: Image.Image, name: object = "the image") -> np.ndarray
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         image = image.convert("RGB")
-    return _on_white(np.array(_convert(image, profile, name)), alpha)
+    return _on_white(to_array(_convert(image, profile, name)), alpha)
 
 
 def _on_white(pixels: np.ndarray, alpha: Image.Image | None) -> np.ndarray:

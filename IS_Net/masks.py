@@ -24,6 +24,7 @@ from IS_Net.decoding import (
     open_file,
     tell_frames,
     tell_once,
+    to_array,
 )
 
 MASK_THRESHOLD = 128
@@ -132,9 +133,9 @@ def _read(image: Image.Image) -> StoredMask:
     if wide is not None:
         return _from_wide(wide)
     if image.mode == "L":
-        return _from_gray(np.array(image))
+        return _from_gray(to_array(image))
     if image.mode == "1":
-        return StoredMask(np.array(image.convert("L")), "")
+        return StoredMask(to_array(image.convert("L")), "")
     if image.mode == "F":
         return _from_floats(np.asarray(image))
     if image.mode.startswith("I"):
@@ -142,13 +143,13 @@ def _read(image: Image.Image) -> StoredMask:
     if image.mode == "P":
         return _from_palette(image)
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
-        pixels = np.asarray(image.convert("RGBA"))
+        pixels = to_array(image.convert("RGBA"))
         return _from_alpha(pixels[..., :3], pixels[..., 3], lambda color: _from_color(color, lossy))
     image = image if image.mode == "RGB" else image.convert("RGB")
     red, green, blue = image.split()
     if all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue)):
-        return _from_gray(np.array(red))  # much faster than by an array of all channels
-    return _from_color(np.asarray(image), lossy)
+        return _from_gray(to_array(red))  # much faster than by an array of all channels
+    return _from_color(to_array(image), lossy)
 
 
 # --- one channel ---
