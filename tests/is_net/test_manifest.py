@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from IS_Net.manifest import Manifest, fingerprint, read_manifest
+from IS_Net.manifest import Manifest, fingerprint, identify, is_unchanged, read_manifest
 
 
 def entry(mask: str, **values: object) -> dict:
@@ -83,3 +84,45 @@ def test_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     assert fingerprint(path) == before
     path.write_bytes(b"12")
     assert fingerprint(path) != before
+
+
+def test_content_is_identity(tmp_path: Path) -> None:
+    """Row 4b of the list of faults: a touched or copied file is the same; one of the same size and time may not be."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"12345")
+    entry = identify(path, "image")
+    assert entry.keys() == {"image_fingerprint", "image_hash"}
+    os.utime(path, (1e9, 1e9))
+    assert is_unchanged(path, "image", entry)
+    assert identify(path, "image", [entry])["image_hash"] == entry["image_hash"]
+    path.write_bytes(b"12346")
+    assert not is_unchanged(path, "image", entry)
+    path.write_bytes(b"")
+    assert not is_unchanged(path, "image", entry)
+    old = {"image_fingerprint": fingerprint(path)}
+    assert is_unchanged(path, "image", old)
+    os.utime(path, (1e9, 1e9))
+    assert not is_unchanged(path, "image", old)
+
+
+def test_a_file_with_the_recorded_time_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"12345")
+    entry = identify(path, "mask")
+    monkeypatch.setattr("IS_Net.manifest.content_hash", None)
+    assert is_unchanged(path, "mask", entry) and identify(path, "mask", [{}, entry]) == entry
+
+
+def test_a_mask_that_was_announced_is_pending_until_it_is_added_or_dropped(tmp_path: Path) -> None:
+    """Row 40: after a kill, such a mask is no one's work, and is made again."""
+    manifest = Manifest(tmp_path)
+    manifest.add(entry("a"))
+    for name in "abc":
+        manifest.begin(name)
+        (tmp_path / f"{name}.png").touch()
+    manifest.add(entry("b"))
+    manifest.drop("c")
+    for _ in range(2):  # also after it was rewritten
+        again = Manifest(tmp_path)
+        assert (again.entries, again.pending) == ({"b": entry("b")}, {"a"})
+    assert read_manifest(tmp_path).keys() == {"b"}
