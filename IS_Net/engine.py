@@ -25,7 +25,7 @@ from IS_Net.checkpoint import save_state, save_weights
 from IS_Net.device import autocast
 from IS_Net.errors import TrainingError, UserError
 from IS_Net.hypar import Settings
-from IS_Net.images import write_mask
+from IS_Net.images import write_map
 from IS_Net.losses import orthogonal_loss
 from IS_Net.metrics import MAE, FMeasure
 from IS_Net.metrics.suite import mean_figures
@@ -99,7 +99,7 @@ class _MapWriter:
         self._queue = BoundedQueue(self._pool, 16)
 
     def write(self, name: str, alpha: Tensor) -> None:
-        self._queue.submit(write_mask, self.folder / f"{name}.png", alpha.cpu().numpy())
+        self._queue.submit(write_map, self.folder / f"{name}.png", alpha.cpu().numpy())
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -28,7 +28,7 @@ from IS_Net.images import (
     read_image,
     read_mask,
     size_mismatch,
-    write_mask,
+    write_map,
 )
 from IS_Net.manifest import read_manifest
 from IS_Net.metric_names import ALL
@@ -533,7 +533,7 @@ class _Refiner:
         files[name] = self.thumbnails / f"{self.data_set.name}-{self.data_set.methods.index(method)}-{len(files)}.png"
         scale = min(1.0, THUMBNAIL / max(alpha.shape))
         size = max(1, round(alpha.shape[1] * scale)), max(1, round(alpha.shape[0] * scale))
-        write_mask(files[name], cv2.resize(alpha, size, interpolation=cv2.INTER_AREA))
+        write_map(files[name], cv2.resize(alpha, size, interpolation=cv2.INTER_AREA))
 
 
 # --- show -----------------------------------------------------------------------------------------------------------

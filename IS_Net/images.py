@@ -41,7 +41,7 @@ from IS_Net.decoding import (
 )
 from IS_Net.errors import DatasetError, ImageError
 from IS_Net.files import atomic_file
-from IS_Net.masks import MASK_THRESHOLD, binarize, decode_mask, mask_to_array, read_mask
+from IS_Net.masks import LEVELS_KEYWORD, MASK_THRESHOLD, binarize, decode_mask, mask_to_array, read_mask
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -70,6 +70,7 @@ __all__ = [
     "size_mismatch",
     "size_text",
     "write_image",
+    "write_map",
     "write_mask",
 ]
 
@@ -582,6 +583,19 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     if mask.ndim != 2:
         raise ValueError(f"{path}: expected a mask of shape (H, W), found {mask.shape}")
     write_image(path, mask)
+
+
+def write_map(path: str | Path, levels: np.ndarray) -> None:
+    """Write a predicted map atomically as an 8-bit gray PNG file whose text says that its values are levels 0..255.
+
+    :func:`read_mask` takes them as they are then, even if they are 0 and 1 only, which it takes for classes elsewhere.
+
+    Args:
+        path: Where to write.
+        levels: (H, W) uint8.
+    """
+    with atomic_file(path) as file:
+        file.write(encode_png(levels, text={LEVELS_KEYWORD: "0..255"}))
 
 
 def contact_sheet(

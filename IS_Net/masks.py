@@ -30,6 +30,10 @@ from IS_Net.decoding import (
 MASK_THRESHOLD = 128
 """Mask values above this belong to the target, here and in all metrics; see :func:`binarize`."""
 
+LEVELS_KEYWORD = "dis-sam levels"
+"""Keyword of the text in a PNG file that says that its gray values are levels, which need no interpretation."""
+
+_OUTPUT_KEYWORD = "dis-sam"  # of dis_sam.batch, in files of 8 or 16 bits
 _FEW = 16
 """Classes or objects are stored as at most this many values; soft edges give more."""
 _FEW_COLORS, _MANY_COLORS = 32, 128
@@ -71,6 +75,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     - 16-bit values are scaled by the bits in use (8, 10, 12, 14 or 16); floats are 0..1 or 0..255.
     - In a color palette, and in flat colors, everything but black is the object.
     - If an alpha channel varies, it is the mask.
+
+    - Maps that this project wrote say so, and are taken as they are.
 
     Whatever is rescaled or doubtful is logged, once for all such files of a folder.
 
@@ -129,9 +135,14 @@ def mask_to_array(image: Image.Image, name: object = "the mask") -> np.ndarray:
 
 def _read(image: Image.Image) -> StoredMask:
     lossy = image.format in LOSSY
+    exact = image.format == "PNG" and (LEVELS_KEYWORD in image.info or _OUTPUT_KEYWORD in image.info)
     image, wide = load_upright(image)
     if wide is not None:
         return _from_wide(wide)
+    if exact and image.mode == "L":
+        return StoredMask(to_array(image), "")
+    if exact and image.mode == "I;16":
+        return StoredMask(_scale(np.asarray(image), 65535), "")
     if image.mode == "L":
         return _from_gray(to_array(image))
     if image.mode == "1":

@@ -193,7 +193,8 @@ def find_photographs(
         raise FileNotFoundError(f"{', '.join(missing)}: does not exist; expected photographs, or folders of them")
     found: dict[Path, tuple[str, Path]] = {}
     for path in inputs:
-        for name, file in [(name_of(Path(path.name)), path)] if path.is_file() else _list_folder(path, recursive, out).items():
+        named = {name_of(Path(path.name)): path} if path.is_file() else _list_folder(path, recursive, out)
+        for name, file in named.items():
             found.setdefault(file.resolve(), (name, file))
     return list(found.values())
 

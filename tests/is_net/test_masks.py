@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from IS_Net.errors import ImageError
-from IS_Net.images import decode_mask, read_mask
+from IS_Net.images import decode_mask, encode_png, read_mask, write_map
 from IS_Net.masks import read_stored_mask
 
 OBJECT = cv2.circle(np.zeros((60, 80), np.uint8), (30, 30), 20, 1, -1)
@@ -121,6 +121,18 @@ def test_jpeg_noise_around_0_and_255(tmp_path: Path, mode: str, quality: int):
     Image.fromarray(OBJECT * np.uint8(255)).convert(mode).save(tmp_path / "gt.jpg", quality=quality)
     assert ((read_mask(tmp_path / "gt.jpg") > 128) != (OBJECT > 0)).mean() < 0.002
     assert read_stored_mask(tmp_path / "gt.jpg").note == ""
+
+
+@pytest.mark.parametrize("top", [1, 2, 20])
+def test_maps_of_this_project_are_exact(tmp_path: Path, top: int):
+    """A prediction that is nearly empty is no class map; its file says so."""
+    write_map(tmp_path / "map.png", OBJECT * np.uint8(top))
+    assert read_stored_mask(tmp_path / "map.png").note == ""
+    np.testing.assert_array_equal(read_mask(tmp_path / "map.png"), OBJECT * top)
+    for dtype, scale in ((np.uint8, 1), (np.uint16, 257)):
+        stored = OBJECT.astype(dtype) * dtype(top)
+        (tmp_path / "alpha.png").write_bytes(encode_png(stored, text={"dis-sam": "{}"}))
+        np.testing.assert_array_equal(read_mask(tmp_path / "alpha.png"), np.rint(stored / scale))
 
 
 # --- colors ---
