@@ -28,7 +28,16 @@ from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.decoding import tell_once
 from IS_Net.errors import DatasetError, ImageError, PromptError
 from IS_Net.files import atomic_file, refuse_to_replace, remove_leftovers
-from IS_Net.images import list_images, read_header, read_image, read_mask, size_mismatch, write_mask
+from IS_Net.images import (
+    is_image,
+    list_images,
+    name_of,
+    read_header,
+    read_image,
+    read_mask,
+    size_mismatch,
+    write_mask,
+)
 from IS_Net.lock import lock_folder
 from IS_Net.manifest import Manifest, identify, is_unchanged
 from sam import enrich
@@ -316,6 +325,10 @@ class _Run:
             for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in _KINDS]:
                 remove_leftovers(folder)
             self.manifest = Manifest(self.mask_dir)
+            # NAME.jpg, NAME.PNG, or a name with decomposed accents: beside it, NAME.png would be a second mask
+            files = [path for path in self.mask_dir.iterdir() if is_image(path)] if self.mask_dir.is_dir() else []
+            names = {path: name_of(Path(path.name)) for path in files}
+            self.twins = {name: path for path, name in names.items() if path.name != f"{name}.png"}
             self.recorded: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for entry in self.manifest.entries.values():
                 self.recorded[entry.get("image", "")].append(entry)
@@ -445,6 +458,8 @@ class _Run:
     def state(self, name: str) -> _State:
         """Return whose file a mask is."""
         path, entry = self.path(name), self.manifest.entries.get(name)
+        if name in self.twins and not path.is_file():
+            return _State.OTHER
         if not path.is_file() or path.stat().st_size == 0 or name in self.manifest.pending:
             return _State.FREE
         if entry is None:
@@ -537,6 +552,9 @@ class _Run:
         # If the run is killed in between, the old entry must not describe the new mask, and the mask is no one's work.
         path = self.path(entry["mask"])
         self.manifest.begin(entry["mask"])
+        twin = self.twins.get(entry["mask"])
+        if twin is not None and not path.is_file():  # it is to be replaced
+            twin.unlink(missing_ok=True)
         write_mask(path, mask)
         self.manifest.add({**entry, **identify(path, "mask")})
 

@@ -136,6 +136,27 @@ def test_row_25_names_of_two_forms_in_the_commands(tmp_path: Path, weights: Path
     assert [path.name for path in (tmp_path / "masks").glob("*.png")] == ["Caf\u00e9.png"]
 
 
+def test_row_29_no_twin_is_written_beside_a_mask(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Fault 29: NAME.png was written beside NAME.jpg and NAME.PNG, after which every run refused the folder."""
+    split = make_split(tmp_path / "split")
+    masks = split / "mask"
+    Image.open(masks / "ring_0.png").save(masks / "ring_0.jpg", quality=95)
+    (masks / "ring_0.png").unlink()
+    (masks / "ring_1.png").rename(masks / "ring_1.PNG")
+    (masks / "ring_2.png").unlink()
+    kept = {path: path.read_bytes() for path in masks.iterdir()}
+    make = ["masks", "--data", str(split), "--model", "box"]
+    evaluate = ["evaluate", "--gt", str(split), "--coarse", "mask", "--workers", "0", "--metrics", "mae", "--no-cache"]
+    assert main(make) == 0
+    assert "2 kept as they are" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path.name for path in masks.glob("ring*")} == {"ring_0.jpg", "ring_1.PNG", "ring_2.png"}
+    assert main(evaluate) == 0
+    assert main([*make, "--overwrite"]) == 0
+    assert {path.name for path in masks.glob("ring*")} == {"ring_0.png", "ring_1.png", "ring_2.png"}
+    assert main(evaluate) == 0
+
+
 def test_row_35_im_is_missing_in_every_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture):
     folder = tmp_path / "photos"
     write_image(folder / "a.png", draw_sample(0, 60, 80)[0])
