@@ -6,8 +6,6 @@ Everything in a file that is not a refined shape is kept, in its order, unknown 
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -32,6 +30,7 @@ from dis_sam.formats.annotation import (
 )
 from dis_sam.formats.journal import Journal, digest
 from IS_Net.bounded import map_bounded
+from IS_Net.decoding import open_bytes
 from IS_Net.errors import DatasetError, ImageError, UserError
 from IS_Net.images import encode_image, image_to_array, read_image, size_mismatch
 from IS_Net.manifest import fingerprint
@@ -293,9 +292,9 @@ def _read_mask(data: Any, points: Sequence[tuple[float, float]], size: tuple[int
     """Decode a mask shape, which is cropped to its points, both ends included; return (H, W) bool."""
     (x0, y0), (x1, y1) = (tuple(map(int, point)) for point in points)
     try:
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+        with open_bytes(base64.b64decode(data, validate=True), "its PNG") as image:
             pixels = np.asarray(image) != 0
-    except (TypeError, ValueError, binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (TypeError, ValueError) as error:
         raise DatasetError(f"{where}: the mask cannot be read as PNG in base64: {error}") from error
     expected = y1 - y0 + 1, x1 - x0 + 1
     if pixels.shape != expected:
@@ -313,11 +312,11 @@ def _read_mask(data: Any, points: Sequence[tuple[float, float]], size: tuple[int
 
 def _decode_image(data: str, path: Path) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        with open_bytes(base64.b64decode(data), "its image") as image:
             # labelme turns an image before it stores it, and shows what it stored as it is
             image.getexif().pop(_ORIENTATION, None)
             return image_to_array(image)
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         raise ImageError(f"{path}: imageData cannot be read as an image in base64: {error}") from error
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import json
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from conftest import draw_sample
 from PIL import Image
 
 from dis_sam.cli import main
+from dis_sam.formats import labelme
+from IS_Net.errors import ImageError
 from IS_Net.images import image_size, read_mask, write_image, write_mask
 
 Binary = np.ndarray
@@ -155,6 +159,14 @@ def test_row_29_no_twin_is_written_beside_a_mask(tmp_path: Path, capsys: pytest.
     assert main([*make, "--overwrite"]) == 0
     assert {path.name for path in masks.glob("ring*")} == {"ring_0.png", "ring_1.png", "ring_2.png"}
     assert main(evaluate) == 0
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 #" + b"x" * 99 + b"\n1 1 255 abc"])
+def test_pictures_inside_of_labelme_files_are_of_the_named_formats(tmp_path: Path, content: bytes):
+    data = {"imagePath": "gone.png", "imageData": base64.b64encode(content).decode(), "shapes": [], "version": "5.5.0"}
+    (tmp_path / "a.json").write_text(json.dumps(data | {"imageHeight": 1, "imageWidth": 1}))
+    with pytest.raises(ImageError, match=r"a\.json: imageData cannot be read .*expected JPEG, PNG"):
+        labelme.read(tmp_path / "a.json")
 
 
 def test_row_35_im_is_missing_in_every_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture):
