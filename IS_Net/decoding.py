@@ -298,7 +298,7 @@ def upright(image: Image.Image) -> Image.Image:
         UnusableError: If it is a JPEG file that would take minutes to decode.
     """
     _check_scans(image)
-    # Not ImageOps.exif_transpose: it writes the other EXIF tags anew, and fails for some that it can read.
+    # Not ImageOps.exif_transpose: it also writes the other EXIF tags, and fails for some that it can read.
     method = _UPRIGHT.get(exif_orientation(image))
     turned_by_pillow = image.format == "TIFF" and "load_end" not in vars(image)  # opened by another module
     image.load()

@@ -250,8 +250,14 @@ def decode_photograph(data: bytes, name: object = "the image") -> Photograph:
         if dpi is not None and exif_orientation(image) in SIDEWAYS:
             dpi = dpi[::-1]
         pixels = image_to_array(image, name)
-        kept = icc is not None and icc[16:20] == b"RGB " and _to_srgb(icc, "RGB") is None
-        return Photograph(pixels, icc if kept else None, dpi)
+        return Photograph(pixels, icc if icc and _is_nearly_srgb(icc) else None, dpi)
+
+
+def _is_nearly_srgb(icc: bytes) -> bool:
+    try:
+        return icc[16:20] == b"RGB " and _to_srgb(icc, "RGB") is None
+    except ImageCms.PyCMSError:  # it is damaged
+        return False
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:

@@ -229,8 +229,8 @@ def _from_few(values: np.ndarray, levels: np.ndarray, present: np.ndarray) -> St
                 "and everything else as 0"
             )
         return StoredMask(levels, f"holds the values {found}; those of at most {MASK_THRESHOLD} count as background")
-    if len(present) > 2 and _steps(values) <= 1:
-        return None  # a faint map: neighbors differ by one level only
+    if len(present) > 3 and _steps(values) <= 1:
+        return None  # a faint map, whose neighbors differ by one level only; 0, 1 and 2 alone are a trimap
     if present[0] > 0:
         if len(present) < 2:
             return None

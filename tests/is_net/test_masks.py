@@ -63,6 +63,12 @@ def test_row_6_several_classes_are_the_object(tmp_path: Path, classes: tuple[int
     assert f"{classes[-2]} and {classes[-1]}" in read_stored_mask(path).note
 
 
+def test_row_6_trimaps_of_0_1_and_2_are_objects(tmp_path: Path):
+    """Nested classes, whose values rise in steps of 1 as those of a faint matte do."""
+    values = cv2.erode(OBJECT, np.ones((9, 9), np.uint8)) + OBJECT
+    assert_object(read_mask(save(tmp_path / "gt.png", values)))
+
+
 @pytest.mark.parametrize("values", [(1, 2, 3), (2, 5)])
 def test_row_6_classes_without_a_background_are_refused(tmp_path: Path, values: tuple[int, ...]):
     """Trimaps of 1, 2 and 3: nothing says which is the object."""
@@ -102,7 +108,7 @@ def test_soft_mattes_are_exact(tmp_path: Path):
 
 @pytest.mark.parametrize("top", [3, 20, 100, 128])
 def test_faint_mattes_are_not_class_indices(tmp_path: Path, top: int):
-    """Many values, or neighbors that differ by one level: a matte. It is told that nothing is above the threshold."""
+    """Many values, or neighbors that differ by one level: a matte. The log says that no pixel is the object."""
     faint = np.rint(SOFT * (top / SOFT.max())).astype(np.uint8)
     levels, note = read_stored_mask(save(tmp_path / "a.png", faint))
     np.testing.assert_array_equal(levels, faint)
@@ -295,7 +301,7 @@ def test_integers_that_are_no_levels_are_refused(tmp_path: Path, values: list[in
         read_mask(save(tmp_path / "map.tif", np.array([values], np.int32)))
 
 
-# --- what is told ---
+# --- warnings ---
 
 
 def test_rescaling_is_told_once_for_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
