@@ -110,6 +110,9 @@ def test_a_damaged_profile_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     path = saved(tmp_path / "a.png", Image.fromarray(RAMP), icc_profile=WIDE[:20] + bytes(300))
     np.testing.assert_array_equal(read_image(path), RAMP)
     assert "color profile is damaged" in caplog.text
+    photograph = read_photograph(path)
+    np.testing.assert_array_equal(photograph.pixels, RAMP)
+    assert photograph.icc is None
 
 
 def test_cmyk_and_lab(tmp_path: Path):
