@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import ImageCms
 
 from dis_sam import outputs
 from dis_sam.outputs import (
@@ -210,11 +211,13 @@ def test_an_empty_result_keeps_the_frame():
 
 
 def test_profiles_are_for_colors_only():
-    icc = bytes(16) + b"RGB " + bytes(108)
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for kind in (*KINDS, "#123456"):
         photograph = decode_photograph(encode(render(DISC, kind), icc, (300, 300)))
         assert photograph.icc == (None if kind in ("alpha", "mask") else icc)
         assert photograph.dpi == pytest.approx((300, 300), rel=1e-3)
+    damaged = bytes(16) + b"RGB " + bytes(108)
+    assert decode_photograph(encode(render(DISC, "rgba"), damaged)).icc is None
 
 
 def test_colors_are_estimated_once_for_several_kinds(monkeypatch: pytest.MonkeyPatch):

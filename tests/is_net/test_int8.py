@@ -218,7 +218,7 @@ def test_another_storage(small: Path):
 @pytest.mark.parametrize("metadata", ["[1]", "5", '"text"', "null", "{"])
 def test_damaged_metadata(small: Path, metadata: str):
     save_file(content(small)[0], small, metadata={"dis-sam": metadata})
-    with pytest.raises(CheckpointError, match=r"small\.safetensors: cannot be read as safetensors"):
+    with pytest.raises(CheckpointError, match=r"small\.safetensors: (cannot be read as|metadata: expected a dict)"):
         read_weights(small)
 
 

@@ -144,7 +144,7 @@ def test_arrays_and_files_score_the_same(jobs: list[Job], tmp_path: Path):
 def test_row_10_all_metrics_read_a_map_alike(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, form: np.generic, workers: int
 ):
-    """Fault 10: max F of .97 beside wF of .007, for maps of 0/1 and the like; what is rescaled is told here."""
+    """Fault 10: max F of .97 beside wF of .007, for maps of 0/1 and the like; a warning names what is rescaled."""
     plane = np.zeros((40, 60), np.uint8)
     plane[5:25, 5:35] = 1
     write_mask(tmp_path / "gt.png", plane * np.uint8(255))
