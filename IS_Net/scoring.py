@@ -16,6 +16,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _SIGTERM_DELAY = 2.0  # seconds
+_PATIENCE = 600.0  # seconds without a result after which scoring ends
 
 CACHE_VERSION = 2  # increase it with every change of GroundTruth.arrays()
 
@@ -304,7 +306,7 @@ class Scorer:
         """Measure jobs and yield their outcomes in order; at most two jobs for each worker are drawn ahead.
 
         Raises:
-            ScoringError: If a worker process died, or a job failed for a reason other than its files.
+            ScoringError: If a worker process died or hangs, or a job failed for a reason other than its files.
         """
         if not self.workers:
             for job in jobs:
@@ -313,7 +315,14 @@ class Scorer:
         self._pool = self._pool or self._start()
         try:
             for future in map_bounded(self._pool, _measure_in_worker, jobs, 2 * self.workers):
-                yield _tell(future.result())
+                yield _tell(future.result(_PATIENCE))
+        except FutureTimeoutError as error:
+            for process in self._pool._processes.values():  # else the end of this context would wait for them
+                process.kill()
+            raise ScoringError(
+                f"no map was scored in {_PATIENCE / 60:.0f} minutes; check the disk of the maps and ground truths, and "
+                "try again with fewer workers, or 0"
+            ) from error
         except BrokenProcessPool as error:
             raise ScoringError(
                 "a worker process died, perhaps because memory is short; try again with fewer workers, or 0"

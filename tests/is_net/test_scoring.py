@@ -217,6 +217,17 @@ def test_one_of_two_workers_that_dies_does_not_leave_the_run_waiting(jobs: list[
             pool.submit(list, outcomes).result(timeout=60)
 
 
+def test_a_worker_that_hangs_ends_the_run(jobs: list[Job], monkeypatch: pytest.MonkeyPatch):
+    with Scorer("mae", 1) as scorer:
+        outcomes = scorer.measure(job for job in jobs * 50)
+        next(outcomes)
+        monkeypatch.setattr("IS_Net.scoring._PATIENCE", 3.0)
+        for pid in scorer._pool._processes:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ScoringError, match="no map was scored in 0 minutes"):
+            list(outcomes)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unexpected_error_names_the_file(jobs: list[Job], workers: int):
     odd = Job("odd", jobs[0].gt, None)
