@@ -489,7 +489,8 @@ def test_refine_accepts_arrays_pil_images_and_paths(weights: Path, expected: np.
 
 def test_pil_images_follow_the_rules_of_the_readers(weights: Path, tmp_path: Path):
     """An image stored on its side, with alpha; a mask with a color palette, and one in the alpha channel."""
-    stored = Image.fromarray(np.dstack([IMAGE, IMAGE[..., 0]])).rotate(90, expand=True)
+    opacity = np.where(MASK, np.uint8(255), np.uint8(0))
+    stored = Image.fromarray(np.dstack([IMAGE, opacity])).rotate(90, expand=True)
     exif = stored.getexif()
     exif[0x0112] = 6  # turn clockwise to see it upright
     stored.save(tmp_path / "photo.png", exif=exif)
@@ -498,12 +499,13 @@ def test_pil_images_follow_the_rules_of_the_readers(weights: Path, tmp_path: Pat
     palette.save(tmp_path / "palette.png")
     alpha = Image.fromarray(np.dstack([np.full((*MASK.shape, 3), 255, np.uint8), MASK * np.uint8(255)]))
     alpha.save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), IMAGE)
+    on_white = np.where(opacity[..., None] > 0, IMAGE, np.uint8(255))
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), on_white)
     for name in ("palette.png", "alpha.png"):
         np.testing.assert_array_equal(read_mask(tmp_path / name) > 128, MASK)
         with Image.open(tmp_path / "photo.png") as image, Image.open(tmp_path / name) as mask:
             opened = refine_with(weights, image, mask)
-        np.testing.assert_array_equal(opened, refine_with(weights, IMAGE, MASK))
+        np.testing.assert_array_equal(opened, refine_with(weights, on_white, MASK))
         paths = refine_with(weights, tmp_path / "photo.png", tmp_path / name)
         np.testing.assert_array_equal(opened, paths)
 
