@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import multiprocessing
 import os
 import random
@@ -72,22 +73,22 @@ def _kind(path: Any) -> str:
     return re.sub(r"\.[0-9a-f]*-[0-9-]*(?=\.part$)|[0-9]+", "", name)
 
 
-class _CountedFile:
+class _CountedFile(io.RawIOBase):
     """A file whose writes are events; at the chosen one, only half of it is written."""
 
     def __init__(self, file: IO[bytes], events: _Events) -> None:
+        super().__init__()
         self._file, self._events = file, events
+
+    def writable(self) -> bool:
+        return True
 
     def write(self, data: Any) -> int:
         if self._events.is_next:
-            half = data[: len(data) // 2] if isinstance(data, str) else memoryview(data).cast("B")[: len(data) // 2]
-            self._file.write(half)
+            self._file.write(data[: len(data) // 2])
             self._file.flush()
         self._events.happen(f"write {_kind(self._file.name)}")
         return self._file.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def _use_thin_networks() -> None:
@@ -104,9 +105,14 @@ def _count_events(events: _Events) -> None:
     original = images.atomic_file
 
     @contextmanager
-    def counted(*arguments: Any, **options: Any) -> Iterator[_CountedFile]:
-        with original(*arguments, **options) as file:
-            yield _CountedFile(file, events)
+    def counted(path: Any, mode: str = "wb") -> Iterator[IO]:
+        with original(path, mode) as file:
+            if "b" not in mode:  # small texts
+                yield file
+                return
+            buffer = io.BufferedWriter(_CountedFile(file, events), 1 << 16)  # torch.save writes many small parts
+            yield buffer
+            buffer.flush()
 
     for module in list(sys.modules.values()):
         if getattr(module, "atomic_file", None) is original:
