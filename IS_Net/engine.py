@@ -379,7 +379,12 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
                 training.validate(stop)
         except StopRequested:
             progress.done = stop.reason
-        training.save()
+        except OSError as error:
+            raise training.write_error(error) from error
+        try:
+            training.save()
+        except OSError as error:
+            raise training.write_error(error) from error
         progress.done = stop.reason or progress.done  # a request during the last validation or save counts, too
     logger.info("%s: stopped at iteration %d (%s)", task.name, progress.iteration, progress.done)
     return progress
@@ -535,6 +540,13 @@ class Training:
                 f"{self.task.name}, iteration {self.progress.iteration + 1}: {remedy}. The training is saved: "
                 f"restore_model={STATE_FILE} resumes it"
             ) from error
+
+    def write_error(self, error: OSError) -> TrainingError:
+        """Return the error of a file that could not be written, or read."""
+        return TrainingError(
+            f"{self.task.name}, iteration {self.progress.iteration}: {error}; free space or repair the disk. What was "
+            f"saved before is intact: restore_model={STATE_FILE} resumes from it"
+        )
 
     @property
     def validation_is_due(self) -> bool:

@@ -65,19 +65,38 @@ class RunLog:
     def validation(self, row: dict[str, Any]) -> None:
         """Log one validation of one data set; the keys are the columns of ``metrics.csv``."""
         new = not self.path.is_file()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, _COLUMNS)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(self.path)) from error
         for key in _METRICS:
-            self._board.add_scalar(f"{row['data_set']}/{key}", row[key], row["iteration"])
+            self._add_scalar(f"{row['data_set']}/{key}", row[key], row["iteration"])
 
     def loss(self, iteration: int, value: float) -> None:
         """Log the training loss."""
-        self._board.add_scalar("loss", value, iteration)
+        self._add_scalar("loss", value, iteration)
+
+    def _add_scalar(self, name: str, value: float, iteration: int) -> None:
+        """Add a point to a curve. Curves are no reason to end a training: without space, no more are written."""
+        if self._board is None:
+            return
+        try:
+            self._board.add_scalar(name, value, iteration)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._board = None
+        logger.warning("%s: curves are no longer written: %s", self.path.parent / "tensorboard", error)
 
     def close(self) -> None:
         """Write everything to disk."""
         if self._board:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as error:
+                self._give_up(error)

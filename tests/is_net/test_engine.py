@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
+import os
 import signal
 import sys
 from pathlib import Path
@@ -456,6 +458,33 @@ def test_a_state_is_saved_before_it_is_validated(make_run, settings, monkeypatch
     with pytest.raises(ImageError):
         fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
     assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 4
+
+
+@pytest.mark.parametrize("file", ["last.pt", "metrics.csv", "curves"])
+def test_a_full_disk_keeps_the_former_state_and_is_named(make_run, settings, monkeypatch, file, caplog):
+    """Row 23 of the list of faults."""
+    chosen = settings(max_ite=4, model_save_fre=2)
+    folder = Path(chosen.model_path)
+    run = make_run(chosen)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail(*_arguments, **_options):
+        raise full
+
+    fit(SegmentationTask(Canned(), None, settings(max_ite=2, model_save_fre=2)), run)
+    before, state = (folder / "last.pt").read_bytes(), load_state(folder / "last.pt")
+    if file == "curves":
+        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+        assert fit(SegmentationTask(Canned(), None, chosen), run, state).done == "max_ite"
+        assert caplog.text.count("curves are no longer written: [Errno 28]") == 1
+        return
+    monkeypatch.setattr("csv.DictWriter.writerow" if file == "metrics.csv" else "os.fsync", fail)
+    run.log.begin = lambda *_: None  # it writes, too
+    with pytest.raises(TrainingError, match=rf"No space left on device.*{file}.*restore_model=last\.pt resumes"):
+        fit(SegmentationTask(Canned(), None, chosen), run, state)
+    if file == "last.pt":
+        assert (folder / "last.pt").read_bytes() == before
+    assert load_state(folder / "last.pt")["progress"]["iteration"] == (2 if file == "last.pt" else 4)
 
 
 @pytest.mark.parametrize("limit", [4, 5])
