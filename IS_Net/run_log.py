@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ logger = logging.getLogger(__name__)
 
 _METRICS = ("max_f_mean_pr", "max_f_mean_curve", "mae")
 _COLUMNS = ("phase", "iteration", "epoch", "data_set", *_METRICS, "loss", "seconds")
+
+
+def _report_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Print the error of a thread; not that of the one that writes curves, which :class:`RunLog` reports."""
+    if not (issubclass(arguments.exc_type, OSError) and type(arguments.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(arguments)
 
 
 class RunLog:
@@ -43,8 +50,13 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
+        self._board = None
         board = self.path.parent / "tensorboard" / phase
-        self._board = SummaryWriter(str(board), purge_step=iteration + 1)
+        threading.excepthook = _report_thread
+        try:
+            self._board = SummaryWriter(str(board), purge_step=iteration + 1)
+        except OSError as error:
+            self._give_up(error)
         if not self.path.is_file():
             return
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
