@@ -32,6 +32,8 @@ from IS_Net.images import write_image, write_mask
 
 Scene = tuple[np.ndarray, np.ndarray]
 
+REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+
 
 def scene(seed: int, height: int = 150, width: int = 200) -> Scene:
     """Return a photograph, (H, W, 3) uint8, of a shape without any symmetry, and the shape's ground truth."""
@@ -433,7 +435,7 @@ def test_all_kinds_have_a_severity():
     assert {Finding(kind, "", (), "").severity for kind in KINDS} == {ERROR, doctor.WARNING, doctor.NOTE}
 
 
-@pytest.mark.skipif(not Path("/work/shared/real").is_dir(), reason="needs the shared photographs")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the photographs beside the checkout")
 def test_real_photographs_are_not_doubted():
-    folders = [Path(f"/work/shared/real/{name}") for name in ("grabcut", "alphamatting_lowres")]
+    folders = [REAL / name for name in ("grabcut", "alphamatting_lowres")]
     assert not [finding for finding in look(*folders).findings if finding.severity != doctor.NOTE]
