@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from IS_Net.device import available_cores
 from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import read_image, read_mask
 from IS_Net.lock import lock_folder
+from IS_Net.machine import available_cores
 from IS_Net.preprocess import BOX_CHANNEL, Size, make_planes, resize_uint8
 from IS_Net.samples import Sample, format_list
 from IS_Net.worker import keep, prepare_worker, workers_that_fit

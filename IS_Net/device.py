@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from IS_Net.errors import DeviceError
+from IS_Net.machine import has_amx
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,7 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     AVX512-BF16 alone does not make IS-Net faster, as benchmarks/predict.py shows.
     """
     if device.type == "cpu":
-        # a private function, which the oldest supported PyTorch does not have
-        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        return half_dtype(device) if amx() else None
+        return half_dtype(device) if has_amx() else None
     return half_dtype(device)
 
 
@@ -106,6 +104,6 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """Return the name of a dtype for autocast, for example ``bfloat16``; None is ``float32``."""
+    return str(dtype or torch.float32).removeprefix("torch.")

@@ -24,9 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from IS_Net.bounded import map_bounded
-from IS_Net.device import available_cores
 from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import binarize, is_image, read_image, read_mask, size_mismatch, size_text
+from IS_Net.machine import available_cores
 from IS_Net.manifest import is_unchanged, read_manifest
 from IS_Net.preprocess import box_from_mask
 from IS_Net.samples import CheckedDataset, check_dataset, format_list, images_of_masks

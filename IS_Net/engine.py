@@ -29,9 +29,10 @@ from IS_Net.images import write_map
 from IS_Net.losses import orthogonal_loss
 from IS_Net.metrics import MAE, FMeasure
 from IS_Net.metrics.suite import mean_figures
-from IS_Net.preprocess import MASK_CHANNEL, alpha_to_uint8, make_alpha, make_target
+from IS_Net.preprocess import MASK_CHANNEL
 from IS_Net.run_log import RunLog
 from IS_Net.tasks import SegmentationTask, Task
+from IS_Net.tensors import alpha_to_uint8, make_alpha, make_target
 
 logger = logging.getLogger(__name__)
 

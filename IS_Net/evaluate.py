@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--device", help="with --weights: auto (default), cpu, cuda, cuda:N or mps")
     run.add_argument("--precision", help="with --weights: auto (default), full (float32) or half (16 bits)")
+    run.add_argument("--runtime", help="with --weights: auto (default), torch or openvino")
     run.add_argument(
         "--workers",
         type=non_negative_int,
@@ -122,7 +123,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     predicts = options.weights is not None
     if not options.pred and options.coarse is None and not predicts:
         parser.error("expected --pred with folders of maps, --weights, or --coarse")
-    for key in ("device", "precision"):
+    for key in ("device", "precision", "runtime"):
         if getattr(options, key) is not None and not predicts:
             parser.error(f"--{key} has no effect without --weights")
     for key in ("images", "masks"):
@@ -207,6 +208,7 @@ def _request(options: argparse.Namespace) -> evaluation.Request:
         metrics=options.metrics,
         device=options.device or "auto",
         precision=options.precision or "auto",
+        runtime=options.runtime or "auto",
         workers=options.workers,
         cache=not options.no_cache,
     )

@@ -17,7 +17,6 @@ import numpy as np
 from tqdm import tqdm
 
 from IS_Net import datalist
-from IS_Net.device import available_cores
 from IS_Net.errors import EvaluationError, ImageError, ScoringError
 from IS_Net.images import (
     binarize,
@@ -30,6 +29,7 @@ from IS_Net.images import (
     size_mismatch,
     write_map,
 )
+from IS_Net.machine import available_cores
 from IS_Net.manifest import read_manifest
 from IS_Net.metric_names import ALL
 from IS_Net.paths import resolve, starter_weights
@@ -75,6 +75,7 @@ class Request:
     """Names of metrics; the format is that of :func:`IS_Net.metric_names.choose`."""
     device: str = "auto"
     precision: str = "auto"
+    runtime: str = "auto"
     workers: int | None = None
     """Number of processes that score; 0: this process; None: one for each CPU core."""
     cache: bool = True
@@ -407,13 +408,13 @@ def load_networks(request: Request) -> dict[str, DISPredictor]:
     Raises:
         EvaluationError: If two checkpoints have the same name.
         CheckpointError: If a checkpoint is missing, damaged, or belongs to another network.
-        DeviceError: If the device or the precision is not available.
+        DeviceError: If the device, the precision or the runtime is not available.
     """
     if request.weights is None:
         return {}
     files = list(request.weights) or [starter_weights()]
     return {
-        name: DISPredictor.from_checkpoint(file, request.device, request.precision)
+        name: DISPredictor.from_checkpoint(file, request.device, request.precision, runtime=request.runtime)
         for name, file in zip(network_names(files), files, strict=True)
     }
 

@@ -27,13 +27,14 @@ from IS_Net.data_loader import (
     train_loader,
     valid_loader,
 )
-from IS_Net.device import autocast_dtype, available_cores, pick_device
+from IS_Net.device import autocast_dtype, pick_device
 from IS_Net.doctor import require_usable, take_first_look
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
 from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
 from IS_Net.files import is_file_name, prepare_output, refuse_to_replace, remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
+from IS_Net.machine import available_cores
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.paths import resolve
 from IS_Net.preflight import describe, find_batch_size

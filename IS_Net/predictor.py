@@ -6,24 +6,17 @@ windows of the photograph along the edges that the whole passes found; see :meth
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from IS_Net.checkpoint import load_isnet
-from IS_Net.device import autocast, autocast_dtype, pick_device
 from IS_Net.errors import CheckpointError
 from IS_Net.images import size_mismatch
-from IS_Net.models import ConvBNReLU, ISNetDIS
 from IS_Net.preprocess import (
     MASK_CHANNEL,
     Box,
@@ -31,18 +24,20 @@ from IS_Net.preprocess import (
     alpha_to_uint8,
     check_box,
     fill_box,
-    make_alpha,
     make_image_planes,
-    make_input,
     make_prompt_planes,
-    make_target,
     make_window_planes,
     prompt_box,
     resize_alpha,
     resize_uint8,
 )
+from IS_Net.runtime import open_weights
+from IS_Net.runtime.base import DEFAULT_SIZE, Runtime
 
-DEFAULT_SIZE = (1024, 1024)
+if TYPE_CHECKING:
+    import torch
+
+    from IS_Net.models import ISNetDIS
 
 Passes = int | Literal["auto"]
 Detail = Literal["auto", "off", "max"]
@@ -107,22 +102,6 @@ def check_mask(
     raise ValueError(f"expected a mask of bool, uint8 or float, found {mask.dtype}")
 
 
-@torch.no_grad()
-def fold_batchnorm(model: ISNetDIS) -> ISNetDIS:
-    """Return a copy in eval mode whose BatchNorms are folded into their convolutions: the same function, faster."""
-    blocks = [block for block in model.modules() if isinstance(block, ConvBNReLU)]
-    # the tensors of the blocks are not copied, because folding makes new ones
-    shared = {id(tensor): tensor for block in blocks for tensor in (*block.parameters(), *block.buffers())}
-    model = copy.deepcopy(model, shared).eval()
-    for block in model.modules():
-        if isinstance(block, ConvBNReLU):
-            conv, norm = block.conv_s1, block.bn_s1
-            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
-            block.bn_s1 = nn.Identity()
-    return model
-
-
 @dataclass(frozen=True)
 class PreparedImage:
     """An image at the size that the network works at; see :meth:`DISPredictor.prepare`.
@@ -153,10 +132,11 @@ class Refined(NamedTuple):
 
 
 class DISPredictor:
-    """Refines coarse masks with a trained IS-Net. It keeps no state between calls.
+    """Refines coarse masks with a trained IS-Net. It keeps no state between calls, and serves any number of threads.
 
     Args:
-        model: The network; it is copied.
+        network: A network of PyTorch, which is copied; or one that is ready to run (:mod:`IS_Net.runtime`), with which
+            ``device`` and ``precision`` are not used.
         device: See :func:`IS_Net.device.pick_device`.
         precision: ``auto``, ``full`` or ``half``; see :func:`IS_Net.device.autocast_dtype`.
         input_size: (height, width) that the network works at: the size it was trained at.
@@ -170,15 +150,13 @@ class DISPredictor:
 
     def __init__(
         self,
-        model: ISNetDIS,
+        network: ISNetDIS | Runtime,
         device: str | torch.device = "auto",
         precision: str = "auto",
         input_size: tuple[int, int] = DEFAULT_SIZE,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self.device = pick_device(device)
-        self.dtype = autocast_dtype(self.device, precision)
-        self.model = fold_batchnorm(model).to(self.device, memory_format=torch.channels_last)
+        self.runtime = _make_ready(network, device, precision)
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.metadata = dict(metadata or {})
         self.calibration = _check_calibration(self.metadata.get(CALIBRATION, IDENTITY))
@@ -190,6 +168,7 @@ class DISPredictor:
         device: str | torch.device = "auto",
         precision: str = "auto",
         input_size: tuple[int, int] | None = None,
+        runtime: str = "auto",
     ) -> DISPredictor:
         """Load a checkpoint of this project or a published ``.pth``, with 3, 4 or 5 input channels.
 
@@ -198,22 +177,22 @@ class DISPredictor:
             device: See the constructor.
             precision: See the constructor.
             input_size: None takes the size in the checkpoint's metadata, or 1024 x 1024 if it has none.
+            runtime: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
 
         Raises:
             CheckpointError: If the file is missing, damaged, or belongs to another network.
-            DeviceError: If the device or the precision is not available.
+            DeviceError: If the device, the precision or the runtime is not available.
         """
-        model, metadata = load_isnet(path)
-        size = input_size or metadata.get("input_size") or DEFAULT_SIZE
+        network, metadata, size = open_weights(path, device, precision, input_size, runtime)
         try:
-            return cls(model, device, precision, size, metadata)
+            return cls(network, input_size=size, metadata=metadata)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
     @property
     def in_ch(self) -> int:
         """Number of input channels: 3 = image, 4 = image + mask, 5 = image + mask + filled box."""
-        return self.model.in_ch
+        return self.runtime.in_ch
 
     def prepare(self, image: np.ndarray) -> PreparedImage:
         """Check an image and resize it, once for any number of masks and boxes.
@@ -275,7 +254,6 @@ class DISPredictor:
         )
         return (result.alpha, result.score) if return_score else result.alpha
 
-    @torch.inference_mode()
     def refine(
         self,
         image: PreparedImage,
@@ -316,65 +294,56 @@ class DISPredictor:
             passes = PASSES_WITHOUT_MASK if mask is None else PASSES_WITH_MASK
         small, agreed = self._whole_passes(image, mask, box, passes, need_score)
         score = calibrate(agreed, self.calibration)
-        if keep_better and mask is not None and self.in_ch > MASK_CHANNEL:
-            resized = make_target(torch.from_numpy(resize_uint8(mask, self.input_size))[None].to(small.device))
-            if is_exact(resized, small):
-                return Refined(mask.astype(np.float32) / 255, score, True)
-        alpha = resize_alpha(small, image.size)[0, 0].cpu().numpy()
+        keep = keep_better and mask is not None and self.in_ch > MASK_CHANNEL
+        if keep and is_exact(resize_uint8(mask, self.input_size)[0] / np.float32(255), small):
+            return Refined(mask.astype(np.float32) / 255, score, True)
+        alpha = resize_alpha(small, image.size)
         larger = image.size[0] > self.input_size[0] or image.size[1] > self.input_size[1]
         if larger and (detail == "max" or (detail == "auto" and self.metadata.get(WINDOWS) is True)):
             self._add_detail(image, alpha, small, box, MAX_WINDOWS if detail == "auto" else None)
         return Refined(alpha, score, False)
 
-    def _predict_alpha(self, x: Tensor) -> Tensor:
-        """Return the alpha matte (1, 1, h, w) float32 of the network's input (1, in_ch, h, w), at its size."""
-        with autocast(self.device, self.dtype):
-            logits = self.model.predict_logits(x)
-        return make_alpha(logits, self.input_size)
-
     def _whole_passes(
         self, image: PreparedImage, mask: np.ndarray | None, box: Box | None, passes: int, need_agreement: bool
-    ) -> tuple[Tensor, float]:
-        """Return the alpha matte of the last pass, (1, 1, h, w) at the network's size, and :func:`agreement`.
+    ) -> tuple[np.ndarray, float]:
+        """Return the alpha matte of the last pass, (h, w) at the network's size, and :func:`agreement`.
 
         The agreement is that of the last pass with the one before, or with one more if there is only one pass and it is
         needed; else NaN.
         """
         prompt_planes = make_prompt_planes(mask, box, self.in_ch, image.size, self.input_size)
-        planes = torch.from_numpy(np.concatenate((image.planes, prompt_planes)))
-        x = make_input(planes[None].to(self.device))
-        alpha, agreed = self._predict_alpha(x), math.nan
+        planes = np.concatenate((image.planes, prompt_planes))
+        alpha, agreed = self.runtime.alpha(planes), math.nan
         if self.in_ch <= MASK_CHANNEL:
             return alpha, agreed
         for number in range(2, max(passes, 2 if need_agreement else 1) + 1):
-            x[:, MASK_CHANNEL] = make_target(alpha_to_uint8(alpha))[:, 0]
-            following = self._predict_alpha(x)
+            planes[MASK_CHANNEL] = alpha_to_uint8(alpha)
+            following = self.runtime.alpha(planes)
             agreed = agreement(alpha, following)
             if number <= passes:
                 alpha = following
         return alpha, agreed
 
     def _add_detail(
-        self, image: PreparedImage, alpha: np.ndarray, small: Tensor, box: Box | None, max_windows: int | None
+        self, image: PreparedImage, alpha: np.ndarray, small: np.ndarray, box: Box | None, max_windows: int | None
     ) -> None:
         """Replace an alpha matte near its edges by the alpha mattes of windows of the image.
 
         Args:
             image: The image.
             alpha: (H, W) float32 of the whole passes; it is modified.
-            small: The same at the network's size, (1, 1, h, w).
+            small: The same at the network's size, (h, w).
             box: The box of the prompt; None means the whole frame.
             max_windows: Number of windows up to which they have native scale; None means any number.
         """
-        region = torch.from_numpy(fill_box(_grow_box(box, image.size), image.size, self.input_size))
-        weight = resize_alpha(edge_band(small, region[None].to(small.device) > 0), image.size)[0, 0].cpu().numpy()
+        region = fill_box(_grow_box(box, image.size), image.size, self.input_size)[0]
+        weight = resize_alpha(edge_band(small, region > 0), image.size)
         windows = choose_windows(weight > 0, self.input_size, max_windows)
-        mask = alpha_to_uint8(torch.from_numpy(alpha)).numpy()
+        mask = alpha_to_uint8(alpha)
         change, total = np.zeros_like(alpha), np.zeros_like(alpha)
         for window in windows:
             planes = make_window_planes(image.pixels, mask, box, window, self.in_ch, self.input_size)
-            x = make_input(torch.from_numpy(planes)[None].to(self.device))
-            fine = resize_alpha(self._predict_alpha(x), window.size)[0, 0].cpu().numpy()
+            fine = resize_alpha(self.runtime.alpha(planes), window.size)
             blend = window_weight(window.size)
             window.crop(change)[:] += blend * (fine - window.crop(alpha))
             window.crop(total)[:] += blend
@@ -383,6 +352,14 @@ class DISPredictor:
         change *= weight
         alpha += change
         np.clip(alpha, 0, 1, out=alpha)
+
+
+def _make_ready(network: ISNetDIS | Runtime, device: str | torch.device, precision: str) -> Runtime:
+    if hasattr(network, "alpha"):
+        return network
+    from IS_Net.runtime.torch_runtime import TorchRuntime  # PyTorch takes seconds to import
+
+    return TorchRuntime(network, device, precision)
 
 
 IDENTITY = (0.0, 1.0)
@@ -419,7 +396,7 @@ def calibrate(agreement: float, coefficients: tuple[float, float]) -> float:
     return 1 / (1 + math.exp(-(offset + slope * math.log(clipped / (1 - clipped)))))
 
 
-def agreement(first: Tensor, second: Tensor) -> float:
+def agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Return the soft IoU of two alpha mattes: the sum of their minima over the sum of their maxima.
 
     Args:
@@ -431,12 +408,13 @@ def agreement(first: Tensor, second: Tensor) -> float:
     """
     if not (second > 0.5).any():
         return 0.0
-    return float(
-        torch.minimum(first, second).sum(dtype=torch.float64) / torch.maximum(first, second).sum(dtype=torch.float64)
-    )
+    return float(np.minimum(first, second).sum(dtype=np.float64) / np.maximum(first, second).sum(dtype=np.float64))
 
 
-def is_exact(mask: Tensor, alpha: Tensor) -> bool:
+_NEIGHBORS = np.ones((3, 3), dtype=np.uint8)
+
+
+def is_exact(mask: np.ndarray, alpha: np.ndarray) -> bool:
     """Return whether a coarse mask is probably better than the alpha matte that was made from it.
 
     That is so if at least EXACT_SHARE of the alpha matte's border lies within a pixel of the mask's border: the network
@@ -446,17 +424,17 @@ def is_exact(mask: Tensor, alpha: Tensor) -> bool:
     mask, and at most .68 for simulated SAM masks.
 
     Args:
-        mask: (1, 1, h, w) float32 in [0, 1], the mask at the network's size.
-        alpha: (1, 1, h, w) float32 in [0, 1].
+        mask: (h, w) float32 in [0, 1], the mask at the network's size.
+        alpha: (h, w) float32 in [0, 1].
     """
-    border, near = _border(alpha > 0.5), F.max_pool2d(_border(mask > 0.5), 3, 1, 1)
-    return bool((border * near).sum() >= EXACT_SHARE * border.sum())
+    border, near = _border(alpha > 0.5), cv2.dilate(_border(mask > 0.5), _NEIGHBORS)
+    return bool(np.count_nonzero(border & near) >= EXACT_SHARE * np.count_nonzero(border))
 
 
-def _border(mask: Tensor) -> Tensor:
-    """Return 1 at the pixels of a mask, (1, 1, h, w) bool, of whose eight neighbors one is outside the mask, else 0."""
-    inside = mask.float()
-    return (F.max_pool2d(inside, 3, 1, 1) + F.max_pool2d(-inside, 3, 1, 1)) * inside
+def _border(mask: np.ndarray) -> np.ndarray:
+    """Return 1 (uint8) at the pixels of a mask, (h, w) bool, of whose eight neighbors one is not in it, else 0."""
+    inside = mask.astype(np.uint8)
+    return inside - cv2.erode(inside, _NEIGHBORS)  # pixels beyond the image do not count as outside
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
@@ -469,21 +447,25 @@ def _grow_box(box: Box | None, size: tuple[int, int]) -> Box:
     return x0 - margin_x, y0 - margin_y, x1 + margin_x, y1 + margin_y
 
 
-def edge_band(alpha: Tensor, region: Tensor) -> Tensor:
+def edge_band(alpha: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Return how much of the windows' alpha mattes is taken at each pixel.
 
     Args:
-        alpha: (1, 1, h, w) float32, the alpha matte of the whole passes at the network's size.
-        region: (1, 1, h, w) bool, where edges count.
+        alpha: (h, w) float32, the alpha matte of the whole passes at the network's size.
+        region: (h, w) bool, where edges count.
 
     Returns:
-        (1, 1, h, w) float32: 1 up to BAND / 2 pixels from the edges of the alpha matte, 0 beyond 3 / 2 BAND, linear in
+        (h, w) float32: 1 up to BAND / 2 pixels from the edges of the alpha matte, 0 beyond 3 / 2 BAND, linear in
         between.
     """
-    spread = F.max_pool2d(alpha, 3, 1, 1) + F.max_pool2d(-alpha, 3, 1, 1)
+    spread = cv2.dilate(alpha, _NEIGHBORS) - cv2.erode(alpha, _NEIGHBORS)
     edges = ((spread > EDGE_RANGE) | ((alpha > EDGE_RANGE) & (alpha < 1 - EDGE_RANGE))) & region
-    wide = F.max_pool2d(edges.float(), 2 * BAND + 1, 1, BAND)
-    return F.avg_pool2d(wide, BAND + 1, 1, BAND // 2, count_include_pad=False)
+    wide = cv2.dilate(edges.astype(np.float32), np.ones((2 * BAND + 1,) * 2, dtype=np.uint8))
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return cv2.boxFilter(values, -1, (BAND + 1, BAND + 1), normalize=False, borderType=cv2.BORDER_CONSTANT)
+
+    return total(wide) / total(np.ones_like(wide))  # the mean of the pixels in the image
 
 
 def choose_windows(band: np.ndarray, size: tuple[int, int], max_windows: int | None = None) -> list[Window]:

@@ -1,7 +1,8 @@
-"""Convert pixels to the network's input, and its logits to an alpha matte.
+"""Make the network's input of pixels and prompts, as bytes, and bring alpha mattes to an image's size.
 
-Training, validation and prediction all resize and normalize with these functions, so that the network sees the same
-numbers in all three.
+Training, validation and prediction all resize with these functions, so that the network sees the same numbers in all
+three; :mod:`IS_Net.tensors` normalizes the bytes. This module does not import PyTorch, so that a prediction with
+another runtime need not wait for it.
 
 A prompt is a coarse mask, a box, both, or neither. What each network gets is decided in :func:`make_prompt_planes`:
 
@@ -21,9 +22,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from IS_Net.errors import BoxError
 from IS_Net.images import binarize, size_mismatch, size_text
@@ -132,23 +132,32 @@ def resize_uint8(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (C, height, width) uint8, PyTorch's layout; C is 1 for an (H, W) array.
     """
-    return resize_planes(np.moveaxis(np.atleast_3d(pixels), 2, 0), size)
+    return np.ascontiguousarray(np.moveaxis(np.atleast_3d(_resize(pixels, size)), 2, 0))
 
 
 def resize_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize planes, (C, H, W) uint8, to (C, height, width) uint8 in the same way as :func:`resize_uint8`."""
-    if planes.shape[-2:] == tuple(size):
-        return np.ascontiguousarray(planes)
-    # a copy, because PyTorch accepts neither negative strides, such as image[..., ::-1], nor read-only arrays
-    return resize_batch(torch.from_numpy(np.array(planes, order="C"))[None], size)[0].contiguous().numpy()
+    return np.stack([_resize(plane, size) for plane in planes])
 
 
-def resize_batch(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a batch, (B, C, H, W) uint8 on any device, to (B, C, height, width) uint8 as :func:`resize_uint8` does."""
-    if planes.shape[-2:] == tuple(size):
-        return planes
-    resized = F.interpolate(planes.float(), size=tuple(size), mode="bilinear", align_corners=False)
-    return resized.round_().to(torch.uint8)
+def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W) or (H, W, C) uint8; a C of 1 may be dropped."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    # in float32, because OpenCV interpolates bytes with weights of 11 bits
+    return np.rint(resize_alpha(pixels.astype(np.float32), size)).astype(np.uint8)
+
+
+def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an alpha matte, (h, w) float32, to (height, width): bilinear, align_corners False."""
+    if alpha.shape[:2] == tuple(size):
+        return alpha
+    return cv2.resize(alpha, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def alpha_to_uint8(alpha: np.ndarray) -> np.ndarray:
+    """Round an alpha matte, float in [0, 1], to uint8 0..255, as it is saved and scored."""
+    return np.rint(alpha * np.float32(255)).astype(np.uint8)
 
 
 def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -298,49 +307,3 @@ def _shift_box(box: Box | None, window: Window) -> Box | None:
         return None
     x0, y0, x1, y1 = box[0] - window.left, box[1] - window.top, box[2] - window.left, box[3] - window.top
     return None if x1 < 0 or y1 < 0 or x0 > window.width - 1 or y0 > window.height - 1 else (x0, y0, x1, y1)
-
-
-def make_input(planes: torch.Tensor) -> torch.Tensor:
-    """Normalize a batch of planes on its device.
-
-    Args:
-        planes: (B, in_ch, H, W) uint8, each sample as :func:`make_planes` returns it.
-
-    Returns:
-        (B, in_ch, H, W) float32 in channels_last format: RGB in [-0.5, 0.5], mask and box in [0, 1].
-    """
-    x = planes.to(torch.float32, memory_format=torch.channels_last).div_(255)
-    x[:, :IMAGE_CHANNELS].sub_(0.5)
-    return x
-
-
-def make_target(gt: torch.Tensor) -> torch.Tensor:
-    """Normalize a batch of ground truths, (B, 1, H, W) uint8, to float32 in [0, 1]."""
-    return gt.to(torch.float32).div_(255)
-
-
-def make_alpha(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Convert logits to alpha mattes at the size of the image.
-
-    There is no min-max stretch: if nothing was found, the alpha matte is empty.
-
-    Args:
-        logits: (B, 1, h, w), any float dtype.
-        size: (height, width) of the image.
-
-    Returns:
-        (B, 1, height, width) float32 in [0, 1].
-    """
-    return resize_alpha(torch.sigmoid(logits.float()), size)
-
-
-def resize_alpha(alpha: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize alpha mattes, (B, 1, h, w) float32, to (B, 1, height, width): bilinear, align_corners False."""
-    if alpha.shape[-2:] == tuple(size):
-        return alpha
-    return F.interpolate(alpha, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def alpha_to_uint8(alpha: torch.Tensor) -> torch.Tensor:
-    """Round an alpha matte in [0, 1], of any shape, to uint8 0..255, as it is saved and scored."""
-    return (alpha * 255).round_().to(torch.uint8)

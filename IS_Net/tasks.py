@@ -12,7 +12,8 @@ from IS_Net.device import autocast
 from IS_Net.hypar import Settings
 from IS_Net.losses import feature_loss, side_output_loss
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.preprocess import BOX_CHANNEL, make_alpha, make_input, make_target, resize_batch
+from IS_Net.preprocess import BOX_CHANNEL
+from IS_Net.tensors import make_alpha, make_input, make_target, resize_batch
 from IS_Net.training_prompts import find_bounds, outside_boxes, prepare_batch
 
 _BOX_MARGIN = 0.1  # how much boxes grow on each side before outside_weight counts, as a share of the box

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from IS_Net.hypar import Settings
-from IS_Net.preprocess import BOX_CHANNEL, MASK_CHANNEL, Size, alpha_to_uint8, resize_alpha, resize_batch
+from IS_Net.preprocess import BOX_CHANNEL, MASK_CHANNEL, Size
+from IS_Net.tensors import alpha_to_uint8, resize_alpha, resize_batch
 
 _SALIENT = 0.25  # share of the frame from which a box may be replaced by the whole frame
 _CELL = 32  # side of the cells among which the position of a window is chosen, in pixels

@@ -21,9 +21,9 @@ from IS_Net.engine import Run, Training
 from IS_Net.hypar import Settings
 from IS_Net.losses import feature_loss, side_output_loss
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.preprocess import make_target
 from IS_Net.run_log import RunLog
 from IS_Net.tasks import SegmentationTask
+from IS_Net.tensors import make_target
 
 
 def baseline_orthogonal_loss(model: torch.nn.Module) -> torch.Tensor:

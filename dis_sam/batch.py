@@ -329,19 +329,21 @@ class ModelChoice:
         sam: The model of stage 1, a name in :data:`sam.backends.BACKENDS`.
         device: See :func:`dis_sam.pipeline.load`.
         precision: See :func:`dis_sam.pipeline.load`.
+        runtime: See :func:`dis_sam.pipeline.load`.
     """
 
     weights: Path
     sam: str = BOX
     device: str = "auto"
     precision: str = "auto"
+    runtime: str = "auto"
 
     def load(self) -> DISSAM:
         """Load the model."""
         # PyTorch takes seconds to import, and a run may have nothing left to do
         with _garbage_collection_paused():  # it would start hundreds of times during the import and find nothing
             from dis_sam.pipeline import load
-        return load(self.weights, self.sam, self.device, self.precision)
+        return load(self.weights, self.sam, self.device, self.precision, self.runtime)
 
     @cached_property
     def _stage_2(self) -> list[str]:
@@ -387,6 +389,7 @@ def choose_model(
     sam: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    runtime: str = "auto",
     *,
     uses_stage_1: bool = True,
     needs_sam: bool = False,
@@ -398,6 +401,7 @@ def choose_model(
         sam: The model of stage 1, or ``auto``; see :func:`dis_sam.pipeline.load`.
         device: See :func:`dis_sam.pipeline.load`.
         precision: See :func:`dis_sam.pipeline.load`.
+        runtime: See :func:`dis_sam.pipeline.load`.
         uses_stage_1: Whether there are prompts for stage 1; see :func:`needs_of`.
         needs_sam: Whether there are prompts that only SAM can take.
 
@@ -411,12 +415,12 @@ def choose_model(
     if not path.is_file():
         raise CheckpointError(f"{path}: the file of the weights does not exist; check the path, or omit --weights")
     if not uses_stage_1:
-        return ModelChoice(path, BOX, device, precision)
+        return ModelChoice(path, BOX, device, precision, runtime)
     model = available_model() if sam == "auto" else sam
     find_checkpoint(model)
     if needs_sam and model == BOX:
         raise PromptError(NEEDS_SAM)
-    return ModelChoice(path, model, device, precision)
+    return ModelChoice(path, model, device, precision, runtime)
 
 
 def needs_of(tasks: Iterable[Task]) -> dict[str, bool]:
@@ -598,7 +602,7 @@ def run(
 
     Raises:
         CheckpointError: If the weights are damaged, or belong to another network.
-        DeviceError: If the device or the precision is not available.
+        DeviceError: If the device, the precision or the runtime is not available.
     """
     _reuse_freed_memory()
     return _Run(destination, choice, options).make(tasks, workers or min(4, os.cpu_count() or 1))
@@ -615,7 +619,7 @@ def run_one(task: Task, choice: ModelChoice, options: Options) -> bytes:
     Raises:
         RunError: If the photograph or the mask cannot be used.
         CheckpointError: If the weights are damaged, or belong to another network.
-        DeviceError: If the device or the precision is not available.
+        DeviceError: If the device, the precision or the runtime is not available.
     """
     _reuse_freed_memory()
     runner = _Run(None, choice, options)

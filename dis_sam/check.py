@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     "torch": "", "numpy": "", "opencv-python-headless": "", "opencv-python": "", "pillow": "", "safetensors": "",
-    "tqdm": "", "platformdirs": "", "segment-anything": "sam", "torchvision": "sam", "tensorboard": "train",
-    "scikit-image": "train", "onnx": "import", "matplotlib": "notebook",
+    "tqdm": "", "platformdirs": "", "openvino": "fast", "segment-anything": "sam", "torchvision": "sam",
+    "tensorboard": "train", "scikit-image": "train", "onnx": "import", "matplotlib": "notebook",
 }  # fmt: skip
 """Distributions, and the extras that install them ("" is the core)."""
 
 PRECISIONS = ("auto", "full", "half")
+RUNTIMES = ("auto", "torch", "openvino")
 SELF_TEST_IOU = 0.9
 """What the self test must exceed; the coarse mask that it refines has 0.78."""
 _SHORT = 12
@@ -101,23 +102,19 @@ def _space(folder: Path) -> dict[str, Any]:
     return {"folder": str(folder), "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1)}
 
 
-def _dtype_name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.") if dtype else "float32"
-
-
 def _devices() -> list[dict[str, str | None]]:
     """List the devices, each with its default precision and its 16-bit precision."""
     import torch
 
-    from IS_Net.device import describe, fast_dtype, half_dtype
+    from IS_Net.device import describe, dtype_name, fast_dtype, half_dtype
 
     names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     names += ["mps"] if torch.backends.mps.is_available() else []
     return [
         {
             "device": describe(device),
-            "auto": _dtype_name(fast_dtype(device)),
-            "half": _dtype_name(half_dtype(device)) if half_dtype(device) else None,
+            "auto": dtype_name(fast_dtype(device)),
+            "half": dtype_name(half_dtype(device)) if half_dtype(device) else None,
         }
         for device in map(torch.device, names)
     ]
@@ -144,27 +141,27 @@ def draw_picture() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.clip(image, 0, 255).astype(np.uint8), gt, distance < 160
 
 
-def run_self_test(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+def run_self_test(device: str = "auto", precision: str = "auto", runtime: str = "auto") -> dict[str, Any]:
     """Refine one drawn mask with the starter weights.
 
     Args:
         device: As :func:`IS_Net.device.pick_device` takes it.
         precision: As :func:`IS_Net.device.autocast_dtype` takes it.
+        runtime: As :func:`IS_Net.runtime.base.choose_runtime` takes it.
 
     Returns:
-        ``device``, ``precision``, ``load_seconds``, ``predict_seconds`` (of the first prediction in this process),
-        ``coarse_iou`` and ``iou`` (of the coarse and of the refined mask with the ground truth).
+        ``device``, ``runtime``, ``precision``, ``load_seconds``, ``predict_seconds`` (of the first prediction
+        in this process), ``coarse_iou`` and ``iou`` (of the coarse and of the refined mask with the ground truth).
 
     Raises:
         CheckpointError: If the starter weights are missing or damaged.
-        DeviceError: If the device or the precision is not available.
+        DeviceError: If the device, the precision or the runtime is not available.
     """
-    from IS_Net.device import describe
     from IS_Net.predictor import DISPredictor
 
     image, gt, coarse = draw_picture()
     start = time.perf_counter()
-    predictor = DISPredictor.from_checkpoint(paths.starter_weights(), device, precision)
+    predictor = DISPredictor.from_checkpoint(paths.starter_weights(), device, precision, runtime=runtime)
     loaded = time.perf_counter()
     alpha = predictor.predict(image, coarse)
     done = time.perf_counter()
@@ -173,8 +170,9 @@ def run_self_test(device: str = "auto", precision: str = "auto") -> dict[str, An
         return round(float((mask & gt).sum() / (mask | gt).sum()), 4)
 
     return {
-        "device": describe(predictor.device),
-        "precision": _dtype_name(predictor.dtype),
+        "device": predictor.runtime.where,
+        "runtime": predictor.runtime.name,
+        "precision": predictor.runtime.precision,
         "load_seconds": round(loaded - start, 2),
         "predict_seconds": round(done - loaded, 2),
         "coarse_iou": iou(coarse),
@@ -182,34 +180,37 @@ def run_self_test(device: str = "auto", precision: str = "auto") -> dict[str, An
     }
 
 
-def _try_self_test(device: str, precision: str, problems: list[str]) -> dict[str, Any] | None:
+def _try_self_test(device: str, precision: str, runtime: str, problems: list[str]) -> dict[str, Any] | None:
     """Run the self test and add what is wrong to the problems; return None if it could not be completed."""
     try:
-        result = run_self_test(device, precision)
+        result = run_self_test(device, precision, runtime)
     except (UserError, RuntimeError) as error:  # RuntimeError: PyTorch's errors, such as too little memory
         problems.append(f"self test: {error}")
         return None
     if not result["iou"] > SELF_TEST_IOU:
         problems.append(
             f"self test: found an IoU of {result['iou']} with the drawn object, expected more than {SELF_TEST_IOU}; "
-            "try --device cpu --precision full: if that helps, the device computes wrongly, otherwise install the "
-            "project again"
+            "try --device cpu --precision full --runtime torch: if that helps, the device or the runtime computes "
+            "wrongly, otherwise install the project again"
         )
     return result
 
 
-def collect(device: str = "auto", precision: str = "auto", self_test: bool = True) -> tuple[dict[str, Any], list[str]]:
+def collect(
+    device: str = "auto", precision: str = "auto", self_test: bool = True, runtime: str = "auto"
+) -> tuple[dict[str, Any], list[str]]:
     """Collect the report.
 
     Args:
         device: As :func:`IS_Net.device.pick_device` takes it.
         precision: Of the self test, as :func:`IS_Net.device.autocast_dtype` takes it.
         self_test: Whether to run :func:`run_self_test`.
+        runtime: Of the self test, as :func:`IS_Net.runtime.base.choose_runtime` takes it.
 
     Returns:
         The report, as JSON values; and what is wrong, a line each.
     """
-    from IS_Net.device import autocast_dtype, describe, pick_device
+    from IS_Net.device import autocast_dtype, describe, dtype_name, pick_device
 
     problems: list[str] = []
     versions = _versions()
@@ -220,7 +221,7 @@ def collect(device: str = "auto", precision: str = "auto", self_test: bool = Tru
         )
     try:
         chosen = pick_device(device)
-        where = {"device": describe(chosen), "precision": _dtype_name(autocast_dtype(chosen, precision))}
+        where = {"device": describe(chosen), "precision": dtype_name(autocast_dtype(chosen, precision))}
     except UserError as error:
         problems.append(str(error))
         where, self_test = {"device": None, "precision": None}, False
@@ -238,7 +239,7 @@ def collect(device: str = "auto", precision: str = "auto", self_test: bool = Tru
         "self_test": None,
     }
     if self_test and paths.starter_weights().is_file():  # without the file, the problem is already named
-        report["self_test"] = _try_self_test(device, precision, problems)
+        report["self_test"] = _try_self_test(device, precision, runtime, problems)
     return report, problems
 
 
@@ -344,6 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="default: %(default)s")
+    parser.add_argument("--runtime", default="auto", choices=RUNTIMES, help="default: %(default)s")
     parser.add_argument("--no-self-test", action="store_true", help="do not refine a mask")
     parser.add_argument(
         "--json", nargs="?", const=STDOUT, metavar="FILE", type=_json_target, help="report as JSON, printed or to FILE"
@@ -354,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         if options.datasets:
             return _examine(options)
-        report, problems = collect(options.device, options.precision, not options.no_self_test)
+        report, problems = collect(options.device, options.precision, not options.no_self_test, options.runtime)
         _show(format_report(report), {**report, "problems": problems}, options.json)
         for problem in problems if options.json != STDOUT else ():
             print_text(f"problem: {problem}", sys.stderr)

@@ -125,6 +125,12 @@ def _add_common(parser: argparse.ArgumentParser, prog: str) -> None:
         "--precision", default="auto", choices=("auto", "full", "half"), help="of stage 2; default: %(default)s"
     )
     model.add_argument(
+        "--runtime",
+        default="auto",
+        choices=("auto", "torch", "openvino"),
+        help="what runs stage 2; auto (default): OpenVINO on the CPU where it is installed, else PyTorch",
+    )
+    model.add_argument(
         "--detail",
         choices=("auto", "off", "max"),
         help="work on parts of large photographs at their full resolution: auto (default) if the weights were trained "
@@ -255,7 +261,7 @@ def _plan_refine(options: argparse.Namespace) -> tuple[list[batch.Task], list[st
 def _choose_model(options: argparse.Namespace, **needs: bool) -> batch.ModelChoice:
     from dis_sam.batch import choose_model
 
-    return choose_model(options.weights, options.sam, options.device, options.precision, **needs)
+    return choose_model(options.weights, options.sam, options.device, options.precision, options.runtime, **needs)
 
 
 def _spare_last_collection() -> None:

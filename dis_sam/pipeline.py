@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dis_sam.outputs import OutputError, encode, render
@@ -25,6 +24,9 @@ from IS_Net.preprocess import Box, check_box
 from sam.backends import available_model, find_checkpoint, load_predictor
 from sam.backends.base import StageOnePredictor
 from sam.prompts import check_points
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -384,6 +386,7 @@ def load(
     sam: str = "auto",
     device: str | torch.device = "auto",
     precision: str = "auto",
+    runtime: str = "auto",
 ) -> DISSAM:
     """Load both stages. The model of stage 1 is loaded when a prompt first needs it; the log names it.
 
@@ -393,17 +396,18 @@ def load(
             the boxes alone; ``auto`` for the best SAM whose checkpoint is found, else ``box``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``, of stage 2.
+        runtime: What runs stage 2: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
 
     Raises:
         CheckpointError: If the weights are missing, damaged, or belong to another network.
         FileNotFoundError: If there is no checkpoint of the model of stage 1.
         ValueError: If the model of stage 1 is unknown.
-        DeviceError: If the device or the precision is not available.
+        DeviceError: If the device, the precision or the runtime is not available.
     """
     model = available_model() if sam == "auto" else sam
     checkpoint = find_checkpoint(model)
     logger.info("stage 1: %s", f"SAM {model}, {checkpoint}" if checkpoint else f"none; boxes go to stage 2 ({model})")
-    return DISSAM(lambda: load_predictor(model, checkpoint, device), _load_stage_2(weights, device, precision))
+    return DISSAM(lambda: load_predictor(model, checkpoint, device), _load_stage_2(weights, device, precision, runtime))
 
 
 def refine(
@@ -413,6 +417,7 @@ def refine(
     weights: str | Path | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    runtime: str = "auto",
 ) -> np.ndarray:
     """Refine a coarse mask. The weights are loaded once per process.
 
@@ -424,6 +429,7 @@ def refine(
         weights: The checkpoint; None takes the starter weights.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``.
+        runtime: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
 
     Returns:
         (H, W) float32 alpha matte in [0, 1]; all 0 if the mask is empty.
@@ -433,9 +439,9 @@ def refine(
         ValueError: If an array has another shape, dtype or range, or the sizes of mask and image differ.
         BoxError: If the box has no area, or lies outside the image.
         CheckpointError: If the weights are missing, damaged, or belong to another network.
-        DeviceError: If the device or the precision is not available.
+        DeviceError: If the device, the precision or the runtime is not available.
     """
-    predictor = _load_stage_2(weights, device, precision)
+    predictor = _load_stage_2(weights, device, precision, runtime)
     prepared = predictor.prepare(_to_image(image))
     names = mask if _is_path(mask) else "the mask", f"its image {image}" if _is_path(image) else "its image"
     coarse = check_mask(_to_mask(mask), prepared.size, *names)
@@ -458,13 +464,13 @@ def _to_mask(mask: Picture) -> np.ndarray:
     return mask_to_array(mask) if isinstance(mask, Image.Image) else np.asarray(mask)
 
 
-def _load_stage_2(weights: str | Path | None, device: str | torch.device, precision: str) -> DISPredictor:
+def _load_stage_2(weights: str | Path | None, device: str | torch.device, precision: str, runtime: str) -> DISPredictor:
     path = Path(starter_weights() if weights is None else weights).resolve()
     # A file that was overwritten, by a training run for example, is loaded again.
     version = fingerprint(path) if path.is_file() else None
-    return _load_cached(path, version, str(device), precision)
+    return _load_cached(path, version, str(device), precision, runtime)
 
 
 @lru_cache(maxsize=2)
-def _load_cached(path: Path, version: str | None, device: str, precision: str) -> DISPredictor:
-    return DISPredictor.from_checkpoint(path, device, precision)
+def _load_cached(path: Path, version: str | None, device: str, precision: str, runtime: str) -> DISPredictor:
+    return DISPredictor.from_checkpoint(path, device, precision, runtime=runtime)

@@ -23,6 +23,9 @@ if worker_count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     cv2.setNumThreads(share)
     os.environ["OMP_NUM_THREADS"] = str(share)
 
+# converting a network for OpenVINO takes seconds; the tests of that runtime ask for it
+os.environ["DIS_SAM_RUNTIME"] = "torch"
+
 # a shell that starts the tests in the background has them ignore Ctrl-C, which some of them send to their children
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

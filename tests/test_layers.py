@@ -39,15 +39,15 @@ LAYERS: list[tuple[str, str]] = [
     (
         "parts",
         "IS_Net.tasks IS_Net.training_prompts IS_Net.run_log IS_Net.cache IS_Net.samples IS_Net.checkpoint "
-        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis",
+        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis IS_Net.runtime",
     ),
     ("the paper", "IS_Net.models IS_Net.losses IS_Net.metrics IS_Net.augment"),
-    ("pixels", "IS_Net.preprocess IS_Net.compositing IS_Net.manifest IS_Net.grabcut"),
+    ("pixels", "IS_Net.preprocess IS_Net.tensors IS_Net.compositing IS_Net.manifest IS_Net.grabcut"),
     ("machine", "IS_Net.images IS_Net.masks IS_Net.decoding IS_Net.device IS_Net.bounded IS_Net.worker"),
     (
         "ground",
         "IS_Net.hypar IS_Net.datalist IS_Net.paths IS_Net.metric_names IS_Net.command_line IS_Net.errors "
-        "IS_Net.files IS_Net.lock",
+        "IS_Net.files IS_Net.lock IS_Net.machine",
     ),
 ]
 """From top to bottom: a module may import from its own layer and those below it. A package stands for its modules."""
@@ -64,6 +64,7 @@ LIGHT = {
     "IS_Net.errors",
     "IS_Net.files",
     "IS_Net.lock",
+    "IS_Net.machine",
 }
 LIGHT |= {
     "dis_sam",

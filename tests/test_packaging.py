@@ -60,8 +60,8 @@ def test_the_core_is_what_predicting_needs():
 
 
 def test_extras():
-    assert {"sam", "train", "eval", "notebook", "import", "dev", "all"} <= extras().keys()
-    assert extras()["all"] == ["dis-sam[sam,train,eval,notebook,import,formats,serve]"]
+    assert {"sam", "fast", "train", "eval", "notebook", "import", "dev", "all"} <= extras().keys()
+    assert extras()["all"] == ["dis-sam[sam,fast,train,eval,notebook,import,formats,serve]"]
     assert "dis-sam[all]" in extras()["dev"]
 
 

@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     group.add_argument("--precision", default="auto", choices=("auto", "full", "half"), help="default: %(default)s")
+    group.add_argument(
+        "--runtime",
+        default="auto",
+        choices=("auto", "torch", "openvino"),
+        help="what runs stage 2; auto (default): OpenVINO on the CPU where it is installed, else PyTorch",
+    )
     group = parser.add_argument_group("saving")
     group.add_argument(
         "--save-to", type=Path, metavar="DIR", help="let the page save training pairs: DIR/im, DIR/gt, DIR/mask"
@@ -189,7 +195,7 @@ def _run(options: argparse.Namespace) -> int:
         from dis_sam.serve.app import ServerSettings
 
         sam = available_model() if options.sam == "auto" else options.sam
-        model = load(options.weights, sam, options.device, options.precision)
+        model = load(options.weights, sam, options.device, options.precision, options.runtime)
         settings = ServerSettings(
             sam=sam,
             token=options.token or None,

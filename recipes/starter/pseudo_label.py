@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.weights}: found {predictor.in_ch} input channels, expected 3 (image only); pass weights of a "
                 "plain IS-Net: --weights FILE"
             )
-        print(f"labeling {len(files)} photographs on {predictor.device}")
+        print(f"labeling {len(files)} photographs on {predictor.runtime.where}")
         verdicts = pseudo_label(files, args.out, predictor)
         kept = list(verdicts.values()).count(KEPT)
         print(f"{args.out}: kept {kept} of {len(verdicts)} photographs; labels.csv lists the verdicts")

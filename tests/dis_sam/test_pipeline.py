@@ -562,7 +562,7 @@ def test_weights_are_loaded_once_and_again_when_the_file_changes(
     np.testing.assert_array_equal(refine_with(path, IMAGE, MASK), first)
     assert load(path, "box", "cpu", "full").dis is load(str(path), "box", torch.device("cpu"), "full").dis
     assert loaded == [(path, "cpu", "full")]
-    assert load(path, "box", "cpu", "half").dis.dtype == torch.bfloat16
+    assert load(path, "box", "cpu", "half").dis.runtime.precision == "bfloat16"
     assert len(loaded) == 2
     model = ISNetDIS(4)
     model.load_state_dict({name: value * 0.9 for name, value in load_file(weights).items()})

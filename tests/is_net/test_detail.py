@@ -15,7 +15,8 @@ from torch import nn
 
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import BAND, MAX_WINDOWS, OVERLAP, DISPredictor, choose_windows, edge_band, window_weight
-from IS_Net.preprocess import Window, alpha_to_uint8, fill_box, make_window_planes, resize_uint8
+from IS_Net.preprocess import Window, fill_box, make_window_planes, resize_uint8
+from IS_Net.tensors import alpha_to_uint8
 
 SIZE = (64, 96)
 RNG = np.random.default_rng(0)
@@ -246,24 +247,24 @@ def test_unknown_detail():
 
 
 def test_band_around_an_edge():
-    alpha = torch.zeros(1, 1, 50, 200)
-    alpha[..., 100:] = 1
-    weight = edge_band(alpha, torch.ones_like(alpha, dtype=torch.bool))[0, 0, 25]
-    distance = (torch.arange(200) - 99.5).abs() - 0.5  # from the nearest pixel of the edge, which is two pixels wide
+    alpha = np.zeros((50, 200), np.float32)
+    alpha[:, 100:] = 1
+    weight = edge_band(alpha, np.ones_like(alpha, dtype=bool))[25]
+    distance = np.abs(np.arange(200) - 99.5) - 0.5  # from the nearest pixel of the edge, which is two pixels wide
     assert (weight[distance <= BAND / 2] == 1).all()
     assert (weight[distance > 1.5 * BAND] == 0).all()
-    assert weight.diff().abs().max() < 1.5 / BAND
-    region = torch.zeros_like(alpha, dtype=torch.bool)
-    region[..., :10] = True
+    assert np.abs(np.diff(weight)).max() < 1.5 / BAND
+    region = np.zeros_like(alpha, dtype=bool)
+    region[:, :10] = True
     assert not edge_band(alpha, region).any()
 
 
 def test_gray_counts_as_an_edge():
-    alpha = torch.full((1, 1, 60, 60), 0.5)
-    everywhere = torch.ones_like(alpha, dtype=torch.bool)
+    alpha = np.full((60, 60), 0.5, np.float32)
+    everywhere = np.ones_like(alpha, dtype=bool)
     assert (edge_band(alpha, everywhere) == 1).all()
     for level in (0.0, 0.05, 0.95, 1.0):
-        assert not edge_band(torch.full_like(alpha, level), everywhere).any()
+        assert not edge_band(np.full_like(alpha, level), everywhere).any()
 
 
 @settings(deadline=None, max_examples=150)

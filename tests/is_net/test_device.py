@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from IS_Net import device as device_module
 from IS_Net.device import autocast, autocast_dtype, describe, fast_dtype, pick_device
 from IS_Net.errors import DeviceError
+from IS_Net.machine import has_amx
 
 CPU = torch.device("cpu")
 
@@ -92,13 +94,20 @@ def test_fast_type_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[i
 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, None)])
 def test_fast_type_of_a_cpu(monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype | None):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported, raising=False)
+    monkeypatch.setattr(device_module, "has_amx", lambda: supported)
     assert fast_dtype(CPU) == dtype
 
 
-def test_cpu_with_a_pytorch_that_cannot_detect_amx(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert fast_dtype(CPU) is None
+@pytest.mark.parametrize("flags", ["fpu avx2 amx_bf16 amx_tile", "fpu avx2 avx512_bf16", None])
+def test_amx_is_read_from_the_processors_flags(monkeypatch: pytest.MonkeyPatch, flags: str | None):
+    def read(path: Path) -> str:
+        assert str(path) == "/proc/cpuinfo"
+        if flags is None:
+            raise FileNotFoundError
+        return f"processor : 0\nflags : {flags}\n"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert has_amx.__wrapped__() == (flags is not None and "amx" in flags)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from IS_Net import checkpoint, import_weights, onnx_weights  # noqa: E402
 from IS_Net.checkpoint import load_isnet, read_weights, save_weights  # noqa: E402
 from IS_Net.errors import CheckpointError, MissingExtraError  # noqa: E402
 from IS_Net.models import RSU, ISNetDIS  # noqa: E402
-from IS_Net.predictor import fold_batchnorm  # noqa: E402
+from IS_Net.runtime.torch_runtime import fold_batchnorm  # noqa: E402
 
 
 class Thin(ISNetDIS):

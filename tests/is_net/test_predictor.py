@@ -17,8 +17,10 @@ from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import BoxError, CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
-from IS_Net.predictor import DISPredictor, agreement, calibrate, check_mask, fold_batchnorm, is_exact
-from IS_Net.preprocess import make_input, make_planes
+from IS_Net.predictor import DISPredictor, agreement, calibrate, check_mask, is_exact
+from IS_Net.preprocess import make_planes
+from IS_Net.runtime.torch_runtime import fold_batchnorm
+from IS_Net.tensors import make_input
 
 SIZE = (64, 96)
 RNG = np.random.default_rng(0)
@@ -296,12 +298,12 @@ def test_score_of_a_three_channel_network_is_unknown():
 
 
 def test_agreement():
-    a, b = torch.tensor([0.0, 0.5, 1.0, 0.75]), torch.tensor([0.0, 1.0, 0.25, 0.75])
+    a, b = np.float32([0.0, 0.5, 1.0, 0.75]), np.float32([0.0, 1.0, 0.25, 0.75])
     assert agreement(a, b) == pytest.approx((0.5 + 0.25 + 0.75) / (1 + 1 + 0.75))
     assert agreement(b, a) == agreement(a, b)
     assert agreement(a, a) == 1
-    assert agreement(torch.zeros(3), torch.zeros(3)) == 0
-    assert agreement(torch.full((3,), 0.4), torch.full((3,), 0.4)) == 0  # no object in it
+    assert agreement(np.zeros(3), np.zeros(3)) == 0
+    assert agreement(np.full(3, 0.4), np.full(3, 0.4)) == 0  # no object in it
 
 
 def test_calibration():
@@ -346,10 +348,6 @@ def disc(radius: float, size: tuple[int, int] = (120, 120), center: tuple[float,
     return np.hypot(rows - center[0], columns - center[1]) < radius
 
 
-def as_tensor(mask: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(mask.astype(np.float32))[None, None]
-
-
 @pytest.mark.parametrize(
     ("mask", "refined", "exact"),
     [
@@ -366,7 +364,7 @@ def as_tensor(mask: np.ndarray) -> torch.Tensor:
     ],
 )
 def test_mask_is_exact_if_the_network_finds_no_other_edges(mask: np.ndarray, refined: np.ndarray, exact: bool):
-    assert is_exact(as_tensor(mask), as_tensor(refined)) == exact
+    assert is_exact(mask.astype(np.float32), refined.astype(np.float32)) == exact
 
 
 @pytest.mark.parametrize("in_ch", [4, 5])
@@ -510,7 +508,7 @@ def test_callers_network_is_not_modified(trained: ISNetDIS):
 
 def test_half_precision_is_close(trained: ISNetDIS, predictor: DISPredictor):
     half = DISPredictor(trained, "cpu", "half", SIZE)
-    assert half.dtype == torch.bfloat16
+    assert half.runtime.precision == "bfloat16"
     alpha = half.predict(IMAGE, MASK)
     assert alpha.dtype == np.float32
     np.testing.assert_allclose(alpha, predictor.predict(IMAGE, MASK), atol=0.05)

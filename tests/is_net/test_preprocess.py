@@ -14,20 +14,17 @@ from hypothesis.extra import numpy as arrays
 
 from IS_Net.errors import BoxError
 from IS_Net.preprocess import (
-    alpha_to_uint8,
     box_from_mask,
     check_box,
     fill_box,
-    make_alpha,
     make_image_planes,
-    make_input,
     make_planes,
     make_prompt_planes,
-    make_target,
     prompt_box,
     resize_planes,
     resize_uint8,
 )
+from IS_Net.tensors import alpha_to_uint8, make_alpha, make_input, make_target
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -156,12 +153,13 @@ def test_filled_box_is_clipped_and_may_be_none():
     width=sides,
 )
 def test_resize_is_pytorchs_rounded(pixels: np.ndarray, height: int, width: int):
-    reference = torch.tensor(pixels).permute(2, 0, 1)[None].float()
-    reference = F.interpolate(reference, (height, width), mode="bilinear", align_corners=False).round()
+    exact = torch.tensor(pixels).permute(2, 0, 1)[None].double()
+    exact = F.interpolate(exact, (height, width), mode="bilinear", align_corners=False)[0].numpy()
     found = resize_uint8(pixels, (height, width))
     assert found.dtype == np.uint8
     assert found.flags.c_contiguous
-    np.testing.assert_array_equal(found, reference[0].numpy())
+    # float32 may round a value between two bytes to the other one
+    assert (np.abs(found - exact) <= 0.5 + 1e-3).all()
     np.testing.assert_array_equal(resize_planes(np.moveaxis(pixels, 2, 0), (height, width)), found)
 
 

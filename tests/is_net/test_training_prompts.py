@@ -23,19 +23,10 @@ from IS_Net.hypar import PROMPT_KEYS, Settings
 from IS_Net.losses import bce_loss
 from IS_Net.phases import Session, train
 from IS_Net.predictor import DISPredictor
-from IS_Net.preprocess import (
-    Window,
-    alpha_to_uint8,
-    box_from_mask,
-    fill_box,
-    make_input,
-    make_planes,
-    make_window_planes,
-    resize_alpha,
-    resize_planes,
-)
+from IS_Net.preprocess import Window, box_from_mask, fill_box, make_planes, make_window_planes, resize_planes
 from IS_Net.run_log import RunLog
 from IS_Net.tasks import GTEncoderTask, SegmentationTask
+from IS_Net.tensors import alpha_to_uint8, make_input, resize_alpha
 from IS_Net.training_prompts import (
     cut_window,
     fill_boxes,

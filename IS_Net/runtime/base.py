@@ -1,0 +1,103 @@
+"""What a runtime is, and which one is used."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from IS_Net.errors import DeviceError
+from IS_Net.preprocess import Size
+
+if TYPE_CHECKING:
+    import torch
+
+Name = Literal["auto", "torch", "openvino"]
+RUNTIMES = get_args(Name)
+
+VARIABLE = "DIS_SAM_RUNTIME"
+"""Environment variable: the runtime that ``auto`` stands for."""
+
+DEFAULT_SIZE: Size = (1024, 1024)
+"""(height, width) that networks work at whose checkpoints do not name a size."""
+
+
+class Runtime(Protocol):
+    """A network, ready to run."""
+
+    name: str
+    """``torch`` or ``openvino``."""
+    device: str
+    """For example ``cpu`` or ``cuda:0``."""
+    where: str
+    """The device with its model or number of threads."""
+    precision: str
+    """``float32``, ``bfloat16`` or ``float16``."""
+    in_ch: int
+    """Number of input channels."""
+
+    def alpha(self, planes: np.ndarray) -> np.ndarray:
+        """Run the network; any number of threads may call this at the same time.
+
+        Args:
+            planes: (in_ch, h, w) uint8, as :func:`IS_Net.preprocess.make_planes` returns it.
+
+        Returns:
+            (h, w) float32 alpha matte in [0, 1].
+        """
+
+
+def choose_runtime(name: str, device: str | torch.device) -> str:
+    """Return ``torch`` or ``openvino``.
+
+    Args:
+        name: ``torch``, ``openvino``, or ``auto``: what the environment variable ``DIS_SAM_RUNTIME`` says; else
+            OpenVINO where it is installed and the device is the CPU, else PyTorch.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        DeviceError: If the name is unknown; or if OpenVINO was requested, and is not installed or the device is another
+            than the CPU.
+    """
+    where = "runtime"
+    if name == "auto" and os.environ.get(VARIABLE):
+        name, where = os.environ[VARIABLE], f"environment variable {VARIABLE}: runtime"
+    if name not in RUNTIMES:
+        raise DeviceError(f"{where} {name!r} is unknown; expected one of {', '.join(RUNTIMES)}")
+    if name == "torch":
+        return name
+    installed = importlib.util.find_spec("openvino") is not None
+    if name == "openvino":
+        if not installed:
+            raise DeviceError(
+                f"{where} 'openvino' was requested, but the package openvino is not installed; run "
+                "pip install 'dis-sam[fast]', or use auto or torch"
+            )
+        if str(device) not in ("auto", "cpu"):
+            raise DeviceError(f"{where} 'openvino' runs on the CPU, but found device {str(device)!r}; use cpu or torch")
+        return name
+    on_cpu = str(device) == "cpu" or (str(device) == "auto" and not _may_have_gpu())
+    return "openvino" if installed and on_cpu else "torch"
+
+
+def _may_have_gpu() -> bool:
+    """Return whether PyTorch may find a GPU here, without importing it."""
+    if platform.system() == "Darwin":
+        return True
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):  # no driver: ROCm's devices are found by their file
+        return Path("/dev/kfd").exists()
+
+
+def pick_size(input_size: Size | None, metadata: dict[str, Any]) -> Size:
+    """Return the (height, width) that is given, else the one in a checkpoint's metadata, else 1024 x 1024."""
+    height, width = input_size or metadata.get("input_size") or DEFAULT_SIZE
+    return int(height), int(width)

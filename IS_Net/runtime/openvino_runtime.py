@@ -1,0 +1,220 @@
+"""The network in OpenVINO, on the CPU.
+
+Weights are converted and compiled once for each processor, size and precision, which takes some seconds and PyTorch.
+The compiled network is a file in ``openvino/`` of the cache folder (see :func:`IS_Net.paths.cache`), named by a hash of
+all that it depends on, with a record of its length and checksum beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino
+
+from IS_Net import paths
+from IS_Net.errors import DeviceError
+from IS_Net.files import atomic_file, content_hash, remove_leftovers
+from IS_Net.machine import available_cores, has_amx
+from IS_Net.preprocess import Size
+from IS_Net.runtime.base import pick_size
+
+if TYPE_CHECKING:
+    from IS_Net.models import ISNetDIS
+
+logger = logging.getLogger(__name__)
+
+KEPT = 4
+"""Number of compiled networks that are kept; each takes four bytes per weight, 180 MB for IS-Net. The one that was
+used longest ago is removed when another is added."""
+
+_METHOD = 1
+"""Part of every key. Increase it when the same weights give other networks than before."""
+_TRACED_SIZE = 128
+"""Side of the input that the network is recorded with. The smallest at which each of its poolings halves a side, so
+that no resizing is left out."""
+
+
+def pick_precision(precision: str) -> str:
+    """Return ``float32`` or ``bfloat16``.
+
+    Args:
+        precision: ``full``, ``half``, or ``auto``: bfloat16 on processors with AMX. Without AMX it is not faster.
+
+    Raises:
+        DeviceError: If the precision is unknown, or if ``half`` is requested and the processor has no bfloat16.
+    """
+    if precision not in ("auto", "full", "half"):
+        raise DeviceError(f"precision {precision!r} is unknown; expected one of auto, full, half")
+    if precision == "full" or (precision == "auto" and not has_amx()):
+        return "float32"
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "bfloat16"
+    if precision == "auto":
+        return "float32"
+    raise DeviceError("half precision was requested, but OpenVINO has no 16-bit type on this CPU; use auto")
+
+
+class OpenVINORuntime:
+    """A compiled network.
+
+    Args:
+        compiled: The network; see :func:`compile_network`.
+        precision: Its precision, for the log.
+        content: What the network's weights are read from; it is kept as long as the network.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, compiled: openvino.CompiledModel, precision: str, content: object = None) -> None:
+        self.precision = precision
+        self.in_ch = int(compiled.input(0).shape[1])
+        self.where = f"cpu ({compiled.get_property('INFERENCE_NUM_THREADS')} threads, OpenVINO)"
+        self._compiled, self._content = compiled, content
+        self._local = threading.local()
+
+    def alpha(self, planes: np.ndarray) -> np.ndarray:
+        """See :meth:`IS_Net.runtime.base.Runtime.alpha`."""
+        request = getattr(self._local, "request", None)
+        if request is None:  # a request holds the memory of one run, so each thread has its own
+            request = self._local.request = self._compiled.create_infer_request()
+        return np.array(request.infer({0: planes[None]}, share_inputs=True, share_outputs=True)[0][0, 0])
+
+
+def _config(precision: str) -> dict[str, Any]:
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": int(threads) if threads.isdecimal() and int(threads) else available_cores(),
+    }
+
+
+def convert_network(model: ISNetDIS, size: Size) -> openvino.Model:
+    """Convert a network: (1, in_ch, h, w) uint8 -> (1, 1, h, w) float32 alpha matte, normalization included.
+
+    Args:
+        model: The network; it is not modified.
+        size: (height, width) of the input.
+    """
+    import torch
+
+    from IS_Net.runtime.torch_runtime import fold_batchnorm
+    from IS_Net.tensors import make_alpha, make_input
+
+    network = fold_batchnorm(model).requires_grad_(False)
+
+    def whole(planes: torch.Tensor) -> torch.Tensor:
+        return make_alpha(network.predict_logits(make_input(planes)), planes.shape[-2:])
+
+    example = torch.zeros((1, model.in_ch, _TRACED_SIZE, _TRACED_SIZE), dtype=torch.uint8)
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of its own tracer, and of sizes that are compared
+        # a function and no module, and no second run to compare: this takes a sixth of the time
+        recorded = torch.jit.trace(whole, example, check_trace=False)
+        converted = openvino.convert_model(recorded, example_input=example)
+    converted.reshape([1, model.in_ch, *size])
+    return converted
+
+
+def compile_network(converted: openvino.Model, precision: str) -> openvino.CompiledModel:
+    """Compile a converted network for this processor.
+
+    Args:
+        converted: From :func:`convert_network`.
+        precision: ``float32`` or ``bfloat16``.
+    """
+    return openvino.Core().compile_model(converted, "CPU", _config(precision))
+
+
+def open_weights(
+    path: str | Path, precision: str = "auto", input_size: Size | None = None
+) -> tuple[OpenVINORuntime, dict[str, Any], Size]:
+    """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
+    chosen = pick_precision(precision)
+    path = Path(path)
+    entry = None
+    if path.is_file():
+        entry = _Entry(_key(path, chosen, input_size))
+        found = entry.read(chosen)
+        if found is not None:
+            logger.info("weights: %s", path)
+            logger.info("device: %s", found[0].where)
+            return found
+    from IS_Net.checkpoint import load_isnet
+
+    model, metadata = load_isnet(path)  # names a file that is missing
+    size = pick_size(input_size, metadata)
+    logger.info("converting %s for OpenVINO, once for this machine", path.name)
+    compiled = compile_network(convert_network(model, size), chosen)
+    if entry is not None:
+        entry.write(compiled, metadata, size)
+    runtime = OpenVINORuntime(compiled, chosen)
+    logger.info("device: %s", runtime.where)
+    return runtime, metadata, size
+
+
+def _key(path: Path, precision: str, input_size: Size | None) -> str:
+    processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    parts = [_METHOD, content_hash(path), openvino.get_version(), processor, has_amx(), precision, input_size]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+class _Entry:
+    """A compiled network in the cache folder."""
+
+    def __init__(self, key: str) -> None:
+        self.folder = paths.cache() / "openvino"
+        self.blob, self.record = self.folder / f"{key}.blob", self.folder / f"{key}.json"
+
+    def read(self, precision: str) -> tuple[OpenVINORuntime, dict[str, Any], Size] | None:
+        """Return the network, its metadata and its size; None if it is missing, damaged, or of another machine."""
+        try:
+            record = json.loads(self.record.read_bytes())
+            content = np.memmap(self.blob, dtype=np.uint8, mode="r")
+            if len(content) != record["length"] or zlib.crc32(content) != record["crc32"]:
+                raise ValueError("expected another length or checksum")
+            tensor = openvino.tensor_from_file(str(self.blob))
+            compiled = openvino.Core().import_model(tensor, "CPU", _config(precision))
+            os.utime(self.record)
+            height, width = record["size"]
+            return OpenVINORuntime(compiled, precision, tensor), record["metadata"], (height, width)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+            logger.info("%s is not used, and is made again: %s", self.blob, error)
+            return None
+
+    def write(self, compiled: openvino.CompiledModel, metadata: dict[str, Any], size: Size) -> None:
+        """Store a network; a folder that cannot be written is reported, and nothing else."""
+        content = compiled.export_model().getvalue()
+        record = {"length": len(content), "crc32": zlib.crc32(content), "metadata": metadata, "size": size}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+            self._make_room()
+            with atomic_file(self.blob) as file:
+                file.write(content)
+            with atomic_file(self.record) as file:
+                file.write(json.dumps(record).encode())
+        except (OSError, TypeError, ValueError) as error:
+            logger.warning(
+                "the converted network was not kept, so that the next process converts it again: %s; DIS_SAM_HOME "
+                "names another folder",
+                error,
+            )
+
+    def _make_room(self) -> None:
+        records = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for record in records[: max(0, len(records) - KEPT + 1)]:
+            record.unlink(missing_ok=True)
+            record.with_suffix(".blob").unlink(missing_ok=True)
