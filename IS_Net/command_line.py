@@ -16,7 +16,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 from IS_Net.errors import UserError
 
@@ -38,11 +39,11 @@ def run_command(command: Callable[[], int], interrupted: str = "interrupted") ->
     Returns:
         The exit code: the command's own, that of its error, 130 after Ctrl-C, or 143 after SIGTERM.
     """
-    answer_interrupts()
+    _replace_excepthook()
     escape_unprintable()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        with _sigterm_raises():
+        with _signals_answered(interrupted):
             return command()
     except UserError as error:
         print_error(str(error))
@@ -50,32 +51,91 @@ def run_command(command: Callable[[], int], interrupted: str = "interrupted") ->
     except OSError as error:
         print_error(str(error))
         return NOT_STARTED
-    except Terminated:
-        print_error(interrupted.replace("interrupted", "terminated", 1), prefix="")
-        return TERMINATED
-    except KeyboardInterrupt:
-        print_error(interrupted, prefix="")
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        print_error(_end_of(error, interrupted), prefix="")
+        return _code_of(error)
 
 
 def answer_interrupts() -> None:
-    """Let Ctrl-C end the process with a message and exit code 130 also outside of :func:`run_command`.
+    """Let Ctrl-C and SIGTERM end the process with a message and their exit codes also outside of :func:`run_command`.
 
     Programs call it before their heavy imports, which take seconds.
     """
+    _replace_excepthook()
+    _install(_Answer("interrupted"))
+
+
+def _replace_excepthook() -> None:
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _end_if_interrupted
 
 
 def _end_if_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
+    if not isinstance(error, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
-    print_error("interrupted", prefix="")
+    _end_process(error, "interrupted")
+
+
+def _end_process(error: KeyboardInterrupt, interrupted: str) -> None:
+    print_error(_end_of(error, interrupted), prefix="")
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, or none
             stream.flush()
-    os._exit(INTERRUPTED)  # at a normal exit, Python would end the process by the signal, with another code
+    os._exit(_code_of(error))  # at a normal exit, Python would end the process by the signal, with another code
+
+
+def _end_of(error: KeyboardInterrupt, interrupted: str) -> str:
+    return interrupted.replace("interrupted", "terminated", 1) if isinstance(error, Terminated) else interrupted
+
+
+def _code_of(error: KeyboardInterrupt) -> int:
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+class _Answer:
+    """A signal handler: it raises KeyboardInterrupt or :class:`Terminated`.
+
+    While a module is imported, it ends the process instead. The compiled parts of PyTorch and NumPy run Python code
+    during their import, and an exception there is swallowed, so that the command goes on, or aborts the process.
+    What the command writes is safe: it may be killed at any time.
+
+    Args:
+        interrupted: The message.
+    """
+
+    def __init__(self, interrupted: str) -> None:
+        self.interrupted = interrupted
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                _end_process(error, self.interrupted)
+            frame = frame.f_back
+        raise error
+
+
+def _install(answer: _Answer) -> dict[signal.Signals, Any]:
+    """Install a handler of Ctrl-C and SIGTERM where another program's is not; return the handlers that it replaced."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: old for number, old in found.items() if old in defaults or isinstance(old, _Answer)}
+    for number in before:
+        signal.signal(number, answer)
+    return before
+
+
+@contextmanager
+def _signals_answered(interrupted: str) -> Iterator[None]:
+    before = _install(_Answer(interrupted))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def escape_unprintable() -> None:
@@ -83,24 +143,6 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise :class:`Terminated` at SIGTERM, unless the signal is handled or ignored already."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def terminate(_number: int, _frame: object) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def print_error(message: str, prefix: str = "error: ") -> None:

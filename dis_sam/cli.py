@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dis_sam import __version__
-from IS_Net.command_line import DONE, INTERRUPTED, NOT_STARTED, print_error
+from IS_Net.command_line import DONE, NOT_STARTED, print_error, run_command
 from IS_Net.errors import did_you_mean
 
 
@@ -37,7 +37,7 @@ VERBS = {
     ),
 }
 
-_EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted"
+_EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted; 143 terminated"
 
 
 def usage() -> str:
@@ -59,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None takes the process's own.
 
     Returns:
-        The exit code: 0 done, 1 some items failed, 2 could not start, 130 interrupted.
+        The exit code: 0 done, 1 some items failed, 2 could not start, 130 interrupted, 143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _run(arguments))  # the verb answers interruptions itself, once it is imported
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return DONE if arguments else NOT_STARTED
@@ -78,9 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(importlib.import_module(module), function)([*verb.before, *rest])
     except SystemExit as end:  # argparse ends the process after --help and after a wrong argument
         return end.code if isinstance(end.code, int) else DONE if end.code is None else NOT_STARTED
-    except KeyboardInterrupt:  # while a verb is imported; from then on, run_command answers it
-        print_error("interrupted", prefix="")
-        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,92 @@ def test_an_interruption_while_a_command_imports(arguments: list[str]):
     run = subprocess.run(code, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 130, run.stderr
     assert run.stderr.startswith("interrupted") and "Traceback" not in run.stderr
+
+
+SLOW_IMPORT = """
+import time
+try:
+    print("importing", flush=True)
+    time.sleep(600)
+except BaseException:  # the import of PyTorch swallows what its compiled part is interrupted by
+    pass
+"""
+COMMANDS = {
+    "cut": ["-m", "dis_sam.cli", "cut", "pic/dis_sam.jpg", "--out", "none"],
+    "masks": ["-m", "dis_sam.cli", "masks", "--images", "pic", "--prompts", "none.json", "--out", "none"],
+    "valid": ["-m", "dis_sam.cli", "valid", "restore_model=pyproject.toml"],
+    "evaluate": ["-m", "dis_sam.cli", "evaluate", "--gt", "pic", "--pred", "pic"],
+    "check": ["-m", "dis_sam.cli", "check", "--no-self-test"],
+    "serve": ["-m", "dis_sam.cli", "serve"],
+    "import-weights": ["-m", "dis_sam.cli", "import-weights", "pyproject.toml", "none.safetensors"],
+    "script": ["IS_Net/train_valid_inference_main.py", "mode=valid", "restore_model=pyproject.toml"],
+    "sam.generate_masks": ["-m", "sam.generate_masks", "--images", "pic", "--prompts", "none.json", "--out", "none"],
+    "IS_Net.evaluate": ["-m", "IS_Net.evaluate", "--gt", "pic", "--pred", "pic"],
+    "recipe": ["-m", "recipes.starter.average_weights", "x", "y.safetensors"],
+}
+
+
+def signal_while_importing(arguments: list[str], folder: Path, module: str, number: signal.Signals) -> tuple[int, str]:
+    """Run a command, send a signal while it imports a module, and return its exit code and messages."""
+    (folder / f"{module}.py").write_text(SLOW_IMPORT)
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(folder), str(root)])
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "DIS_SAM_HOME": str(folder)},
+    )
+    try:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        return process.wait(timeout=120), process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_sigterm_while_a_command_imports(command: str, tmp_path: Path):
+    """What was seen: no message, an aborted process, or a training that went on."""
+    code, printed = signal_while_importing(COMMANDS[command], tmp_path, "torch", signal.SIGTERM)
+    assert code == 143, printed
+    assert printed.startswith(("terminated", "stopped")) and len(printed.splitlines()) == 1, printed
+
+
+def test_ctrl_c_that_an_import_would_swallow(tmp_path: Path):
+    code, printed = signal_while_importing(COMMANDS["sam.generate_masks"], tmp_path, "torch", signal.SIGINT)
+    assert (code, printed.splitlines()) == (130, [printed.strip()]) and printed.startswith("interrupted")
+
+
+def test_sigterm_while_dis_sam_imports_a_verb(tmp_path: Path):
+    """Before the verb's own code runs."""
+    code, printed = signal_while_importing(COMMANDS["check"], tmp_path, "platformdirs", signal.SIGTERM)
+    assert (code, printed) == (143, "terminated\n")
+
+
+def test_signals_are_answered_as_before_after_a_command():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def command() -> int:
+        assert not set(before) & {signal.getsignal(number) for number in numbers}
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    assert run_command(command) == 143
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_handlers_of_other_programs_are_kept():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run_command(lambda: signal.raise_signal(signal.SIGTERM) or 0) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_errors_keep_their_traceback():
