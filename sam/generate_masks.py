@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also replace masks that no run wrote, or that were changed by hand; by default, they are kept and named",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read all files first, as dis-sam check does, and do not start if some cannot be used; by default, the "
+        "masks of the other images are made",
+    )
     parser.add_argument("--workers", type=positive_int, metavar="N", help="number of reader and of writer threads")
     return parser
 
@@ -89,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
     from IS_Net.images import list_images
     from IS_Net.lock import lock_folder
     from sam.backends import load_predictor
-    from sam.mask_run import check_folders, enrich_split, generate_masks, pair_with_gt
+    from sam.mask_run import check_files, check_folders, enrich_split, generate_masks, pair_with_gt
     from sam.prompts import check_prompts, read_prompts
 
     if options.data:
@@ -113,6 +119,8 @@ def _run(options: argparse.Namespace) -> int:
     for _, _, out in jobs:
         with lock_folder(out / "mask" if options.enrich else out, "a mask run"):
             pass
+    if options.check:
+        check_files(job[:2] for job in jobs)
 
     settings = {
         "predictor": load_predictor(options.model, options.checkpoint, options.device),

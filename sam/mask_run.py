@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.decoding import tell_once
+from IS_Net.doctor import require_usable
 from IS_Net.errors import DatasetError, ImageError, PromptError
 from IS_Net.files import atomic_file, refuse_to_replace, remove_leftovers
 from IS_Net.images import (
@@ -104,6 +105,7 @@ def generate_masks(
     select: Select = "score",
     workers: int | None = None,
     overwrite: bool = False,
+    check: bool = False,
 ) -> Summary:
     """Write the coarse masks of a folder of images: 8-bit PNG, 0 or 255, of the size of the image.
 
@@ -121,14 +123,15 @@ def generate_masks(
         select: Which of SAM's three masks: ``score`` takes the one with the highest predicted IoU, ``first`` the first.
         workers: Number of reader threads, and of writer threads; None means one per core, at most 4.
         overwrite: Whether to replace also the masks that no run wrote, or that were changed afterwards.
+        check: Whether to call :func:`check_files` first.
 
     Returns:
         What was done. An image that cannot be read is listed there and does not stop the others.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
-        DatasetError: If ground truths are missing (the message names all of them), or ``out`` is a folder of inputs;
-            nothing is written.
+        DatasetError: If ground truths are missing (the message names all of them), ``out`` is a folder of inputs, or
+            ``check`` finds files that cannot be used; nothing is written.
         FolderInUseError: If another process writes to ``out``.
         PromptError: If prompts are faulty, or have no box and the model takes boxes only; the message names all of
             them, and nothing is written.
@@ -153,6 +156,8 @@ def generate_masks(
         items = [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
         if len(items) < len(paths):
             logger.info("%d of %d images have no prompt and are skipped", len(paths) - len(items), len(paths))
+    if check:
+        check_files([(images, gt)])
     return _Run(Path(out), predictor, select, overwrite).make(items, workers)
 
 
@@ -165,6 +170,7 @@ def enrich_split(
     select: Select = "score",
     workers: int | None = None,
     overwrite: bool = False,
+    check: bool = False,
 ) -> Summary:
     """Write an enriched split: each connected component of a ground truth becomes a sample, next to the whole.
 
@@ -180,14 +186,15 @@ def enrich_split(
         select: See :func:`generate_masks`.
         workers: See :func:`generate_masks`.
         overwrite: Whether to replace also masks and ground truths of samples that were changed after they were written.
+        check: See :func:`generate_masks`.
 
     Returns:
         What was done.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
-        DatasetError: If ground truths are missing, or ``out`` contains the images or ground truths themselves, the
-            enriched split of other images, or files that no run wrote.
+        DatasetError: If ground truths are missing, ``out`` contains the images or ground truths themselves, the
+            enriched split of other images, or files that no run wrote, or ``check`` finds files that cannot be used.
         FolderInUseError: If another process writes to ``out``.
         ImageError: If the folder of images is empty, or two images would have masks of the same name.
         ValueError: If ``select`` is unknown.
@@ -197,6 +204,8 @@ def enrich_split(
     items = pair_with_gt(paths, gt)
     _warn_of_unused(paths, gt)
     check_folders(images, gt, out, enriched=True)
+    if check:
+        check_files([(images, gt)])
     return _Run(out / "mask", predictor, select, overwrite, enriched=out, source=(Path(images), Path(gt))).make(
         items, workers
     )
@@ -220,6 +229,19 @@ def check_folders(images: str | Path, gt: str | Path | None, out: str | Path, en
         if enriched:
             raise DatasetError(f"{error}: write the enriched split to another folder") from error
         raise
+
+
+def check_files(sources: Iterable[tuple[str | Path, str | Path | None]]) -> None:
+    """Read all files that masks are to be made from, as ``dis-sam check`` does; log what is doubtful.
+
+    Args:
+        sources: Folders of images, each with its folder of ground truths or None.
+
+    Raises:
+        DatasetError: If files cannot be used; the message names them.
+    """
+    folders = [(Path(images).absolute(), Path(gt).absolute() if gt else "") for images, gt in sources]
+    require_usable([], [{"name": str(im), "im_dir": str(im), "gt_dir": str(gt)} for im, gt in folders])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mask_splits import BOXES, FilledBox, files, filled, make_split, samples
+from PIL import Image
 from tiny_sam import reference_predictor, save_sam, tiny_sam
 
 from IS_Net.errors import ImageError
@@ -122,6 +124,22 @@ def test_command_line_enriches_several_splits(split: Path, tmp_path: Path) -> No
     assert main(["--data", str(other), str(split), "--enrich", "--model", "box"]) == 0
     assert files(tmp_path / "DIS-TR-enriched") == samples("d_comp_0")
     assert files(tmp_path / "DIS-VD-enriched") == samples("a_comp_0", "b_comp_0", "c_comp_0")
+
+
+def test_a_damaged_avif_does_not_stop_the_others(split: Path, capsys: pytest.CaptureFixture) -> None:
+    """Row 50: its decoder's RuntimeError ended the run."""
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(read_image(split / "im" / "a.png")).save(buffer, "AVIF")
+    except (KeyError, OSError):
+        pytest.skip("this build of Pillow does not write AVIF")
+    head, name, pixels = buffer.getvalue().partition(b"mdat")
+    photo = split / "im" / "a.avif"
+    photo.write_bytes(head + name + b"\xff" * len(pixels))
+    (split / "im" / "a.png").unlink()
+    assert main(["--data", str(split), "--model", "box"]) == 1
+    assert f"failed: {photo}: cannot be read as an image" in capsys.readouterr().out
+    assert files(split / "mask") == {"b.png", "c.png"}
 
 
 def test_one_failed_split_does_not_hide_the_other(split: Path, tmp_path: Path) -> None:
@@ -249,6 +267,53 @@ def test_masks_drawn_by_hand_are_replaced_only_on_request(split: Path, capsys: p
     assert (split / "mask" / "a.png").read_bytes() == before
     assert main(["--data", str(split), "--model", "box", "--overwrite"]) == 0
     np.testing.assert_array_equal(read_mask(split / "mask" / "a.png"), filled(BOXES["a"]))
+
+
+@pytest.mark.parametrize("kind", ["im", "gt"])
+@pytest.mark.parametrize("enrich", [False, True])
+def test_a_truncated_file(
+    split: Path, kind: str, enrich: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With --check, no model is loaded and nothing is written; without it, the rest is done."""
+    other = make_split(split.with_name("DIS-TR"), {"d": (3, 3, 30, 20)})
+    damaged = split / kind / "b.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    before = {path: path.read_bytes() for path in split.parent.rglob("*.*")}
+    command = ["--data", str(other), str(split), "--model", "box", *["--enrich"] * enrich]
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "load_predictor", None)
+        assert main([*command, "--check"]) == 2
+    message = capsys.readouterr().err
+    assert f"error: 1 files of the data sets cannot be used:\n  truncated: {damaged}: " in message
+    assert {path: path.read_bytes() for path in split.parent.rglob("*.*")} == before
+    assert main(command) == 1
+    assert f"failed: {damaged}" in capsys.readouterr().out
+    if enrich:
+        assert files(split.with_name("DIS-VD-enriched")) == samples("a_comp_0", "c_comp_0")
+    else:
+        assert files(split / "mask") == {"a.png", "c.png"} and files(other / "mask") == {"d.png"}
+
+
+def test_what_is_only_doubtful_does_not_stop_a_checked_run(split: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (split / "im" / "d.png").write_bytes((split / "im" / "a.png").read_bytes())
+    write_mask(split / "gt" / "d.png", filled(None))
+    assert main(["--data", str(split), "--model", "box", "--check"]) == 0
+    assert files(split / "mask") == {"a.png", "b.png", "c.png", "d.png"}
+    assert f"duplicate: {split / 'im' / 'd.png'} has the same pixels as {split / 'im' / 'a.png'}" in caplog.text
+    assert f"empty: {split / 'gt' / 'd.png'}: " in caplog.text
+
+
+def test_a_checked_run_with_prompts_and_relative_paths(
+    split: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(split)
+    Path("p.csv").write_text("name,object,x0,y0,x1,y1\na.png,,3,3,40,30\n")
+    command = ["--images", "im", "--prompts", "p.csv", "--out", "out", "--model", "box", "--check"]
+    assert main(command) == 0
+    assert files(split / "out") == {"a.png"}
+    Path("im/a.png").write_bytes(b"broken")
+    assert main(command) == 2
+    assert f"unreadable: {split / 'im' / 'a.png'}: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["file/masks", "file"])

@@ -556,6 +556,22 @@ def test_unreadable_image_does_not_stop_the_others(split: Path) -> None:
     assert run(split)[0].written == 1
 
 
+@pytest.mark.parametrize("kind", ["im", "gt"])
+def test_a_checked_run_starts_only_if_all_files_can_be_used(split: Path, kind: str) -> None:
+    damaged = split / kind / "b.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-30])
+    predictor, enriched = FilledBox(), split.with_name("DIS-VD-enriched")
+    with pytest.raises(DatasetError, match=f"truncated: {damaged}: "):
+        run(split, predictor, check=True)
+    with pytest.raises(DatasetError, match=f"truncated: {damaged}: "):
+        enrich_split(split / "im", split / "gt", enriched, predictor, check=True)
+    assert not predictor.images and not (split / "mask").exists() and not enriched.exists()
+    damaged.write_bytes(whole)
+    assert run(split, predictor, check=True)[0].written == 3
+    assert enrich_split(split / "im", split / "gt", enriched, predictor, check=True).written == 3
+
+
 def test_image_that_the_model_cannot_process(tmp_path: Path) -> None:
     """It is so long and thin that no row is left after SAM's resizing."""
     split = make_split(tmp_path / "DIS-VD", {"long": (1, 0, 900, 1)}, (2, 3000))
