@@ -160,12 +160,12 @@ def test_weights_that_fail(home: Path, weights: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_error_of_the_device(no_weights: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def fail(device: str, precision: str) -> None:
-        assert (device, precision) == ("cpu", "half")
+    def fail(device: str, precision: str, runtime: str) -> None:
+        assert (device, precision, runtime) == ("cpu", "half", "torch")
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(check, "run_self_test", fail)
-    assert main(["check", "--device", "cpu", "--precision", "half"]) == 1
+    assert main(["check", "--device", "cpu", "--precision", "half", "--runtime", "torch"]) == 1
     printed = capsys.readouterr()
     assert "problem: self test: CUDA out of memory" in printed.err
     assert "free disk space" in printed.out  # the rest of the report is printed

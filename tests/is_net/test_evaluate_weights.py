@@ -81,7 +81,7 @@ class Lost:
 def lost(monkeypatch: pytest.MonkeyPatch) -> Lost:
     """Replace all networks by :class:`Lost`."""
     predictor = Lost()
-    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda *_: predictor)
+    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda *_, **__: predictor)
     return predictor
 
 
@@ -92,7 +92,7 @@ def test_scores_every_pair_kind_and_weights(
     photos: Path, weights: Path, plain_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
 ):
     predictors = {path.stem: DISPredictor.from_checkpoint(path) for path in (weights, plain_weights)}
-    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda path, *_: predictors[path.stem])
+    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda path, *_, **__: predictors[path.stem])
     out = tmp_path / "out"
     outputs = ["--csv", out / "r.csv", "--json", out / "r.json", "--html", out / "r.html", "--sheet", out / "r.jpg"]
     assert run("--gt", photos, "--weights", weights, plain_weights, "--coarse", *outputs, workers=1) == 0
@@ -191,7 +191,7 @@ def test_a_network_without_a_mask_channel_needs_no_coarse_mask(photos: Path, pla
 
 def test_weights_without_a_file_are_the_starter_weights(photos: Path, monkeypatch: pytest.MonkeyPatch):
     loaded = []
-    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda *given: loaded.append(given) or Lost())
+    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda *given, **_: loaded.append(given) or Lost())
     options = ["--device", "cpu", "--precision", "full"]
     assert run("--gt", photos, "--coarse", "disc", *options, "--weights") == 0
     assert loaded == [(evaluation.starter_weights(), "cpu", "full")]
