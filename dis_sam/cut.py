@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Plan = Callable[[argparse.Namespace], tuple[list[batch.Task], list[str]]]
 
 _STANDARD = "-"
-_EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted"
+_EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted; 143 terminated"
 _INTERRUPTED = "interrupted; all files written so far are complete, and the same command resumes"
 
 
