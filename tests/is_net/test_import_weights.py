@@ -18,27 +18,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from IS_Net import checkpoint, import_weights, onnx_weights  # noqa: E402
 from IS_Net.checkpoint import load_isnet, read_weights, save_weights  # noqa: E402
 from IS_Net.errors import CheckpointError, MissingExtraError  # noqa: E402
-from IS_Net.models import RSU, ISNetDIS  # noqa: E402
+from IS_Net.models import ISNetDIS  # noqa: E402
 from IS_Net.runtime.torch_runtime import fold_batchnorm  # noqa: E402
-
-
-class Thin(ISNetDIS):
-    """IS-Net with few channels per stage: the same order and names, a thousandth of the weights."""
-
-    def __init__(self, in_ch: int = 4, out_ch: int = 1) -> None:
-        nn.Module.__init__(self)
-        self.conv_in = nn.Conv2d(in_ch, 5, 3, stride=2, padding=1)
-        channels = (5, 6, 7, 8, 9, 9)
-        for level, (depth, out) in enumerate(zip((7, 6, 5, 4, 4, 4), channels, strict=True), start=1):
-            self.add_module(f"stage{level}", RSU(depth, 5 if level == 1 else channels[level - 2], 2, out, level < 5))
-        decoded = channels[5]
-        for level, depth in zip((5, 4, 3, 2, 1), (4, 4, 5, 6, 7), strict=True):
-            out = (6, 6, 7, 8, 9)[level - 1]
-            self.add_module(f"stage{level}d", RSU(depth, decoded + channels[level - 1], 3, out, level < 5))
-            decoded = out
-        self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
-        self.side_channels = (6, 6, 7, 8, 9, 9)
-        self._add_sides(out_ch)
+from tests.thin_networks import Thin  # noqa: E402
 
 
 @pytest.fixture
@@ -265,6 +247,61 @@ def test_other_networks(tmp_path: Path, thin: Thin, change: Callable, message: s
     path = write_onnx(tmp_path / "odd.onnx", thin, change=change)
     with pytest.raises(CheckpointError, match=rf"odd\.onnx: .*{message}"):
         read_weights(path)
+
+
+def drop_the_inputs_of_one(nodes: list) -> None:
+    del next(node for node in nodes if node.op_type == "Conv" and node.output[0] == "side2").input[1:]
+
+
+def add_a_convolution(nodes: list) -> None:
+    nodes.append(helper.make_node("Conv", ["side6", nodes[-1].input[1]], ["more"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_the_inputs_of_one, r"cannot be read as IS-Net; copy it again \(IndexError: "),
+        (add_a_convolution, r"another network: it has 120 convolutions, IS-Net 119 \(114 with"),
+    ],
+)
+def test_nodes_that_do_not_fit(tmp_path: Path, thin: Thin, change: Callable, message: str):
+    path = write_onnx(tmp_path / "odd.onnx", thin, change=change)
+    with pytest.raises(CheckpointError, match=rf"odd\.onnx: .*{message}"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((8, 3, 5), r"is another network: it has 1 convolutions, the first \(8, 3, 5\)"),
+        ((8, 1, 3, 3), "is another network: expected 3, 4 or 5 input channels, found 1"),
+        ((8, 3, 3, 3), r"is another network: it has 1 convolutions, IS-Net 119 \(114 with"),
+    ],
+)
+def test_a_network_of_one_convolution(tmp_path: Path, thin: Thin, shape: tuple[int, ...], message: str):
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, None)] for name in "xy")
+    graph = helper.make_graph([node], "g", inputs, outputs, [numpy_helper.from_array(np.ones(shape, np.float32), "w")])
+    onnx.save(helper.make_model(graph), tmp_path / "odd.onnx")
+    with pytest.raises(CheckpointError, match=rf"odd\.onnx: {message}"):
+        read_weights(tmp_path / "odd.onnx")
+
+
+def test_weights_of_text(tmp_path: Path, thin: Thin):
+    def name_the_first(nodes: list) -> None:
+        text = helper.make_tensor("text", TensorProto.STRING, [1], [b"x"])
+        nodes.insert(0, helper.make_node("Constant", [], ["text"], value=text))
+        next(node for node in nodes if node.op_type == "Conv").input[1] = "text"
+
+    path = write_onnx(tmp_path / "odd.onnx", thin, change=name_the_first)
+    with pytest.raises(CheckpointError, match=r"odd\.onnx: cannot be read as IS-Net; copy it again \(\w+: "):
+        read_weights(path)
+
+
+def test_a_file_that_is_no_onnx(tmp_path: Path, thin: Thin):
+    (tmp_path / "page.onnx").write_text("<html>404: Not Found</html>")
+    with pytest.raises(CheckpointError, match=r"page\.onnx: cannot be read as ONNX; copy it again \(.+\)"):
+        read_weights(tmp_path / "page.onnx")
 
 
 def test_too_few_convolutions(tmp_path: Path, thin: Thin):
