@@ -93,6 +93,28 @@ def test_a_folder_without_ground_truth_needs_a_folder_for_its_maps(folder, weigh
     assert "no ground truth to score against" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["train", "valid"])
+@pytest.mark.parametrize("kind", ["im", "gt", "mask"])
+def test_a_checked_run_names_a_bad_file_before_it_starts(
+    mode, kind, make_dataset, weights, tmp_path, monkeypatch, capsys
+):
+    for name in ("fit", "load_weights"):
+        monkeypatch.setattr(phases, name, None)
+    folders = {name: Path(make_dataset(name)["im_dir"]).parent for name in ("train", "valid")}
+    damaged = folders[mode] / kind / "ring_1.png"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1  # its end is whole: only decoding finds it
+    damaged.write_bytes(content)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    sets = [f"{name}_datasets={folder}" for name, folder in folders.items()]
+    arguments = [f"mode={mode}", f"restore_model={weights}" if mode == "valid" else "interm_sup=False", *SHORT, *sets]
+    assert command_line([*arguments, "check=True", f"model_path={tmp_path / 'run'}"]) == 2
+    printed = capsys.readouterr().err
+    assert f"error: 1 files of the data sets cannot be used:\n  unreadable: {damaged}: " in printed
+    assert "Traceback" not in printed
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 def test_help_lists_the_settings(capsys):
     assert command_line(["mode=train", "--help"]) == 0
     printed = capsys.readouterr().out

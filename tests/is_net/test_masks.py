@@ -320,3 +320,19 @@ def test_content_is_read_as_its_file_is(tmp_path: Path):
     first = Image.fromarray(OBJECT * np.uint8(255))
     first.save(frames, "GIF", save_all=True, append_images=[Image.new("L", first.size, 255)])
     assert_object(decode_mask(frames.getvalue()))
+
+
+@pytest.mark.parametrize("form", ["gray", "colors", "palette"])
+def test_a_flipped_bit_never_changes_a_mask_in_silence(tmp_path: Path, form: str):
+    """Pillow reads a third of such files without an error."""
+    y, x = np.mgrid[:90, :120]
+    disc = Image.fromarray((np.hypot(y - 40, x - 60) < 30).astype(np.uint8) * 255)
+    {"gray": disc, "colors": disc.convert("RGB"), "palette": disc.convert("P")}[form].save(tmp_path / "a.png")
+    content, path = (tmp_path / "a.png").read_bytes(), tmp_path / "b.png"
+    start, end = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
+    for place in range(start, end):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(ImageError, match=r"b\.png: cannot be read as an image"):
+            read_mask(path)
+    with pytest.raises(ImageError, match="cannot be read as an image"):
+        decode_mask(path.read_bytes())
