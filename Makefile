@@ -1,5 +1,5 @@
 # make demo: both stages on the sample data. make test: ruff and all tests. Both install what they need into .venv.
-# make bench: what the speed figures come from. make demo-train: both phases of the training, briefly.
+# make bench: the table of speed (benchmarks/README.md). make demo-train: both phases of the training, briefly.
 # make fuzz: damaged files, 50,000 cases. make chaos: trainings that are killed 200 times.
 
 PYTHON ?= python3
@@ -43,10 +43,9 @@ demo-train: $(INSTALLED)
 	$(BIN)/dis-sam valid restore_model=saved_models/demo/best.safetensors \
 	  valid_datasets=sample_vd,sample_te1 valid_out_dir=saved_models/demo/maps_of_training cache_size=256 workers=2
 
-BENCHMARKS := predict cut train_step data_loading composing metrics scoring
-
+# DEVICE=cuda runs the GPU's side; BENCHMARKS="predict cut" runs some of them.
 bench: $(INSTALLED)
-	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python -m benchmarks $(BENCHMARKS) --device $(or $(DEVICE),auto)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz.fuzz_files --cases 50000

@@ -6,7 +6,7 @@
 pysodmetrics needs older versions than the project and thus its own environment. Without it, only ours is timed.
 
 python -m venv /tmp/sod && /tmp/sod/bin/pip install pysodmetrics==1.6.2
-python benchmarks/metrics.py [--reference-python /tmp/sod/bin/python] [--runs 5]
+python -m benchmarks.metrics --reference-python /tmp/sod/bin/python
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from benchmarks.timing import Benchmark, Row, Times, row, spread
 from IS_Net.metrics import (
     HCE,
     MAE,
@@ -54,7 +55,6 @@ METRICS = {
 }
 REFERENCE = ("MAE", "F", "weighted F", "S", "E", "HCE")  # those of pysodmetrics
 NEEDS = {"weighted F": "distance", "HCE": "skeleton"}  # the parts that the cache holds for them
-SIZES = ((1024, 1024), (2000, 3000))
 
 
 def draw(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,26 +118,22 @@ def measure(names: list[str], pred: np.ndarray, gt: np.ndarray | GroundTruth) ->
         METRICS[name].measure(pair)
 
 
-def main() -> None:
-    """Print a table for each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-python", metavar="PATH", help="Python with pysodmetrics 1.6.2")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each side, in turn")
-    options = parser.parse_args()
-
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Print a table for each size, and yield a row for all metrics of each."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     reference = Reference(options.reference_python) if options.reference_python else None
-    rows = [(name, [name]) for name in METRICS] + [("these six", list(REFERENCE)), ("all", list(METRICS))]
+    groups = [(name, [name]) for name in METRICS] + [("these six", list(REFERENCE)), ("all", list(METRICS))]
     with tempfile.TemporaryDirectory() as folder:
-        for height, width in SIZES:
+        for text in options.sizes:
+            width, height = map(int, text.split("x"))
             pred, gt = draw(height, width)
             images = Path(folder) / f"{width}.npz"
             np.savez(images, pred=pred, gt=gt)
             GTCache(folder).ground_truth(gt > 128)
             print(f"{width} x {height}, median of {options.runs} in ms; in brackets: times as fast as pysodmetrics")
             print(f"  {'':12}{'pysodmetrics':>14}{'ours':>18}{'ours, cached':>18}")
-            for row, names in rows:
+            for group, names in groups:
                 cache = GTCache(folder, [NEEDS[name] for name in names if name in NEEDS])
                 sides: list[Callable[[], float]] = [
                     lambda names=names, pred=pred, gt=gt: seconds(lambda: measure(names, pred, gt)),
@@ -151,14 +147,33 @@ def main() -> None:
                         lambda names=names, images=images: sum(reference.seconds(images, name) for name in names)
                     )
                 times = [[side() for side in sides] for _ in range(options.runs + 1)][1:]
-                ours, cached, *theirs = (1000 * statistics.median(side) for side in zip(*times, strict=True))
+                by_side = list(zip(*times, strict=True))
+                ours, cached, *theirs = (1000 * statistics.median(side) for side in by_side)
                 cells = [
                     f"{value:.1f}" + (f" ({theirs[0] / value:.1f}x)" if theirs else "") for value in (ours, cached)
                 ]
-                print(f"  {row:12}{f'{theirs[0]:.1f}' if theirs else '-':>14}{cells[0]:>18}{cells[1]:>18}")
+                print(f"  {group:12}{f'{theirs[0]:.1f}' if theirs else '-':>14}{cells[0]:>18}{cells[1]:>18}")
+                what = f"metrics of one {width} x {height} map, one thread"
+                if group == "these six" and compared:
+                    sides_of_row = "pysodmetrics, six metrics", "ours, ground truth cached"
+                    yield row(what, sides_of_row, Times(by_side[2], by_side[1]), note=", ".join(REFERENCE))
+                elif group == "all":
+                    note = f"ground truth not cached: {spread(by_side[0])}"
+                    yield Row(what, ours=f"all, ground truth cached: {spread(by_side[1])}", note=note)
     if reference:
         reference.close()
 
 
+BENCHMARK = Benchmark(
+    __doc__,
+    rows,
+    options={
+        "reference_python": ("", "Python with pysodmetrics 1.6.2"),
+        "sizes": (("1024x1024", "3000x2000"), "widths and heights of the maps"),
+        "runs": (5, "runs of each side, in turn"),
+    },
+    quick={"sizes": ("128x96",), "runs": 1},
+)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

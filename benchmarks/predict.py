@@ -1,52 +1,86 @@
-"""Time a prediction, from image and mask to alpha, against a float32 forward pass with all side outputs.
+"""Time a prediction, from image, mask and box to the alpha matte: DISPredictor against the published procedure.
 
-python benchmarks/predict.py [--device auto] [--size 1024] [--runs 5]
+Each runtime that is installed and each precision is compared with the published procedure in float32, whose bits it
+shares at ``full``; a precision of 16 bits is also compared with the published procedure in that type.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
-from timing import compare, peak_memory
 
-from IS_Net.device import describe
-from IS_Net.models import ISNetDIS
+from benchmarks import published
+from benchmarks.samples import draw
+from benchmarks.timing import Benchmark, Row, compare, describe_maps, row
+from IS_Net.checkpoint import load_isnet
+from IS_Net.device import fast_dtype, half_dtype
+from IS_Net.paths import starter_weights
 from IS_Net.predictor import DISPredictor
 
+STRETCH = "the published map is also stretched to 0..1, ours is not by design"
 
-def main() -> None:
-    """Print both sides and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
 
-    torch.manual_seed(0)
-    size = options.size
-    model = ISNetDIS(4).eval()
-    predictor = DISPredictor(model, options.device, input_size=(size, size))
-    full = DISPredictor(model, options.device, "full", input_size=(size, size))
-    network = model.to(predictor.device)
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-    mask = np.zeros((size, size), np.uint8)
-    mask[size // 4 : -size // 4, size // 4 : -size // 4] = 255
-    x = torch.randn(1, 4, size, size, device=predictor.device)
+def choose_precisions(device: torch.device) -> list[str]:
+    """Return the precisions worth timing: ``half`` only where it is fast."""
+    return ["full", "half"] if fast_dtype(device) else ["full"]
 
-    @torch.inference_mode()
-    def forward() -> None:
-        torch.sigmoid(network(x)[0][0]).cpu()
 
-    print(f"{describe(predictor.device)}, {size} x {size}, precision auto is {predictor.dtype or torch.float32}")
-    baseline = ("forward pass, float32, six side outputs", forward)
-    for name, own in (("auto", predictor), ("full", full)):
-        ours = (f"DISPredictor.predict, precision {name}", lambda own=own: own.predict(image, mask))
-        compare(baseline, ours, predictor.device, options.runs)
-    print(f"  peak memory: {peak_memory(predictor.device)}")
+def choose_runtimes(device: torch.device) -> list[str]:
+    """Return the runtimes that can be used."""
+    openvino = device.type == "cpu" and importlib.util.find_spec("openvino") is not None
+    return ["torch", "openvino"] if openvino else ["torch"]
 
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each runtime and precision, and for each precision on both sides."""
+    device, size = options.device, (options.size, options.size)
+    model = load_isnet(starter_weights())[0].to(device).eval()
+    image, mask, _, box = draw(*size)
+    baseline = published.predict_alpha(model, image, mask, box, size)
+
+    def predict_published(dtype: torch.dtype | None) -> np.ndarray:
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+            return published.predict(model, image, mask, box, size)
+
+    for runtime in choose_runtimes(device):
+        for precision in options.precisions if options.precisions != ("auto",) else choose_precisions(device):
+            predictor = DISPredictor.from_checkpoint(starter_weights(), device, precision, size, runtime=runtime)
+            name = f"{predictor.runtime.name}, {predictor.runtime.precision}"
+            difference = describe_maps(baseline, predictor.predict(image, mask, box))
+            print(f"  {name}: {difference}; {STRETCH}")
+            equal = half_dtype(device) if precision == "half" else None
+            for dtype in {None: "float32", equal: str(equal).removeprefix("torch.")} if equal else {None: "float32"}:
+                times = compare(
+                    lambda dtype=dtype: predict_published(dtype),
+                    lambda predictor=predictor: predictor.predict(image, mask, box),
+                    device,
+                    options.runs,
+                )
+                yield row(
+                    f"prediction, {size[1]} x {size[0]}, {name}",
+                    (f"published, {'float32' if dtype is None else str(dtype).removeprefix('torch.')}", "DISPredictor"),
+                    times,
+                    difference,
+                    STRETCH,
+                )
+
+
+BENCHMARK = Benchmark(
+    __doc__,
+    rows,
+    options={
+        "size": (1024, "side of the photograph and of the network's input"),
+        "runs": (5, "timed runs of each side"),
+        "precisions": (("auto",), "precisions of ours; auto: full, and half where the device is faster with it"),
+    },
+    quick={"size": 128, "runs": 1},
+    cuda={"runs": 20},
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

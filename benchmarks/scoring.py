@@ -1,7 +1,4 @@
-"""Time ``dis-sam evaluate`` on drawn maps, and measure the peak memory of all its processes. Linux only.
-
-python benchmarks/scoring.py [--images 200] [--size 1024] [--workers 2]
-"""
+"""Time ``dis-sam evaluate`` on drawn maps, and measure the peak memory of all its processes. Linux only."""
 
 from __future__ import annotations
 
@@ -11,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from metrics import draw
 
+from benchmarks.metrics import draw
+from benchmarks.timing import Benchmark, Row
 from IS_Net.images import write_mask
 
 
@@ -60,25 +59,35 @@ def run(home: Path, arguments: list[str]) -> tuple[float, int]:
     return time.perf_counter() - started, peak
 
 
-def main() -> None:
-    """Score the same maps twice: first with an empty cache of the ground truths, then with a filled one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Score the same maps twice, first with an empty cache of the ground truths, then with a filled one: one row."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw_data_set(folder, options.images, options.size)
         arguments = ["--gt", str(folder / "gt"), "--pred", str(folder / "maps"), "--workers", str(options.workers)]
-        for state in ("empty cache", "filled cache"):
-            seconds, peak = run(folder / "home", arguments)
-            print(
-                f"{state}: {options.images} images of {options.size} x {options.size}, {options.workers} workers: "
-                f"{seconds:.1f} s, at most {peak / 2**20:.0f} MiB"
-            )
+        (empty, _), (filled, peak) = (run(folder / "home", arguments) for _ in range(2))
+        found = Row(
+            f"dis-sam evaluate, {options.images} maps of {options.size} x {options.size}, {options.workers} workers",
+            f"empty cache of ground truths: {empty:.1f} s",
+            f"filled cache: {filled:.1f} s",
+            f"{empty / filled:.2f} x as fast",
+            note=f"at most {peak / 2**20:.0f} MiB in all processes",
+            figures={"empty": empty, "filled": filled, "memory": peak},
+        )
+        print(f"  {found.baseline}\n  {found.ours}\n  {found.note}")
+        yield found
 
+
+BENCHMARK = Benchmark(
+    __doc__,
+    rows,
+    options={
+        "images": (100, "number of maps"),
+        "size": (1024, "side of the maps"),
+        "workers": (2, "worker processes"),
+    },
+    quick={"images": 2, "size": 128, "workers": 0},
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,96 +1,156 @@
-"""Time a training step of phase 2 with all loss terms against a straightforward float32 step of the same network.
+"""Time a training step of phase 2 with all loss terms, and measure its memory: Training.step against the published one.
 
-The baseline: float32, NCHW, side-output loss, features from a full forward pass of the GT encoder, the orthogonal loss
-by autograd, AdamW without fusion.
-
-python benchmarks/train_step.py [--device auto] [--size 1024] [--batch 1] [--runs 3] [--precision auto]
-    [--only baseline|ours]
+The published step takes float32 tensors as its loader makes them, ours the bytes of its own. On the CPU, memory is that
+of a process that runs one side only, interpreter and libraries included.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from timing import compare, peak_memory
+from torch import Tensor, nn
 
-from IS_Net.device import autocast_dtype, describe, pick_device
+from benchmarks import published
+from benchmarks.timing import Benchmark, Row, compare, peak_memory, row
+from IS_Net.device import autocast, autocast_dtype
 from IS_Net.engine import Run, Training
 from IS_Net.hypar import Settings
-from IS_Net.losses import feature_loss, side_output_loss
+from IS_Net.losses import orthogonal_loss
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.run_log import RunLog
 from IS_Net.tasks import SegmentationTask
-from IS_Net.tensors import make_target
+from IS_Net.tensors import make_input, make_target
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def baseline_orthogonal_loss(model: torch.nn.Module) -> torch.Tensor:
-    """Compute the orthogonal loss by its formula, parameter by parameter."""
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for name, parameter in model.named_parameters():
-        if not name.endswith("bias"):
-            weight = parameter.reshape(parameter.shape[0], -1)
-            total = total + (weight @ weight.T - torch.eye(len(weight), device=weight.device)).abs().sum()
-    return total
+def make_planes(batch: int, size: int) -> Tensor:
+    """Return a batch of the loader, (batch, 6, size, size) uint8: noise with a disk as mask, box and ground truth."""
+    planes = torch.randint(0, 256, (batch, 6, size, size), dtype=torch.uint8)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    disk = (rows - size / 2).hypot(columns - size / 2) < size / 3
+    planes[:, 3:] = disk * torch.tensor(255, dtype=torch.uint8)
+    return planes
 
 
-def main() -> None:
-    """Print both sides and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--precision", default="auto", help="precision of our side: auto, full or half")
-    parser.add_argument("--only", choices=("baseline", "ours"), help="run only one side, to measure its memory")
-    options = parser.parse_args()
-
+def make_networks() -> tuple[ISNetDIS, ISNetGTEncoder]:
+    """Return both networks with random weights, which are the same each time."""
     torch.manual_seed(0)
-    device = pick_device(options.device)
-    sizes = {"cache_size": [options.size, options.size], "batch_size_train": options.batch}
-    settings = Settings.from_hypar({**sizes, "model_digit": options.precision})
-    dtype = autocast_dtype(device, settings.model_digit)
-    planes = torch.randint(0, 256, (options.batch, 5, options.size, options.size), dtype=torch.uint8)
-    planes[:, 3:] = (planes[:, 3:] > 127) * 255
+    return ISNetDIS(5), ISNetGTEncoder()
 
-    model, teacher = ISNetDIS(4).to(device).train(), ISNetGTEncoder().to(device).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-5, weight_decay=0, fused=False, foreach=False)
 
-    def baseline() -> None:
-        batch = planes.to(device).float() / 255
-        batch[:, :3] -= 0.5
-        target = batch[:, 4:]
-        sides, features = model(batch[:, :4])
-        with torch.no_grad():
-            gt_features = teacher(target)[1]
-        loss = side_output_loss(sides, target, settings.bce_weight, settings.iou_weight)
-        loss = loss + feature_loss(features, gt_features)
-        loss = loss + 1e-8 * baseline_orthogonal_loss(model)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def make_baseline(device: torch.device) -> published.Training:
+    """Return the published training."""
+    return published.Training(*make_networks(), device)
 
-    task = SegmentationTask(ISNetDIS(4), ISNetGTEncoder(), settings)
-    assert make_target(planes).max() == 1
+
+def make_ours(size: int, batch: int, device: torch.device, precision: str, compiled: bool, folder: Path) -> Training:
+    """Return this project's training."""
+    settings = Settings.from_hypar(
+        {"model": 5, "cache_size": size, "batch_size_train": batch, "model_digit": precision, "compile": compiled}
+    )
+    run = Run(settings, device, autocast_dtype(device, precision), [], lambda start: [], RunLog(folder))
+    return Training(SegmentationTask(*make_networks(), settings), run)
+
+
+def our_loss(training: Training, planes: Tensor) -> Tensor:
+    """Return the whole loss of a batch on the device, as a training step computes it."""
+    with autocast(training.run.device, training.run.dtype):
+        loss = training.task.loss(planes)
+    return loss + training.run.settings.orthogonal_weight * orthogonal_loss(training.task.model)
+
+
+def compare_losses(baseline: published.Training, ours: Training, planes: Tensor) -> tuple[float, float]:
+    """Return the relative difference of both losses, and that of their gradients: norm of the difference over norm.
+
+    The statistics of BatchNorm are fixed, because where they are those of few values, as in the deepest layers, they
+    multiply rounding errors until the gradients say nothing.
+    """
+
+    def gradient(loss: Tensor, model: nn.Module) -> Tensor:
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        return torch.cat([part.flatten() for part in found])
+
+    planes = planes.to(baseline.device)
+    baseline.model.eval(), ours.task.model.eval()
+    first = baseline.loss(make_input(planes[:, :5]).contiguous(), make_target(planes[:, 5:]))
+    expected = gradient(first, baseline.model)
+    second = our_loss(ours, planes)
+    found = gradient(second, ours.task.model)
+    baseline.model.train(), ours.task.train()
+    return abs((second / first).item() - 1), float((found - expected).norm() / expected.norm())
+
+
+def measure_memory(options: argparse.Namespace, side: str, step: Callable[[], object]) -> int:
+    """Return the peak memory of a side in bytes."""
+    if options.device.type == "cuda":
+        return peak_memory(step, options.device)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(settings, device, dtype, [], lambda start: [], RunLog(Path(folder)))
-        training = Training(task, run)
+        file = Path(folder, "memory.json")
+        arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "precision")]
+        command = [sys.executable, "-m", "benchmarks.train_step", *arguments, "--device=cpu"]
+        command += [f"--only={side}", f"--json={file}"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(file.read_text())["rows"][0]["figures"]["bytes"]
 
-        def ours() -> None:
-            training.step(iter([planes]))
 
-        size = f"{options.size} x {options.size}, batch {options.batch}"
-        print(f"{describe(device)}, {size}, precision {options.precision}: {dtype or torch.float32}")
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield one row; with ``--only``, the peak memory of one side instead."""
+    device, planes = options.device, make_planes(options.batch, options.size)
+    batch = make_input(planes[:, :5]).contiguous(), make_target(planes[:, 5:])
+    with tempfile.TemporaryDirectory() as folder:
+
+        def build() -> Training:
+            return make_ours(options.size, options.batch, device, options.precision, options.compile, Path(folder))
+
         if options.only:
-            step = {"baseline": baseline, "ours": ours}[options.only]
-            for _ in range(options.runs):
-                step()
-        else:
-            compare(("float32 step", baseline), ("Training.step", ours), device, options.runs, warm_up=1)
-        print(f"  peak memory: {peak_memory(device)}")
+            baseline = make_baseline(device) if options.only == "published" else None
+            ours = build() if options.only == "ours" else None
+            step = (lambda: baseline.step(*batch)) if baseline else (lambda: ours.step(iter([planes])))
+            peak = peak_memory(lambda: [step() for _ in range(2)], device)
+            yield Row(f"memory of {options.only}", ours=f"{peak / 2**30:.2f} GiB", figures={"bytes": peak})
+            return
+        baseline, ours = make_baseline(device), build()
+        loss, gradient = compare_losses(baseline, ours, planes)
+        difference = f"loss {100 * loss:.2g} %, gradient {100 * gradient:.2g} %"
+        kind = str(ours.run.dtype or torch.float32).removeprefix("torch.")
+        print(f"  ours in {kind}: {difference}")
+        sides = {"published": lambda: baseline.step(*batch), "ours": lambda: ours.step(iter([planes]))}
+        times = compare(*sides.values(), device, options.runs)
+        memory = {side: measure_memory(options, side, step) / 2**30 for side, step in sides.items()}
+        name = f"training step, {options.size} x {options.size}, batch {options.batch}, {kind}"
+        found = row(
+            name + (", compiled" if options.compile else ""),
+            ("published, float32", "Training.step"),
+            times,
+            difference,
+            f"peak memory {memory['published']:.2f} GiB and {memory['ours']:.2f} GiB",
+        )
+        print(f"    {found.note}")
+        yield found
 
+
+BENCHMARK = Benchmark(
+    __doc__,
+    rows,
+    options={
+        "size": (1024, "side of the samples"),
+        "batch": (1, "samples per step"),
+        "runs": (2, "timed runs of each side"),
+        "precision": ("auto", "of ours: auto, full or half"),
+        "compile": (False, "compile ours, which takes minutes"),
+        "only": ("", "published or ours: measure the memory of two steps of this side alone"),
+    },
+    quick={"size": 128, "batch": 2, "runs": 1},
+    cuda={"batch": 6, "runs": 10},
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()
