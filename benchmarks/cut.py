@@ -40,13 +40,15 @@ def timed(function: Callable[[], object], device: torch.device) -> tuple[float, 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Yield one row."""
     device = options.device
-    predictor = DISPredictor.from_checkpoint(starter_weights(), device)
+    weights = Path(options.weights) if options.weights else starter_weights()
+    predictor = DISPredictor.from_checkpoint(weights, device)
     sample = draw(options.height, options.width)
     with tempfile.TemporaryDirectory() as folder:
         photo, out = Path(folder, "photo.jpg"), Path(folder, "out.png")
         write_image(photo, sample.image)
         image, box = read_image(photo), sample.box
         arguments = [str(photo), "--box", ",".join(map(str, box)), "--sam", "box", "--device", str(device)]
+        arguments += ["--weights", str(weights)]
         command = [sys.executable, "-m", "dis_sam.cli", "cut", *arguments, "-o", str(out)]
 
         def predict() -> np.ndarray:
@@ -82,6 +84,7 @@ BENCHMARK = Benchmark(
     options={
         "width": (4000, "of the photograph"),
         "height": (3000, "of the photograph"),
+        "weights": ("", "the checkpoint; empty: the starter weights"),
         "runs": (5, "timed runs of each side"),
     },
     quick={"width": 400, "height": 300, "runs": 1},
