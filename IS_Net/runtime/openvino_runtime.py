@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import threading
 import warnings
 import zlib
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino
 
 from IS_Net import paths
 from IS_Net.errors import DeviceError
@@ -26,6 +26,11 @@ from IS_Net.files import atomic_file, content_hash, remove_leftovers
 from IS_Net.machine import available_cores, has_amx
 from IS_Net.preprocess import Size
 from IS_Net.runtime.base import pick_size
+
+# OpenVINO reports every import and conversion to its makers over the network, and writes into the user's home folder,
+# unless this package of its is missing. It is hidden from the process.
+sys.modules.setdefault("openvino_telemetry", None)
+import openvino  # noqa: E402
 
 if TYPE_CHECKING:
     from IS_Net.models import ISNetDIS
@@ -107,6 +112,8 @@ def convert_network(model: ISNetDIS, size: Size) -> openvino.Model:
         size: (height, width) of the input.
     """
     import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     from IS_Net.runtime.torch_runtime import fold_batchnorm
     from IS_Net.tensors import make_alpha, make_input
@@ -121,7 +128,9 @@ def convert_network(model: ISNetDIS, size: Size) -> openvino.Model:
         warnings.simplefilter("ignore")  # PyTorch warns of its own tracer, and of sizes that are compared
         # a function and no module, and no second run to compare: this takes a sixth of the time
         recorded = torch.jit.trace(whole, example, check_trace=False)
-        converted = openvino.convert_model(recorded, example_input=example)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(recorded, example_input=(example,))  # the model only refers to it
+        converted = frontend.convert(frontend.load(decoder))
     converted.reshape([1, model.in_ch, *size])
     return converted
 

@@ -29,8 +29,8 @@ from tests.thin_networks import Thin
 RNG = np.random.default_rng(0)
 SIZE = (128, 160)
 
-openvino = pytest.importorskip("openvino")
-from IS_Net.runtime import openvino_runtime  # noqa: E402
+openvino_runtime = pytest.importorskip("IS_Net.runtime.openvino_runtime")
+openvino = openvino_runtime.openvino
 
 
 def planes(in_ch: int = 5, size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
@@ -148,6 +148,27 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch):
             pick("half")
     with pytest.raises(DeviceError, match="precision 'best' is unknown"):
         pick("best")
+
+
+CONVERT = """
+import socket, threading
+asked = []
+socket.socket.connect = socket.getaddrinfo = lambda *given, **_: asked.append(given)
+from IS_Net.models import ISNetDIS
+from IS_Net.runtime.openvino_runtime import convert_network
+from tests.thin_networks import Thin
+convert_network(Thin(4).eval(), (128, 128))
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(20)
+assert not asked, asked
+"""
+
+
+def test_openvino_reports_to_nobody(tmp_path: Path):
+    environment = {**os.environ, "HOME": str(tmp_path / "user")} | {"CI": "", "TF_BUILD": "", "JENKINS_URL": ""}
+    subprocess.run([sys.executable, "-c", CONVERT], env=environment, check=True, timeout=300, cwd=paths.checkout())
+    assert not (tmp_path / "user").exists()
 
 
 @pytest.mark.slow
@@ -288,7 +309,8 @@ def test_folder_that_cannot_be_written(weights: Path, caplog: pytest.LogCaptureF
 def test_kept_network_needs_no_pytorch(weights: Path):
     expected, _, _ = open_converted(weights)
     code = (
-        "import sys, numpy as np\n"
+        "import socket, sys, numpy as np\n"
+        "socket.socket.connect = socket.getaddrinfo = lambda *_: print('network', flush=True)\n"
         "from dis_sam.pipeline import load\n"
         f"model = load({str(weights)!r}, 'box', 'cpu', runtime='openvino')\n"
         f"alpha = model.dis.runtime.alpha(np.load({str(weights.with_suffix('.npy'))!r}))\n"
@@ -297,7 +319,11 @@ def test_kept_network_needs_no_pytorch(weights: Path):
         f"np.save({str(weights.with_suffix('.out.npy'))!r}, alpha)\n"
     )
     np.save(weights.with_suffix(".npy"), planes())
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    environment = {**os.environ, "HOME": str(weights.parent / "user")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True, timeout=300
+    )
+    assert done.stdout == b"" and not (weights.parent / "user").exists()
     np.testing.assert_array_equal(np.load(weights.with_suffix(".out.npy")), expected)
 
 
