@@ -46,7 +46,7 @@ def count_operations(model: ISNetDIS, x: Tensor) -> int:
     return counter.get_total_flops()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would hide the conversions of autocast
 def count_bytes(model: ISNetDIS, x: Tensor, dtype: torch.dtype | None) -> int:
     """Return the bytes that the operators of a prediction read and write."""
     with autocast(x.device, dtype), ByteCounter() as counter:

@@ -1,7 +1,7 @@
 """Time a training step of phase 2 with all loss terms, and measure its memory: Training.step against the published one.
 
-The published step takes float32 tensors as its loader makes them, ours the bytes of its own. On the CPU, memory is that
-of a process that runs one side only, interpreter and libraries included.
+The published step takes float32 tensors as its loader makes them, ours the bytes of its own. Memory is that of a process
+that runs one side only; on the CPU, with interpreter and libraries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -88,14 +88,14 @@ def compare_losses(baseline: published.Training, ours: Training, planes: Tensor)
     return abs((second / first).item() - 1), float((found - expected).norm() / expected.norm())
 
 
-def measure_memory(options: argparse.Namespace, side: str, step: Callable[[], object]) -> int:
-    """Return the peak memory of a side in bytes."""
+def measure_memory(options: argparse.Namespace, side: str) -> int:
+    """Return the peak memory in bytes of a process that runs one side only."""
     if options.device.type == "cuda":
-        return peak_memory(step, options.device)
+        torch.cuda.empty_cache()  # what this process keeps is missing in the other
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "memory.json")
         arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "precision")]
-        command = [sys.executable, "-m", "benchmarks.train_step", *arguments, "--device=cpu"]
+        command = [sys.executable, "-m", "benchmarks.train_step", *arguments, f"--device={options.device}"]
         command += [f"--only={side}", f"--json={file}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return json.loads(file.read_text())["rows"][0]["figures"]["bytes"]
@@ -124,7 +124,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         print(f"  ours in {kind}: {difference}")
         sides = {"published": lambda: baseline.step(*batch), "ours": lambda: ours.step(iter([planes]))}
         times = compare(*sides.values(), device, options.runs)
-        memory = {side: measure_memory(options, side, step) / 2**30 for side, step in sides.items()}
+        memory = {side: measure_memory(options, side) / 2**30 for side in sides}
         name = f"training step, {options.size} x {options.size}, batch {options.batch}, {kind}"
         found = row(
             name + (", compiled" if options.compile else ""),
