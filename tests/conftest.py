@@ -48,6 +48,12 @@ def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``auto`` mean float32 on every CPU: what this machine is fast at must not change what the tests compare."""
+    monkeypatch.setattr("IS_Net.device.has_amx", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def gt_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep what is cached of ground truths out of the project; return where it goes instead."""
     folder = tmp_path_factory.getbasetemp() / "gt_cache"

@@ -104,6 +104,20 @@ def test_predict_agrees_with_segment_anything(sam: Sam, image: np.ndarray) -> No
     assert again.shape == (1, *image.shape[:2])
 
 
+def test_encoder_in_16_bits_agrees_with_float32(sam: Sam, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("IS_Net.device.has_amx", lambda: True)
+    predictor = BatchedSamPredictor(sam, "vit_b")
+    types = []
+    hook = sam.image_encoder.blocks[0].mlp.lin1.register_forward_hook(lambda *found: types.append(found[-1].dtype))
+    predictor.set_image(image)
+    hook.remove()
+    assert types == [torch.bfloat16] and predictor.features.dtype == torch.float32
+    reference = reference_predictor(sam, image)
+    assert 0 < (predictor.features - reference.features).abs().max() < 0.1 * reference.features.abs().max()
+    for prompt, (mask, _) in zip(PROMPTS, predictor.predict_prompts(PROMPTS, "first"), strict=True):
+        assert (mask != predict_one(reference, prompt)[0][0]).mean() < 0.02
+
+
 def test_image_is_encoded_once(sam: Sam, image: np.ndarray) -> None:
     calls = []
     hook = sam.image_encoder.register_forward_hook(lambda *_: calls.append("encoder"))
