@@ -1,7 +1,7 @@
 """Time a training step of phase 2 with all loss terms, and measure its memory: Training.step against the published one.
 
-The published step takes float32 tensors as its loader makes them, ours the bytes of its own. Memory is that of a process
-that runs one side only; on the CPU, with interpreter and libraries.
+The published step takes float32 tensors as its loader makes them, ours the bytes of its own. Memory is that of a
+process that runs one side only; on the CPU, with interpreter and libraries.
 """
 
 from __future__ import annotations
