@@ -34,7 +34,8 @@ def run_command(command: Callable[[], int], interrupted: str = "interrupted") ->
 
     Args:
         command: Does the work and returns the exit code.
-        interrupted: What to print after Ctrl-C, for example that the same command resumes.
+        interrupted: What to print after Ctrl-C, for example that the same command resumes; a KeyboardInterrupt with a
+            text of its own replaces it. After SIGTERM, it says "terminated".
 
     Returns:
         The exit code: the command's own, that of its error, 130 after Ctrl-C, or 143 after SIGTERM.
@@ -86,7 +87,8 @@ def _end_process(error: KeyboardInterrupt, interrupted: str) -> None:
 
 
 def _end_of(error: KeyboardInterrupt, interrupted: str) -> str:
-    return interrupted.replace("interrupted", "terminated", 1) if isinstance(error, Terminated) else interrupted
+    message = str(error) or interrupted
+    return message.replace("interrupted", "terminated", 1) if isinstance(error, Terminated) else message
 
 
 def _code_of(error: KeyboardInterrupt) -> int:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from IS_Net.command_line import (
     DONE,
     FAILED,
-    INTERRUPTED,
     non_negative_int,
     positive_int,
     print_error,
@@ -153,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     _check(parser, options)
 
-    return run_command(lambda: _run(options))
+    return run_command(lambda: _run(options), "interrupted; nothing was written")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -187,10 +186,9 @@ def _run(options: argparse.Namespace) -> int:
             else:
                 written.append(outputs[key])
                 print_text(f"wrote {outputs[key]}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         done = f"only {', '.join(map(str, written))} was written" if written else "nothing was written"
-        print_error(f"interrupted; {done}", prefix="")
-        return INTERRUPTED
+        raise type(error)(f"interrupted; {done}") from error
     return code
 
 

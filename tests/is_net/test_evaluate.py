@@ -436,13 +436,22 @@ def test_interrupted_writing_reports_what_was_written(make_split, tmp_path, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", [" 0/3003", " 3/3003"], ids=["as workers start", "as they score"])
-def test_ctrl_c_ends_all_processes_quietly(make_split, tmp_path, when):
-    """A terminal sends it to the main process and to its workers."""
+@pytest.mark.parametrize(
+    ("number", "to_all", "code", "word"),
+    [
+        (signal.SIGINT, True, 130, "interrupted"),
+        (signal.SIGTERM, True, 143, "terminated"),
+        (signal.SIGTERM, False, 143, "terminated"),
+    ],
+    ids=["Ctrl-C", "SIGTERM to the group", "SIGTERM"],
+)
+def test_a_signal_ends_all_processes_quietly(make_split, tmp_path, when, number, to_all, code, word):
+    """A terminal sends Ctrl-C to the main process and to its workers, a cluster SIGTERM."""
     split = make_split()
     gt, rough = split / "gt", tmp_path / "rough"
-    for number in range(3000):
-        (gt / f"n{number}.png").symlink_to(gt / "a.png")
-        (rough / f"n{number}.png").symlink_to(rough / "a.png")
+    for index in range(3000):
+        (gt / f"n{index}.png").symlink_to(gt / "a.png")
+        (rough / f"n{index}.png").symlink_to(rough / "a.png")
     arguments = ["--gt", gt, "--pred", rough, "--csv", tmp_path / "r.csv", "--workers", "2", "--no-cache"]
     every = {"TQDM_MININTERVAL": "0"}  # else some numbers would be skipped
     process = subprocess.Popen(
@@ -457,10 +466,10 @@ def test_ctrl_c_ends_all_processes_quietly(make_split, tmp_path, when):
     while when not in output:
         output += (letter := process.stderr.read(1))
         assert letter, output
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert rest.rstrip().endswith("interrupted; nothing was written") and "Traceback" not in rest
+    assert process.returncode == code
+    assert rest.rstrip().endswith(f"{word}; nothing was written") and "Traceback" not in rest
     assert not (tmp_path / "r.csv").exists() and not list(tmp_path.glob(".*"))
 
 
