@@ -26,6 +26,7 @@ from IS_Net.errors import BoxError, DatasetError, ImageError
 from IS_Net.images import read_image, read_mask, write_image, write_mask
 from IS_Net.lock import LOCK_FILE
 from IS_Net.preprocess import box_from_mask, make_planes, resize_uint8
+from tests.processes import wait_for_end
 
 SIZE = (128, 128)
 
@@ -241,26 +242,12 @@ def test_a_cache_whose_build_was_killed_is_built_again(make_dataset, tmp_path, k
     else:
         process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while _group_lives(process.pid):
-        assert time.monotonic() < deadline, "a worker did not end"
-        time.sleep(0.1)
+    wait_for_end(process.pid)
     assert not [path for path in caches(entry) if path.suffix == ".npy"]
     dataset = DISDataset(entry, 4, SIZE)
     wanted = DISDataset({**entry, "cache_dir": ""}, 4, SIZE)
     assert all(np.array_equal(dataset.planes(i), wanted.planes(i)) for i in range(3))
     assert [path.suffix for path in caches(entry)] == [".npy"]
-
-
-def _group_lives(group: int) -> bool:
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _parent, of = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has ended
-            continue
-        if int(of) == group and state != "Z":
-            return True
-    return False
 
 
 def test_validation_and_inference_have_separate_caches(make_dataset):

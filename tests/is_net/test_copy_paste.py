@@ -46,15 +46,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 AS_IT_IS = Pose((1.0, 1.0), 0.0, (0.0, 0.0))
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Threads would wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def uniform(color: tuple[int, int, int], height: int, width: int) -> np.ndarray:
     """Return a (3, H, W) image of one color."""
     return np.tile(np.uint8(color)[:, None, None], (1, height, width))

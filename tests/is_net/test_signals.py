@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from IS_Net.checkpoint import load_state
+from tests.processes import wait_for_end
 
 ENDLESS = (
     *("cache_size=128", "batch_size_train=2", "max_ite=1000000", "model_save_fre=100000", "interm_sup=False"),
@@ -96,20 +96,4 @@ def test_workers_end_with_a_killed_training(training):
     process = training(workers=2)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while _members(process.pid):
-        assert time.monotonic() < deadline, "a worker did not end"
-        time.sleep(0.2)
-
-
-def _members(group: int) -> list[int]:
-    """Return the processes of a group that have not ended."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _parent, of = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has ended
-            continue
-        if int(of) == group and state != "Z":
-            found.append(int(path.parent.name))
-    return found
+    wait_for_end(process.pid)

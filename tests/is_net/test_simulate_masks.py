@@ -35,15 +35,6 @@ by_name = pytest.mark.parametrize("source", MASK_SOURCES, ids=lambda source: sou
 DISC = cv2.circle(np.zeros((200, 240), np.uint8), (110, 95), 70, 255, -1, cv2.LINE_AA)
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Threads would wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def paint(gt: np.ndarray, seed: int = 0, red: int = 200) -> np.ndarray:
     """Return a (3, H, W) image of a reddish object on a bluish background, with noise."""
     image = np.random.default_rng(seed).integers(0, 40, (3, *gt.shape), dtype=np.uint8)
