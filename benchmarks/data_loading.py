@@ -83,12 +83,17 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                     planes = planes.to(device, non_blocking=True)
                     make_input(planes[:, :5]), make_target(planes[:, 5:])
 
+            def take_bytes(batches: Iterator[Tensor] = batches) -> None:
+                for _ in islice(batches, options.batches):
+                    pass
+
             where = f"one process, on the {data.device.type}"
             what = f"training data, {size[1]} x {size[0]}, {name}"
             if synthesis == Synthesis():
                 times = compare(take_published, take_ours, device, options.runs)
                 rates = [options.batches * batch / min(values) for values in (times.baseline, times.ours)]
-                note = f"{rates[0]:.3g} and {rates[1]:.3g} samples/s at best, {where}"
+                alone = options.batches * batch / min(seconds(take_bytes, device) for _ in range(options.runs))
+                note = f"{rates[0]:.3g} and {rates[1]:.3g} samples/s at best, {where}; ours as bytes {alone:.3g}"
                 yield row(what, ("published loader", "ours"), times, difference, note)
             else:
                 take_ours()
