@@ -189,14 +189,14 @@ class _Entry:
         """Return the network, its metadata and its size; None if it is missing, damaged, or of another machine."""
         try:
             record = json.loads(self.record.read_bytes())
-            content = np.memmap(self.blob, dtype=np.uint8, mode="r")
+            content = np.memmap(self.blob, dtype=np.uint8, mode="c")  # OpenVINO shares only what can be written
             if len(content) != record["length"] or zlib.crc32(content) != record["crc32"]:
                 raise ValueError("expected another length or checksum")
-            tensor = openvino.tensor_from_file(str(self.blob))
-            compiled = openvino.Core().import_model(tensor, "CPU", _config(precision))
+            shared = openvino.Tensor(content, shared_memory=True)
+            compiled = openvino.Core().import_model(shared, "CPU", _config(precision))
             os.utime(self.record)
             height, width = record["size"]
-            return OpenVINORuntime(compiled, precision, tensor), record["metadata"], (height, width)
+            return OpenVINORuntime(compiled, precision, shared), record["metadata"], (height, width)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
