@@ -136,10 +136,14 @@ def require_file(path: str | Path) -> Path:
     """Return the path of a file.
 
     Raises:
-        ImageError: If there is no such file.
+        ImageError: If there is no such file, or it cannot be looked up.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # such as a name that is too long, or a folder that is closed to this user
+        raise ImageError(f"{path}: the image file cannot be opened: {error.strerror}") from error
+    if not found:
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ImageError(f"{path}: the image file {what}")
     return path

@@ -154,6 +154,14 @@ def content_hash(path: str | Path) -> str:
     return content.hexdigest()
 
 
+def is_existing_file(path: str | Path) -> bool:
+    """Return whether a file exists and can be looked up: a name may be too long, or in a folder that is closed."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def is_file_name(name: object) -> bool:
     """Return whether a name is that of a file in a folder, and cannot lead out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")

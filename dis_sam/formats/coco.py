@@ -31,6 +31,7 @@ from dis_sam.formats.annotation import (
 from dis_sam.formats.journal import Journal, digest
 from IS_Net.bounded import map_bounded
 from IS_Net.errors import DatasetError, UserError, import_extra
+from IS_Net.files import is_existing_file
 from IS_Net.images import image_size, read_image, size_mismatch
 from IS_Net.manifest import fingerprint
 from IS_Net.preprocess import check_box
@@ -306,7 +307,7 @@ def refine_coco(
     keys: dict[Hashable, str] = {}
     todo: list[tuple[CocoImage, list[dict[str, Any]]]] = []
     for image in coco.images:
-        stamp = fingerprint(image.path) if image.path.is_file() else None
+        stamp = fingerprint(image.path) if is_existing_file(image.path) else None
         records = []
         for record in image.records:
             inputs = record.get("bbox"), record.get("segmentation")

@@ -32,6 +32,7 @@ from dis_sam.formats.journal import Journal, digest
 from IS_Net.bounded import map_bounded
 from IS_Net.decoding import open_bytes
 from IS_Net.errors import DatasetError, ImageError, UserError
+from IS_Net.files import is_existing_file
 from IS_Net.images import encode_image, image_to_array, read_image, size_mismatch
 from IS_Net.manifest import fingerprint
 from IS_Net.preprocess import box_from_mask, check_box
@@ -120,7 +121,8 @@ class LabelmeFile:
             for index, shape in enumerate(self.content["shapes"])
         ]
         content = {**self.content, "shapes": shapes}
-        if "imagePath" in content and self.image_path.is_file() and folder.resolve() != self.path.parent.resolve():
+        moved = folder.resolve() != self.path.parent.resolve()
+        if moved and "imagePath" in content and is_existing_file(self.image_path):
             content["imagePath"] = _relative(self.image_path, folder)
         return to_json(content, indent=2) + "\n"
 
@@ -207,7 +209,7 @@ def refine_labelme(
         target, name = out / path.relative_to(folder), path.relative_to(folder).as_posix()
         content = read_json(path)
         image = path.parent / PureWindowsPath(str(_get(content, "imagePath"))).as_posix()
-        stamp = fingerprint(image) if image.is_file() and not _get(content, "imageData") else None
+        stamp = fingerprint(image) if is_existing_file(image) and not _get(content, "imageData") else None
         key = digest(content, stamp, str(target.resolve().parent), boxes_only, settings)
         if journal.is_complete(target, name, key):
             return key, sum(_type_of(shape) in _NUM_POINTS for shape in content["shapes"]), None

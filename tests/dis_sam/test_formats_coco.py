@@ -218,9 +218,10 @@ def test_bad_entries_are_named_and_the_rest_is_done(tmp_path: Path):
         {"id": 5, "file_name": "a.png", "height": 40, "width": 50},
         {"id": 5, "file_name": "a.png", "height": 40, "width": 50},
         {"file_name": "no id.png"},
+        {"id": 8, "file_name": "x" * 300 + ".png"},
     ]
     box = {"bbox": [5, 5, 20, 20]}
-    annotations = [annotation_of(10 + i, i, **box) for i in (1, 2, 3, 4, 5)]
+    annotations = [annotation_of(10 + i, i, **box) for i in (1, 2, 3, 4, 5, 8)]
     annotations += [annotation_of(20, 1, **box), annotation_of(20, 1, **box), {"image_id": 1, **box}, 5]
     path = write_file(tmp_path, annotations, images)
     (tmp_path / "im" / "broken.png").write_bytes(b"no image")
@@ -237,11 +238,13 @@ def test_bad_entries_are_named_and_the_rest_is_done(tmp_path: Path):
         "annotation 15: no usable image has the id 5",
         "annotation 20: found 2 annotations with this id",
         "images[6]: expected an id and a file_name",
-        "annotations[7]: expected an id",
-        "annotations[8]: expected an id, found 5",
+        "image 8: ",
+        "xxx.png: the image file cannot be opened: File name too long; annotations that are left as they are: 18",
+        "annotations[8]: expected an id",
+        "annotations[9]: expected an id, found 5",
     ):
         assert expected in text
-    assert (summary.refined, len(summary.problems)) == (1, 9)
+    assert (summary.refined, len(summary.problems)) == (1, 10)
     assert json.loads((tmp_path / "out.json").read_bytes())["annotations"][1:] == annotations[1:]
 
 

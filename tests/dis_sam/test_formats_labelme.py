@@ -249,6 +249,7 @@ def test_bad_files_are_named_and_the_rest_is_done(tmp_path: Path):
     write_file(folder, [], "size_text", imageHeight="40")
     write_file(folder, [], "data", imageData="bm8gaW1hZ2U=")
     write_file(folder, [], "path", imagePath=None)
+    write_file(folder, [], "long", imagePath="x" * 300 + ".png")
     for name, content in (("json", "{"), ("other", '{"images": []}'), ("list", "[1]")):
         (folder / f"{name}.json").write_text(content)
     summary = run(tmp_path)
@@ -259,12 +260,13 @@ def test_bad_files_are_named_and_the_rest_is_done(tmp_path: Path):
         "size_text.json: expected integers as imageHeight and imageWidth",
         "data.json: imageData cannot be read as an image in base64",
         "path.json: expected the name of an image",
+        "xxx.png: the image file cannot be opened: File name too long",
         "json.json: cannot be read as JSON",
         "other.json: expected a labelme file, with a list 'shapes'",
         "list.json: expected a labelme file",
     ):
         assert expected in text
-    assert (summary.refined, len(summary.problems)) == (1, 8)
+    assert (summary.refined, len(summary.problems)) == (1, 9)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "journal.jsonl"]
 
 
