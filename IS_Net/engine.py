@@ -544,9 +544,11 @@ class Training:
 
     def write_error(self, error: OSError) -> TrainingError:
         """Return the error of a file that could not be written, or read."""
+        saved = (self.run.folder / STATE_FILE).is_file()
+        what = f"What was saved before is intact: restore_model={STATE_FILE} resumes from it"
         return TrainingError(
-            f"{self.task.name}, iteration {self.progress.iteration}: {error}; free space or repair the disk. What was "
-            f"saved before is intact: restore_model={STATE_FILE} resumes from it"
+            f"{self.task.name}, iteration {self.progress.iteration}: {error}; free space or repair the disk. "
+            f"{what if saved else 'Nothing had been saved before: start the training again'}"
         )
 
     @property

@@ -487,6 +487,19 @@ def test_a_full_disk_keeps_the_former_state_and_is_named(make_run, settings, mon
     assert load_state(folder / "last.pt")["progress"]["iteration"] == (2 if file == "last.pt" else 4)
 
 
+def test_a_disk_that_is_full_from_the_start(make_run, settings, monkeypatch):
+    chosen = settings(max_ite=2, model_save_fre=2)
+    run = make_run(chosen)
+
+    def fail(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", fail)
+    run.log.begin = lambda *_: None  # it writes, too
+    with pytest.raises(TrainingError, match="No space left on device.* Nothing had been saved before: start the train"):
+        fit(SegmentationTask(Canned(), None, chosen), run)
+
+
 @pytest.mark.parametrize("limit", [4, 5])
 def test_a_request_during_a_validation_is_answered_and_the_validation_repeated(make_run, settings, tmp_path, limit):
     """Ctrl-C during the validation of thousands of images (row 32 of the list of faults)."""
