@@ -166,7 +166,7 @@ class Trainer:
         record.unlink(missing_ok=True)
         process = self._context.Process(target=_train, args=([*TRAINING, *sets, *resume], kill_at, record))
         process.start()
-        process.join(120)
+        process.join(300)  # far longer than a training takes, also on a busy machine
         if process.is_alive():
             process.kill()
             raise AssertionError(f"a training hangs: kill_at={kill_at}, {self.printed()}")
