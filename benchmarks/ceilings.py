@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Benchmark, Row, Side, seconds
-from IS_Net.device import autocast, fast_dtype
+from IS_Net.device import fast_dtype
 from IS_Net.models import ISNetDIS
 from IS_Net.runtime.torch_runtime import TorchRuntime
 
@@ -46,10 +46,10 @@ def count_operations(model: ISNetDIS, x: Tensor) -> int:
     return counter.get_total_flops()
 
 
-@torch.no_grad()  # inference mode would hide the conversions of autocast
-def count_bytes(model: ISNetDIS, x: Tensor, dtype: torch.dtype | None) -> int:
+@torch.no_grad()  # inference mode would hide the indices of pooling
+def count_bytes(model: ISNetDIS, x: Tensor) -> int:
     """Return the bytes that the operators of a prediction read and write."""
-    with autocast(x.device, dtype), ByteCounter() as counter:
+    with ByteCounter() as counter:
         model.predict_logits(x)
     return counter.bytes
 
@@ -82,12 +82,11 @@ def copy_rate(device: torch.device, megabytes: int, runs: int = 5) -> float:
 
 
 @torch.inference_mode()
-def times_by_operator(runtime: TorchRuntime, x: Tensor) -> dict[str, float]:
+def times_by_operator(model: ISNetDIS, x: Tensor) -> dict[str, float]:
     """Return the share of each operator in the time of a prediction, the largest first."""
 
     def predict() -> None:
-        with autocast(x.device, runtime.dtype):
-            runtime.model.predict_logits(x)
+        model.predict_logits(x)
 
     predict()
     with torch.profiler.profile() as trace:
@@ -103,8 +102,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     device, size = options.device, options.size
     torch.manual_seed(0)
     runtime = TorchRuntime(ISNetDIS(5), device)
-    x = torch.rand(1, 5, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    operations, traffic = count_operations(runtime.model, x), count_bytes(runtime.model, x, runtime.dtype)
+    x = torch.rand(1, 5, size, size).to(device, runtime.dtype, memory_format=torch.channels_last)
+    operations, traffic = count_operations(runtime.model, x), count_bytes(runtime.model, x)
     counts = f"{operations / 1e9:.4g} GFLOP, {traffic / 2**30:.3g} GiB in {runtime.precision}"
     yield _print(Row(f"one pass, {size} x {size}", ours=counts, figures={"flop": operations, "bytes": traffic}))
 
@@ -122,7 +121,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     lower = f"a pass takes at least {1e3 * traffic / rate:.3g} ms at this rate, without caches"
     yield _print(Row("copy", ours=f"{rate / 1e9:.3g} GB/s", note=lower, figures={"rate": rate}))
 
-    shares = times_by_operator(runtime, x)
+    shares = times_by_operator(runtime.model, x)
     text = ", ".join(f"{name.removeprefix('aten::')} {100 * share:.0f} %" for name, share in [*shares.items()][:8])
     what = f"time of a pass by operator, torch, {runtime.precision}"
     yield _print(Row(what, ours=text.replace("|", "/"), figures=shares))

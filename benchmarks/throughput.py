@@ -18,7 +18,6 @@ import torch
 from benchmarks.ceilings import count_operations, matmul_rate
 from benchmarks.timing import Benchmark, Row, Side, peak_memory, seconds
 from benchmarks.train_step import make_ours, make_planes
-from IS_Net.device import autocast, fast_dtype
 from IS_Net.models import ISNetDIS
 from IS_Net.runtime.torch_runtime import TorchRuntime
 from IS_Net.tensors import make_alpha, make_input
@@ -27,11 +26,10 @@ from IS_Net.tensors import make_alpha, make_input
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each batch, of predictions and of training."""
     device, size = options.device, options.size
-    dtype = fast_dtype(device)
     torch.manual_seed(0)
     runtime = TorchRuntime(ISNetDIS(5), device)
-    operations = count_operations(runtime.model, torch.rand(1, 5, size, size, device=device))
-    ceiling = matmul_rate(device, dtype or torch.float32, options.matrix)
+    operations = count_operations(runtime.model, torch.rand(1, 5, size, size).to(device, runtime.dtype))
+    ceiling = matmul_rate(device, runtime.dtype, options.matrix)
     print(f"  {runtime.precision}: matrix product {ceiling / 1e12:.4g} TFLOP/s")
 
     def make_prediction(batch: int, compiled: bool) -> Side:
@@ -40,10 +38,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
         @torch.inference_mode()
         def predict() -> None:
-            x = make_input(planes)
-            with autocast(device, dtype):
-                logits = network(x)
-            make_alpha(logits, planes.shape[-2:])
+            make_alpha(network(make_input(planes).to(runtime.dtype)), planes.shape[-2:])
 
         return predict
 

@@ -23,7 +23,8 @@ from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
 from IS_Net.runtime import base, open_weights
 from IS_Net.runtime.base import choose_runtime
-from IS_Net.runtime.torch_runtime import TorchRuntime
+from IS_Net.runtime.torch_runtime import TorchRuntime, fold_batchnorm
+from IS_Net.tensors import make_alpha, make_input
 from tests.thin_networks import Thin
 
 RNG = np.random.default_rng(0)
@@ -121,6 +122,24 @@ def test_openvino_computes_what_pytorch_computes(in_ch: int, size: tuple[int, in
         found = ours.alpha(x)
         assert found.dtype == np.float32 and found.shape == size
         np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("in_ch", "size"), [(3, (128, 128)), (4, (200, 136)), (5, (96, 131))])
+def test_weights_that_are_converted_once_compute_what_autocast_computes(in_ch: int, size: tuple[int, int]):
+    network = lively(in_ch)
+    runtime = TorchRuntime(network, "cpu", "half")
+    assert {parameter.dtype for parameter in runtime.model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    x = planes(in_ch, size)
+    folded = fold_batchnorm(network).to(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = folded.predict_logits(make_input(torch.from_numpy(x)[None]))
+    expected = make_alpha(logits, size)[0, 0].numpy()
+    found = runtime.alpha(x)
+    assert found.dtype == np.float32 and np.ptp(expected) > 0.2
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    exact = TorchRuntime(network, "cpu", "full").alpha(x)
+    assert 0 < np.abs(found - exact).mean() < 0.02
 
 
 def test_results_are_their_own_memory_and_threads_do_not_mix(converted: openvino.Model):
