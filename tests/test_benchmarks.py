@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import published, train_step
+from benchmarks import curves, published, train_step
 from benchmarks.samples import Sample, draw, write_data_set
 from benchmarks.timing import COLUMNS, Benchmark, Row, Times, compare, covered, describe_maps, markdown
 from IS_Net.data_loader import DISDataset
@@ -21,6 +22,7 @@ from IS_Net.images import write_mask
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
 from IS_Net.tensors import make_input, make_target
+from tests.thin_networks import Thin, ThinGTEncoder
 
 CPU = torch.device("cpu")
 SIDE = 128
@@ -161,6 +163,37 @@ def test_published_masks_equal_ours(sample: Sample):
         assert mask.shape == (SIDE, SIDE)
         assert 0 < expected.mean() < 1
         assert np.array_equal(mask, expected)
+
+
+# --- guards ---------------------------------------------------------------------------------------------------------
+
+
+def test_distance_of_curves_is_that_of_their_logarithms():
+    losses = np.geomspace(90, 20, 40)
+    assert curves.distance(losses, losses) == 0
+    assert curves.distance(losses, 1.1 * losses) == pytest.approx(np.log(1.1))
+    jagged = losses * np.where(np.arange(40) % 2, 1.2, 1 / 1.2)  # cancels in a mean over four steps
+    assert curves.distance(losses, jagged) < 1e-9
+    others = [losses, 1.1 * losses, 1.3 * losses]
+    assert curves.judge(others, 0.8 * losses) == pytest.approx((-np.log(0.8), np.log(1.3)))
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1, 0), (10, 1)])
+def test_curve_of_16_bits_is_compared_with_the_spread_of_seeds(
+    factor: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    train, runs = curves.train, []
+
+    def train_with_another_rate(data, settings, device, dtype, *rest):
+        runs.append((settings.seed, dtype))
+        lr = settings.lr * (1 if dtype is None else factor)
+        return train(data, replace(settings, lr=lr), device, dtype, *rest)
+
+    monkeypatch.setattr(curves, "train", train_with_another_rate)
+    arguments = ["--device=cpu", "--steps=10", "--seeds=2", "--samples=3", "--lr=0.001"]
+    assert curves.main(arguments, lambda: (Thin(5), ThinGTEncoder())) == code
+    assert ("does not pass" in capsys.readouterr().out) == bool(code)
+    assert runs == [(0, None), (1, None), (0, torch.bfloat16)]
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
