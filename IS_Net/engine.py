@@ -654,7 +654,7 @@ def _remedy(error: Exception, settings: Settings) -> str | None:
         return (
             f"out of memory; reduce batch_size_train ({settings.batch_size_train}) and raise accumulation instead, "
             f"reduce input_size {list(settings.input_size)} or workers ({settings.workers}), or set model_digit to "
-            "'half'"
+            f"'half'{'' if settings.recompute else ' or recompute to True'}"
         )
     if "DataLoader worker" in text and not isinstance(error, UserError):
         reason = text.splitlines()[0]

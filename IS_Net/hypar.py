@@ -99,6 +99,9 @@ class Settings:
     )
     device: str = setting("auto", "auto | cpu | cuda | cuda:N | mps")
     compile: bool = setting(False, "phase 2: compile the network with torch.compile; takes minutes, then is faster")
+    recompute: bool = setting(
+        False, "training: keep fewer activations and compute them again in the backward pass: less memory, more time"
+    )
     mask_skip_logit: float = setting(
         0.0, "3-channel weights get a mask skip connection with this logit; 0 adds zero weights"
     )
@@ -230,6 +233,8 @@ class Settings:
             raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder for its maps")
         if self.mode != "train" and not self.restore_model:
             raise HyparError(f"hypar['restore_model']: is empty, but mode {self.mode!r} needs a checkpoint")
+        if self.compile and self.recompute:
+            raise HyparError("hypar['recompute']: does not work together with compile; set one of them to False")
         if self.lr_decay == "cosine" and self.max_ite == NO_LIMIT:
             raise HyparError("hypar['lr_decay']: 'cosine' decays to 0 at max_ite, which is not set; set max_ite")
 

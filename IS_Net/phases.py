@@ -55,7 +55,7 @@ _INPUTS = ("im_dir", "gt_dir", "mid_dir", "mask_dir")
 
 _FREE_TO_CHANGE = (
     *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics"),
-    *("max_minutes", "save_minutes", "loader_minutes", "check"),
+    *("max_minutes", "save_minutes", "loader_minutes", "check", "recompute"),
 )
 """Settings that do not affect the result of a resumed training."""
 

@@ -94,7 +94,7 @@ def find_batch_size(
     if not size:
         raise HyparError(
             f"hypar['auto_batch']: not even one sample of {list(settings.crop_size)} fits into the memory of {device}; "
-            "reduce input_size, or set model_digit to 'half'"
+            f"reduce input_size, or set model_digit to 'half'{'' if settings.recompute else ' or recompute to True'}"
         )
     logger.info("auto_batch: %d samples fit into the memory of %s", size, device)
     return size

@@ -33,6 +33,7 @@ class SegmentationTask:
 
     def __init__(self, model: ISNetDIS, gt_encoder: ISNetGTEncoder | None, settings: Settings) -> None:
         self.model, self.gt_encoder, self.settings = model, gt_encoder, settings
+        model.recompute = settings.recompute
         self.lr, self.start_ite, self.max_ite = settings.lr, settings.start_ite, settings.max_ite
         self.cosine_decay, self.ema_decay = settings.lr_decay == "cosine", settings.ema
         self.stop_f: float | None = None
@@ -118,6 +119,7 @@ class GTEncoderTask:
 
     def __init__(self, model: ISNetGTEncoder, settings: Settings) -> None:
         self.model, self.settings = model, settings
+        model.recompute = settings.recompute
         self.lr, self.start_ite, self.max_ite = settings.gt_encoder_lr, 0, settings.gt_encoder_max_ite
         self.cosine_decay, self.ema_decay = False, 0.0
         self.stop_f: float | None = settings.gt_encoder_stop_f

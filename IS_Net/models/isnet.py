@@ -7,9 +7,13 @@ in the state dicts are those of the published code, so that published checkpoint
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def upsample_like(x: Tensor, target: Tensor) -> Tensor:
@@ -96,19 +100,54 @@ class RSU(nn.Module):
         return x + residual
 
 
+@contextmanager
+def _fixed_statistics(stage: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of BatchNorms as they are while these normalize with those of the batch."""
+    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 class _SixStages(nn.Module):
-    """Common base of both networks: six side outputs, each computed from one of six feature maps."""
+    """Common base of both networks: six side outputs, each computed from one of six feature maps.
+
+    Attributes:
+        recompute: Whether a training keeps only the outputs of the stages, and computes what is inside a stage again in
+            the backward pass: gradient checkpointing ("Training Deep Nets with Sublinear Memory Cost", Chen et al.,
+            2016). Gradients and BatchNorm statistics are the same.
+    """
 
     side_channels = (64, 64, 128, 256, 512, 512)
+    recompute = False
+
+    def _run(self, stage: RSU, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Run a stage on (B, C, h, w), in the decoder upsampled and concatenated with the map of the encoder."""
+
+        def compute(x: Tensor, skip: Tensor | None) -> Tensor:
+            return stage(x if skip is None else torch.cat((upsample_like(x, skip), skip), dim=1))
+
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), _fixed_statistics(stage)  # the first pass has updated them
+
+        if not (self.recompute and self.training):
+            return compute(x, skip)
+        # the networks draw no random numbers, so that there is no state of them to restore
+        return checkpoint(compute, x, skip, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     def _add_sides(self, out_ch: int) -> None:
         for level, channels in enumerate(self.side_channels, start=1):
             self.add_module(f"side{level}", nn.Conv2d(channels, out_ch, 3, padding=1))
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        encoded = [self.stage1(self.conv_in(x))]
+        encoded = [self._run(self.stage1, self.conv_in(x))]
         for level in range(2, 7):
-            encoded.append(getattr(self, f"stage{level}")(self.pool(encoded[-1])))
+            encoded.append(self._run(getattr(self, f"stage{level}"), self.pool(encoded[-1])))
         return encoded
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -167,9 +206,7 @@ class ISNetDIS(_SixStages):
         encoded = self._encode(x)
         decoded = [encoded.pop()]
         for level in range(5, 0, -1):
-            skip = encoded.pop()
-            stage = getattr(self, f"stage{level}d")
-            decoded.insert(0, stage(torch.cat((upsample_like(decoded[0], skip), skip), dim=1)))
+            decoded.insert(0, self._run(getattr(self, f"stage{level}d"), decoded[0], encoded.pop()))
         return decoded
 
     def predict_logits(self, x: Tensor) -> Tensor:

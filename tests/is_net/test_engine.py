@@ -30,6 +30,7 @@ from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.predictor import DISPredictor
 from IS_Net.run_log import RunLog
 from IS_Net.tasks import GTEncoderTask, SegmentationTask
+from tests.thin_networks import Thin, ThinGTEncoder
 
 METRICS = ("max_f_mean_pr", "max_f_mean_curve", "mae")
 CPU = torch.device("cpu")
@@ -306,6 +307,22 @@ def test_a_compiled_network_trains_alike(make_run, settings, monkeypatch, tmp_pa
     assert torch.allclose(outcome[0]["gain"], outcome[1]["gain"])
 
 
+def test_a_run_that_recomputes_gives_the_same_weights(make_run, settings, tmp_path):
+    outcome = []
+    for recompute in (False, True):
+        path = str(tmp_path / str(recompute))
+        chosen = settings(max_ite=2, gt_encoder_max_ite=2, lr=1e-3, ema=0.5, recompute=recompute, model_path=path)
+        torch.manual_seed(0)
+        model, gt_encoder = Thin(), ThinGTEncoder()
+        fit(GTEncoderTask(gt_encoder, chosen), make_run(chosen))
+        fit(SegmentationTask(model, gt_encoder, chosen), make_run(chosen))
+        assert model.recompute == gt_encoder.recompute == recompute
+        state = load_state(Path(path) / "last.pt")
+        outcome.append({**state["model"], **{f"ema.{name}": tensor for name, tensor in state["ema_model"].items()}})
+    for name, expected in outcome[0].items():
+        torch.testing.assert_close(outcome[1][name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_gt_encoder_stops_above_its_max_f(make_run, settings):
     chosen = settings(gt_encoder_stop_f=0.0, gt_encoder_max_ite=50, model_save_fre=1)
     progress = fit(GTEncoderTask(ISNetGTEncoder(), chosen), make_run(chosen))
@@ -366,7 +383,10 @@ class FailingLoader(InterruptedLoader):
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), r"process that loads data ended.*workers=0"),
         (RuntimeError("DataLoader timed out after 600 seconds"), "no batch arrived in 10 minutes.*loader_minutes"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory; reduce batch_size"),
-        (torch.OutOfMemoryError("CUDA out of memory."), r"out of memory; reduce batch_size_train \(2\)"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            r"out of memory; reduce batch_size_train \(2\).* set model_digit to 'half' or recompute to True",
+        ),
         (MemoryError(), "out of memory"),
         (
             ImageError("Caught ImageError in DataLoader worker 0.\nTraceback ..\nImageError: a.png: is damaged"),

@@ -220,6 +220,9 @@ def test_cosine_needs_max_ite():
     with pytest.raises(HyparError, match=r"^hypar\['lr_decay'\]: 'cosine' .* max_ite"):
         check({"lr_decay": "cosine"})
     assert check({"lr_decay": "cosine", "max_ite": 500})["lr_decay"] == "cosine"
+    with pytest.raises(HyparError, match=r"^hypar\['recompute'\]: does not work together with compile"):
+        check({"recompute": True, "compile": True})
+    assert check({"recompute": True})["recompute"]
 
 
 def test_the_stem_factor_may_be_large_or_zero():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from IS_Net.models import RSU, ConvBNReLU, ISNetDIS, ISNetGTEncoder
+from tests.thin_networks import Thin, ThinGTEncoder
 
 FEATURE_CHANNELS = (64, 64, 128, 256, 512, 512)
 RSUS = [(7, True), (6, True), (5, True), (4, True), (4, False)]
@@ -311,6 +312,41 @@ def test_gradient_reaches_every_parameter(networks: dict, kind: type):
     gradients = torch.autograd.grad(torch.stack([side.square().mean() for side in sides]).sum(), parameters.values())
     without = [name for name, gradient in zip(parameters, gradients, strict=True) if not gradient.any()]
     assert not without
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@pytest.mark.parametrize("kind", [Thin, ThinGTEncoder])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_recomputing_changes_neither_gradients_nor_statistics(kind: type, half: bool, frozen: bool):
+    outcome = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = kind().train()
+        network.recompute = recompute
+        for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.train(not frozen)
+        saved = []
+        keep_size = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: (saved.append(t.nbytes), t)[1], _same
+        )
+        x = torch.rand(2, network.in_ch, 128, 75)
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), keep_size:
+                features = network.features(x)
+            sum(feature.float().square().mean() for feature in features).backward()
+        gradients = [parameter.grad for name, parameter in network.named_parameters() if "side" not in name]
+        outcome.append((sum(saved), [*gradients, *network.buffers()]))
+    (kept, expected), (kept_less, found) = outcome
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in expected[:3])
+    for first, second in zip(expected, found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-8)
+    assert int(dict(network.named_buffers())["stage1.rebnconvin.bn_s1.num_batches_tracked"]) == (0 if frozen else 2)
+    assert network.stage1.rebnconvin.bn_s1.momentum == 0.1
+    assert kept_less < kept / 2
 
 
 @pytest.mark.parametrize("kind", [ISNetDIS, ISNetGTEncoder])
