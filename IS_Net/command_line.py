@@ -99,7 +99,7 @@ class _Answer:
     """A signal handler: it raises KeyboardInterrupt or :class:`Terminated`.
 
     While a module is imported, it ends the process instead. The compiled parts of PyTorch and NumPy run Python code
-    during their import, and an exception there is swallowed, so that the command goes on, or aborts the process.
+    during their import, and an exception there is swallowed, so that the command continues, or aborts the process.
     What the command writes is safe: it may be killed at any time.
 
     Args:
