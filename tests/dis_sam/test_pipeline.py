@@ -551,9 +551,9 @@ def test_weights_are_loaded_once_and_again_when_the_file_changes(
     loaded = []
     from_checkpoint = DISPredictor.from_checkpoint
 
-    def counted(path: Path, *settings: Any) -> DISPredictor:
+    def counted(path: Path, *settings: Any, **others: Any) -> DISPredictor:
         loaded.append((path, *settings))
-        return from_checkpoint(path, *settings)
+        return from_checkpoint(path, *settings, **others)
 
     monkeypatch.setattr(DISPredictor, "from_checkpoint", counted)
     path = tmp_path / "weights.safetensors"

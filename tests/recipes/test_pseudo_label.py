@@ -6,6 +6,7 @@ import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from recipes.starter.pseudo_label import Confidence, label, main, pseudo_label
 class Stub:
     """Replaces a predictor: its alpha is the photograph's red channel, or what ``alpha`` returns."""
 
-    in_ch, device = 3, "cpu"
+    in_ch, runtime = 3, SimpleNamespace(where="cpu")
 
     def __init__(self, alpha: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.alpha, self.seen = alpha or (lambda image: image[..., 0].astype(np.float32) / 255), []
