@@ -258,7 +258,7 @@ def _name_objects(name: str, objects: Sequence[Request]) -> Iterator[Request]:
 
 
 def plan_refine(
-    photographs: Sequence[tuple[str, Source]], masks: Source, recursive: bool = False
+    photographs: Sequence[tuple[str, Source]], masks: Source, recursive: bool = False, kind: str = "mask"
 ) -> tuple[list[Task], list[str]]:
     """Pair photographs with coarse masks.
 
@@ -269,6 +269,7 @@ def plan_refine(
         photographs: Name and file of each; see :func:`find_photographs`.
         masks: A folder, or one mask for one photograph.
         recursive: Whether the subfolders of the folder of masks are searched too.
+        kind: How messages refer to a mask.
 
     Returns:
         A task for each photograph that has masks, and a message for each of the others.
@@ -281,19 +282,17 @@ def plan_refine(
     if isinstance(masks, bytes) or masks.is_file():
         if len(photographs) != 1:
             raise DatasetError(
-                f"{'standard input' if isinstance(masks, bytes) else masks}: found one mask for {len(photographs)} "
-                "photographs; expected a folder of masks with the names of the photographs"
+                f"{'standard input' if isinstance(masks, bytes) else masks}: found one {kind} for "
+                f"{len(photographs)} photographs; expected a folder of them with the names of the photographs"
             )
         [(name, image)] = photographs
         return [Task(name, image, (Request(name, mask=masks),))], []
     if not masks.exists():
-        raise FileNotFoundError(f"{masks}: does not exist; expected a mask, or a folder of masks")
+        raise FileNotFoundError(f"{masks}: does not exist; expected a {kind}, or a folder of them")
     files = list_images(masks, recursive)
     mixed = {path.resolve() for path in files.values()} & {p.resolve() for _, p in photographs if isinstance(p, Path)}
     if mixed:
-        raise DatasetError(
-            f"{masks}: contains the photograph {min(mixed).name} too; keep masks in a folder of their own"
-        )
+        raise DatasetError(f"{masks}: contains the photograph {min(mixed).name} too; keep them in folders of their own")
     requests: dict[str, list[Request]] = defaultdict(list)
     names, unused = {name for name, _ in photographs}, []
     manifests = {folder: read_manifest(folder) for folder in {path.parent for path in files.values()}}
@@ -311,9 +310,11 @@ def plan_refine(
     if unused:
         logger.warning("%s: found no photograph for %s", masks, _list(unused))
     missing = [(name, image) for name, image in photographs if name not in requests]
-    without = [f"{image}: found no mask {name}.png or {name}_OBJECT.png in {masks}" for name, image in missing]
+    without = [f"{image}: found no {kind} {name}.png or {name}_OBJECT.png in {masks}" for name, image in missing]
     if not requests:
-        raise DatasetError(f"{without[0]}; expected masks with the names of the {len(photographs)} photographs")
+        raise DatasetError(
+            f"{without[0]}; expected a {kind} with the name of each of the {len(photographs)} photographs"
+        )
     return [Task(name, image, tuple(requests[name])) for name, image in photographs if name in requests], without
 
 

@@ -30,6 +30,7 @@ VERBS = {
     "train": Verb("IS_Net.train_valid_inference_main:command_line", "train stage 2", ("mode=train",)),
     "valid": Verb("IS_Net.train_valid_inference_main:command_line", "predict and score data sets", ("mode=valid",)),
     "evaluate": Verb("IS_Net.evaluate:main", "score maps, or the predictions of weights, with all metrics"),
+    "compare": Verb("dis_sam.compare:main", "draw methods side by side, with magnified edges and scores"),
     "import-weights": Verb("IS_Net.import_weights:main", "convert published .pth and .onnx weights to safetensors"),
     "fetch": Verb("dis_sam.fetch:main", "download SAM's checkpoints: vit_l, vit_h, vit_b"),
     "check": Verb(

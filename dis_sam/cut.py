@@ -9,15 +9,14 @@ import argparse
 import atexit
 import gc
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dis_sam.arguments import STANDARD, add_model, add_prompts, check_prompts, numbers, prompts_of
 from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
-from sam.backends import BACKENDS
 
 if TYPE_CHECKING:
     from dis_sam import batch
@@ -26,38 +25,12 @@ if TYPE_CHECKING:
 
     Plan = Callable[[argparse.Namespace], tuple[list[batch.Task], list[str]]]
 
-_STANDARD = "-"
 _EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted; 143 terminated"
 _INTERRUPTED = "interrupted; all files written so far are complete, and the same command resumes"
 
 
-def _numbers(text: str, counts: Sequence[int], expected: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in counts or not all(map(math.isfinite, values)):
-        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
-    return values
-
-
-def _box(text: str) -> tuple[float, ...]:
-    x0, y0, x1, y1 = _numbers(text, (4,), "a box as four numbers x0,y0,x1,y1 in pixels")
-    if x1 < x0 or y1 < y0 or (x0, y0) == (x1, y1):
-        raise argparse.ArgumentTypeError(f"expected x0 < x1 and y0 < y1, found {text!r}")
-    return x0, y0, x1, y1
-
-
-def _point(text: str) -> tuple[float, float, int]:
-    expected = "a point as x,y or x,y,1 (on the object) or x,y,0 (on the background)"
-    x, y, *label = _numbers(text, (2, 3), expected)
-    if label not in ([], [0], [1]):
-        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
-    return x, y, int(label[0]) if label else 1
-
-
 def _fraction(text: str) -> float:
-    [value] = _numbers(text, (1,), "a number of at least 0 and less than 1")
+    [value] = numbers(text, (1,), "a number of at least 0 and less than 1")
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 0 and less than 1, found {text!r}")
     return value
@@ -111,61 +84,13 @@ def _add_common(parser: argparse.ArgumentParser, prog: str) -> None:
     )
     output.add_argument("--crop", action="store_true", help="crop the outputs to the object")
     output.add_argument("--overwrite", action="store_true", help="replace files that dis-sam did not write, too")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--sam",
-        default="auto",
-        choices=["auto", *BACKENDS],
-        help="stage 1: a SAM; box for none, so that stage 2 is given the boxes alone; auto (default) for the best SAM "
-        "whose checkpoint is found, else box",
-    )
-    model.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of stage 2; default: starter weights")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
-    model.add_argument(
-        "--precision", default="auto", choices=("auto", "full", "half"), help="of stage 2; default: %(default)s"
-    )
-    model.add_argument(
-        "--runtime",
-        default="auto",
-        choices=("auto", "torch", "openvino"),
-        help="what runs stage 2; auto (default): OpenVINO on the CPU where it is installed, else PyTorch",
-    )
-    model.add_argument(
-        "--detail",
-        choices=("auto", "off", "max"),
-        help="work on parts of large photographs at their full resolution: auto (default) if the weights were trained "
-        "for it, off, or max for as many parts as it takes",
-    )
+    add_model(parser)
     parser.add_argument("--workers", type=positive_int, metavar="N", help="number of reader and of writer threads")
 
 
 def _cut_parser() -> argparse.ArgumentParser:
     parser, prompts = _parser("cut", "Cut objects out of photographs. Without a prompt, it is the most salient thing.")
-    prompts.add_argument(
-        "--box",
-        type=_box,
-        action="append",
-        default=[],
-        metavar="x0,y0,x1,y1",
-        help="box around an object, in pixels of the upright photograph; repeat it for several objects, which are "
-        "written as NAME_1, NAME_2, ...",
-    )
-    prompts.add_argument(
-        "--point",
-        type=_point,
-        action="append",
-        default=[],
-        metavar="x,y[,0]",
-        help="point on the object (or, with 0, on the background); all points belong to one object, with at most one "
-        "box; needs SAM",
-    )
-    prompts.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="CSV (name,object,x0,y0,x1,y1) or JSON with boxes or points; several objects of a photograph are written "
-        "as NAME_OBJECT; photographs without a prompt are skipped",
-    )
+    add_prompts(prompts, "written as")
     _add_common(parser, "cut")
     return parser
 
@@ -192,15 +117,15 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     if options.photos:
         if options.images:
             parser.error("--images is the folder of the images of a COCO file; use it with --coco")
-        standard = options.photos.count(_STANDARD) + (getattr(options, "mask", None) == _STANDARD)
+        standard = options.photos.count(STANDARD) + (getattr(options, "mask", None) == STANDARD)
         if standard > 1:
             parser.error("standard input (-) can be read only once")
-        if _STANDARD in options.photos and len(options.photos) > 1:
+        if STANDARD in options.photos and len(options.photos) > 1:
             parser.error("expected no other photographs beside standard input (-)")
         return
     if bool(options.coco) != bool(options.images):
         parser.error("expected --coco together with --images, the folder of its images")
-    if not options.out or options.out == _STANDARD:
+    if not options.out or options.out == STANDARD:
         parser.error("annotation files require -o, where the refined ones are written")
     pixels = ("kinds", "bits", "threshold", "crop", "overwrite", "detail", "workers", "keep_better", "mask", "prompts")
     for name in (*pixels, "box", "point"):
@@ -209,17 +134,6 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--{option} has no effect on annotation files; omit it")
     if options.coco and options.recursive:
         parser.error("--recursive has no effect on a COCO file, which names its images; omit it")
-
-
-def _check_prompts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.prompts and (options.box or options.point):
-        parser.error("expected either --prompts, or --box and --point")
-    if options.prompts and _STANDARD in options.photos:
-        parser.error("--prompts names photographs, and standard input (-) has no name; use --box or --point")
-    if len(options.box) > 1 and options.point:
-        parser.error(f"found --point with {len(options.box)} boxes; expected at most one box, or use --prompts FILE")
-    if options.point and not options.box and not any(label for *_, label in options.point):
-        parser.error("found only background points; add a point on the object, or a box")
 
 
 def _options(options: argparse.Namespace) -> batch.Options:
@@ -235,26 +149,23 @@ def _options(options: argparse.Namespace) -> batch.Options:
 def _photographs(options: argparse.Namespace) -> list[tuple[str, batch.Source]]:
     from dis_sam.batch import find_photographs
 
-    if options.photos == [_STANDARD]:
+    if options.photos == [STANDARD]:
         return [("photo", sys.stdin.buffer.read())]
-    out = None if options.out in (None, _STANDARD) else Path(options.out)
+    out = None if options.out in (None, STANDARD) else Path(options.out)
     return list(find_photographs(list(map(Path, options.photos)), options.recursive, out))
 
 
 def _plan_cut(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
     from dis_sam.batch import Request, plan_cut
 
-    objects = [Request("", box) for box in options.box]
-    if options.point:
-        points, labels = tuple((x, y) for x, y, _ in options.point), tuple(label for *_, label in options.point)
-        objects = [Request("", options.box[0] if options.box else None, points, labels)]
+    objects = [Request("", *prompt) for prompt in prompts_of(options)]
     return plan_cut(_photographs(options), objects, options.prompts), []
 
 
 def _plan_refine(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
     from dis_sam.batch import plan_refine
 
-    mask = sys.stdin.buffer.read() if options.mask == _STANDARD else Path(options.mask)
+    mask = sys.stdin.buffer.read() if options.mask == STANDARD else Path(options.mask)
     return plan_refine(_photographs(options), mask, options.recursive)
 
 
@@ -282,7 +193,7 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
     if not tasks:
         raise OutputError("found nothing to do")
     choice = _choose_model(options, **needs_of(tasks))
-    if options.out == _STANDARD or (options.out is None and isinstance(tasks[0].image, bytes)):
+    if options.out == STANDARD or (options.out is None and isinstance(tasks[0].image, bytes)):
         return _write_to_standard_output(tasks, choice, how)
     destination = Destination(None if options.out is None else Path(options.out), how.kinds)
     inputs = (choice.weights, getattr(options, "prompts", None))
@@ -361,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.command = "cut"
     _check(parser, options)
-    _check_prompts(parser, options)
+    check_prompts(parser, options)
     return run_command(lambda: _run(options, _plan_cut), _INTERRUPTED)
 
 

@@ -20,12 +20,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: list[tuple[str, str]] = [
-    ("front door", "dis_sam.cli dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.serve"),
-    ("runs over photographs", "dis_sam.batch"),
+    ("front door", "dis_sam.cli dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare dis_sam.serve"),
+    ("runs over photographs", "dis_sam.batch dis_sam.comparison"),
     ("front door, Python", "dis_sam"),
     ("annotations", "dis_sam.formats"),
     ("both stages", "dis_sam.pipeline"),
-    ("forms of a result", "dis_sam.outputs dis_sam.notebook"),
+    ("forms of a result", "dis_sam.outputs dis_sam.figure dis_sam.notebook dis_sam.arguments"),
     ("stage 1, commands", "sam.generate_masks"),
     ("stage 1, runs", "sam.mask_run"),
     ("stage 1, models", "sam.backends sam.enrich"),
@@ -72,6 +72,8 @@ LIGHT |= {
     "dis_sam.check",
     "dis_sam.fetch",
     "dis_sam.cut",
+    "dis_sam.compare",
+    "dis_sam.arguments",
     "dis_sam.serve.command",
     "dis_sam.serve.guard",
     "sam.generate_masks",
