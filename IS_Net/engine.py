@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from IS_Net.bounded import BoundedQueue
 from IS_Net.checkpoint import save_state, save_weights
-from IS_Net.device import autocast
+from IS_Net.device import autocast, training_format
 from IS_Net.errors import TrainingError, UserError
 from IS_Net.hypar import Settings
 from IS_Net.images import write_map
@@ -402,7 +402,8 @@ class Training:
 
     def __init__(self, task: Task, run: Run, resume: dict[str, Any] | None = None) -> None:
         self.task, self.run = task, run
-        task.model.to(run.device, memory_format=torch.channels_last)
+        task.memory_format = training_format(run.device, run.dtype)
+        task.model.to(run.device, memory_format=task.memory_format)
         task.train()
         if task.gt_encoder is not None:
             task.gt_encoder.to(run.device, memory_format=torch.channels_last)

@@ -104,8 +104,9 @@ def feature_loss(features: Sequence[Tensor], gt_features: Sequence[Tensor]) -> T
 def _flat_weights(model: nn.Module) -> Iterable[Tensor]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith("bias"):
-            # W W^T does not depend on the order of W's columns; with this order, a channels_last weight is not copied
-            yield parameter.movedim(1, -1).flatten(1) if parameter.ndim > 1 else parameter[:, None]
+            weight = parameter if parameter.ndim > 1 else parameter[:, None]
+            # W W^T does not depend on the order of W's columns; in the order of its memory, a weight is not copied
+            yield (weight if weight.is_contiguous() else weight.movedim(1, -1)).flatten(1)
 
 
 class _GramDistance(torch.autograd.Function):

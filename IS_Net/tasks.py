@@ -30,6 +30,8 @@ class SegmentationTask:
 
     name = "segmentation"
     weights_file = "best.safetensors"
+    memory_format = torch.channels_last
+    """In which the network is trained; see :func:`IS_Net.device.training_format`."""
 
     def __init__(self, model: ISNetDIS, gt_encoder: ISNetGTEncoder | None, settings: Settings) -> None:
         self.model, self.gt_encoder, self.settings = model, gt_encoder, settings
@@ -96,7 +98,7 @@ class SegmentationTask:
         if settings.outside_weight:
             boxes = find_bounds(planes[:, BOX_CHANNEL] > 0)
             extra = settings.outside_weight * outside_boxes(boxes, _BOX_MARGIN, planes.shape[-2:])
-        sides, features = self.model(self.input(planes))
+        sides, features = self.model(self.input(planes).contiguous(memory_format=self.memory_format))
         loss = side_output_loss(sides, target, settings.bce_weight, settings.iou_weight, settings.edge_weight, extra)
         if self.gt_encoder is not None:
             with torch.no_grad():
@@ -116,6 +118,7 @@ class GTEncoderTask:
     name = "gt_encoder"
     weights_file = "gt_encoder.safetensors"
     gt_encoder = None
+    memory_format = torch.channels_last
 
     def __init__(self, model: ISNetGTEncoder, settings: Settings) -> None:
         self.model, self.settings = model, settings
@@ -143,7 +146,7 @@ class GTEncoderTask:
     def loss(self, planes: Tensor) -> Tensor:
         """Return the side-output loss for (B, in_ch + 1, H, W) uint8 planes."""
         target = self.input(planes)
-        sides, _ = self.model(target)
+        sides, _ = self.model(target.contiguous(memory_format=self.memory_format))
         return side_output_loss(sides, target, self.settings.bce_weight, self.settings.iou_weight)
 
 

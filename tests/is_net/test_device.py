@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from IS_Net import device as device_module
-from IS_Net.device import autocast, autocast_dtype, describe, fast_dtype, pick_device
+from IS_Net.device import autocast, autocast_dtype, describe, fast_dtype, pick_device, training_format
 from IS_Net.errors import DeviceError
+from IS_Net.hypar import Settings
 from IS_Net.machine import has_amx
+from IS_Net.tasks import GTEncoderTask, SegmentationTask
+from tests.thin_networks import Thin, ThinGTEncoder
 
 CPU = torch.device("cpu")
 
@@ -141,3 +144,51 @@ def test_unknown_precision():
 def test_autocast(dtype: torch.dtype | None, found: torch.dtype):
     with autocast(CPU, dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == found
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "expected"),
+    [
+        ("cpu", "AVX2", None, torch.contiguous_format),
+        ("cpu", "AVX2", torch.bfloat16, torch.channels_last),
+        ("cpu", "AVX512", None, torch.channels_last),
+        ("cuda", "AVX2", None, torch.channels_last),
+    ],
+)
+def test_only_float32_on_cpus_without_avx512_trains_in_contiguous_format(
+    device: str,
+    capability: str,
+    dtype: torch.dtype | None,
+    expected: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert training_format(torch.device(device), dtype) is expected
+
+
+@pytest.mark.parametrize("task_class", [SegmentationTask, GTEncoderTask])
+def test_the_memory_format_does_not_change_loss_and_gradients(task_class: type):
+    torch.manual_seed(0)
+    planes = torch.randint(0, 256, (2, 5, 70, 65), dtype=torch.uint8)
+    settings = Settings.from_hypar({"model": 4})
+    network = Thin(4) if task_class is SegmentationTask else ThinGTEncoder()
+    network.eval()  # statistics of the few values in the deepest layers would multiply rounding errors
+    found = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        network.to(memory_format=memory_format)
+        task = (
+            SegmentationTask(network, None, settings)
+            if task_class is SegmentationTask
+            else task_class(network, settings)
+        )
+        task.memory_format = memory_format
+        inputs = []
+        hook = next(network.children()).register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+        loss = task.loss(planes)
+        hook.remove()
+        assert inputs[0].is_contiguous(memory_format=memory_format)
+        found.append((loss.detach(), torch.autograd.grad(loss, list(network.parameters()))))
+    (loss, gradients), (other_loss, other_gradients) = found
+    torch.testing.assert_close(loss, other_loss)
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5)
