@@ -66,7 +66,7 @@ def test_hard_scenes_are_refined(starter: DISPredictor, name: str):
     gains, preserved = [], []
     for kind in hard_scenes.KINDS[name][:3]:
         rng = np.random.default_rng(7)
-        image, alphas = hard_scenes.make_scene(kind, rng, (480, 640))
+        image, alphas = hard_scenes.make_scene(kind, rng, (360, 480))
         coarse = hard_scenes.coarse_mask(image, alphas[0], rng)
         gains.append(boundary_iou(refined(starter, image, coarse), alphas[0]) - boundary_iou(coarse, alphas[0]))
         perfect = np.where(alphas[0] > 128, np.uint8(255), np.uint8(0))
