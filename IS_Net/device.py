@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,7 +26,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         DeviceError: If the device is unknown or not available. Only ``auto`` falls back to another device.
     """
     if str(name) == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = _local_cuda() if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -47,6 +48,12 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         raise DeviceError("device 'mps' was requested, but this PyTorch does not support it here; use auto or cpu")
     logger.info("device: %s", describe(device))
     return device
+
+
+def _local_cuda() -> str:
+    """Return the CUDA device of this process: if a driver started several on this machine, each has its own."""
+    rank, count = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "")), torch.cuda.device_count()
+    return f"cuda:{int(rank) % count}" if rank.isdecimal() and count > 1 else "cuda"
 
 
 def describe(device: torch.device) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from IS_Net import shards
 from IS_Net.command_line import (
     DONE,
     FAILED,
@@ -27,6 +28,7 @@ from IS_Net.metric_names import ALL, choose
 if TYPE_CHECKING:
     from IS_Net import evaluation
 
+_RESUMES = "interrupted; what was measured is kept, and the same command resumes"
 OUTPUTS = ("json", "csv", "html", "sheet")
 """The options that write a file."""
 
@@ -49,10 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gt",
         nargs="+",
-        required=True,
+        default=[],
         metavar="DIR",
         help="data sets: splits that hold gt/ (and im/, mask/), such as data/DIS5K/DIS-VD; folders of such splits; "
         "folders of ground truths; or names from datalist.py",
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="a data set as a list of pictures, .jsonl or .parquet, with the columns name, image, gt, mask, box",
     )
     parser.add_argument(
         "--pred",
@@ -98,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
         help="number of processes that score; 0: score in the main process; default: one for each CPU core",
     )
     run.add_argument("--no-cache", action="store_true", help="do not cache what is computed from the ground truths")
+    run.add_argument(
+        "--rows",
+        type=Path,
+        metavar="DIR",
+        help="folder where the measures of each picture are kept: a second start, or one on other machines, measures "
+        "only what is left",
+    )
+    shards.add_options(parser)
     out = parser.add_argument_group("outputs, in addition to the printed table")
     out.add_argument("--json", type=Path, metavar="FILE", help="everything: figures, curves, the figures of each image")
     out.add_argument("--csv", type=Path, metavar="FILE", help="the figures of each image")
@@ -120,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the process with a message if the options do not fit together."""
     predicts = options.weights is not None
+    shards.check_options(parser, options)
+    if not options.gt and not options.manifest:
+        parser.error("expected --gt with data sets, or --manifest")
+    if options.shard and not options.rows:
+        parser.error("--shard: expected --rows with a folder, which all shards share")
     if not options.pred and options.coarse is None and not predicts:
         parser.error("expected --pred with folders of maps, --weights, or --coarse")
     for key in ("device", "precision", "runtime"):
@@ -148,11 +169,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 files could not be scored or written, each named; 2 the command could not start;
         130 interrupted.
     """
+    options = _read(argv)
+    if options.shard:
+        return run_command(lambda: shards.run_shard([_work(options)], options.shard), _RESUMES)
+    return run_command(lambda: _run(options), _RESUMES if options.rows else "interrupted; nothing was written")
+
+
+def plan_work(argv: Sequence[str]) -> list[shards.Work]:
+    """Return the work of ``dis-sam evaluate`` with these arguments."""
+    return [_work(_read(argv))]
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(argv)
     _check(parser, options)
+    return options
 
-    return run_command(lambda: _run(options), "interrupted; nothing was written")
+
+def _work(options: argparse.Namespace) -> evaluation.EvaluationWork:
+    from IS_Net import evaluation
+
+    return evaluation.EvaluationWork.plan(_request(options), options.rows, _shows_maps(options))
+
+
+def _shows_maps(options: argparse.Namespace) -> bool:
+    return bool(options.worst and (options.html or options.sheet))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -167,11 +209,17 @@ def _run(options: argparse.Namespace) -> int:
     try:
         named = [text.partition("=")[2] or text for text in options.pred]
         sources = [*options.gt, *options.pred, *named, *(options.images or []), *(options.masks or [])]
+        sources += [options.manifest] if options.manifest else []
         refuse_to_replace_data(outputs.values(), [*sources, *(options.weights or [])])
         _check_writable(outputs)
         with tempfile.TemporaryDirectory(prefix="dis-sam-") as thumbnails:
-            shows_maps = options.worst and not outputs.keys().isdisjoint(("html", "sheet"))
-            data_sets, results = evaluation.evaluate(_request(options), Path(thumbnails) if shows_maps else None)
+            if options.rows:
+                work = _work(options)
+                part = shards.run_part(work, work.items(), "all")
+                data_sets, results = work.data_sets, work.results(part.rows)
+            else:
+                shown = Path(thumbnails) if _shows_maps(options) else None
+                data_sets, results = evaluation.evaluate(_request(options), shown)
             print_text(report.text_table(results, every=options.metrics != ALL))
             if table := report.refinement_table(results):
                 print_text(f"\n{table}\n{report.REFINEMENT_NOTE}")
@@ -209,6 +257,7 @@ def _request(options: argparse.Namespace) -> evaluation.Request:
         runtime=options.runtime or "auto",
         workers=options.workers,
         cache=not options.no_cache,
+        manifest=options.manifest,
     )
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from IS_Net import datalist
-from IS_Net.errors import EvaluationError, ImageError, ScoringError
+from IS_Net.errors import DatasetError, EvaluationError, ImageError, ScoringError
+from IS_Net.files import content_hash
 from IS_Net.images import (
     binarize,
     encode_image,
@@ -29,14 +34,16 @@ from IS_Net.images import (
     size_mismatch,
     write_map,
 )
-from IS_Net.machine import available_cores
-from IS_Net.manifest import read_manifest
+from IS_Net.listing import Entry, read_listing
+from IS_Net.machine import available_cores, cores_per_process
+from IS_Net.manifest import fingerprint, read_manifest
 from IS_Net.metric_names import ALL
 from IS_Net.paths import resolve, starter_weights
 from IS_Net.predictor import DISPredictor
 from IS_Net.preprocess import MASK_CHANNEL
 from IS_Net.report import MEAN, Picture, Scores, csv_text, html_page, json_text, worst_sheet
-from IS_Net.scoring import Job, Scorer
+from IS_Net.scoring import CACHE_VERSION, Job, Outcome, Scorer
+from IS_Net.shards import DONE, FAILED, Part, Row
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +87,8 @@ class Request:
     """Number of processes that score; 0: this process; None: one for each CPU core."""
     cache: bool = True
     """Whether to cache what depends only on the ground truths."""
+    manifest: Path | None = None
+    """One more data set: a list of pictures with ground truths; see :func:`find_listed`."""
 
 
 class Prediction(NamedTuple):
@@ -107,7 +116,9 @@ class DataSet:
     masks: dict[str, Path] = field(default_factory=dict)
     """Its own coarse masks, which reports show beside maps."""
     kinds: dict[str, Path] = field(default_factory=dict)
-    """Folders of its coarse masks, by kind."""
+    """Folders of its coarse masks, by kind; of a listed data set, the list."""
+    boxes: dict[str, Sequence[float]] = field(default_factory=dict)
+    """Boxes of the own coarse masks, if the data set is listed; others are in the manifest beside the masks."""
     maps: dict[str, dict[str, Path]] = field(default_factory=dict)
     """By method: the files of its maps or coarse masks."""
     thumbnails: dict[str, dict[str, Path]] = field(default_factory=dict)
@@ -168,6 +179,36 @@ def find_data_set(
         images=list_images(images) if images else _optional(im),
         masks=list_images(masks) if masks else _optional(mid),
         kinds=_kinds(folder, gt, im, masks or mid),
+    )
+
+
+def find_listed(path: Path, limit: int | None = None) -> DataSet:
+    """Return the data set of a list of pictures; its name is that of the file.
+
+    Args:
+        path: See :func:`IS_Net.listing.read_listing`. The rows need ``gt``; ``mask`` is the own coarse mask, and
+            ``box`` its box.
+        limit: Highest number of rows.
+
+    Raises:
+        DatasetError: If the list is faulty, or holds a name twice.
+    """
+    entries: dict[str, Entry] = {}
+    for entry in read_listing(path, ["gt"]):
+        other = entries.setdefault(entry.name, entry)
+        if other is not entry:
+            raise DatasetError(f"{entry.where}: the name {entry.name!r} is given twice; expected one row per picture")
+    found = dict(islice(entries.items(), limit))
+    masks = {name: entry.mask for name, entry in found.items() if entry.mask is not None}
+    return DataSet(
+        name=path.stem,
+        folders=(path.stem,),
+        gts={name: entry.gt for name, entry in found.items()},
+        ignored=frozenset(entries.keys() - found.keys()),
+        images={name: entry.image for name, entry in found.items()},
+        masks=masks,
+        kinds={OWN: path} if masks else {},
+        boxes={name: entry.prompt["box"] for name, entry in found.items() if "box" in entry.prompt},
     )
 
 
@@ -308,6 +349,9 @@ def gather(request: Request, networks: Mapping[str, int] | None = None) -> list[
                 data_sets.append(find_data_set(split, images, masks, request.limit))
             except (OSError, ValueError) as error:
                 problems.append(str(error))
+    if request.manifest:
+        expected += 1
+        data_sets.append(find_listed(request.manifest, request.limit))
     names = [data_set.name for data_set in data_sets]
     if len(set(names)) < len(names):
         raise EvaluationError(f"two data sets have the same name: {', '.join(names)}; rename the folder of one")
@@ -362,7 +406,7 @@ def _add_coarse(data_set: DataSet, request: Request, networks: Mapping[str, int]
             continue
         method = kind if networks or request.coarse else COARSE
         try:
-            files = data_set.gts if kind == PERFECT else list_images(data_set.kinds[kind])
+            files = data_set.gts if kind == PERFECT else _coarse_files(data_set, kind)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -381,6 +425,11 @@ def _add_coarse(data_set: DataSet, request: Request, networks: Mapping[str, int]
     if networks:
         problems += _problems(data_set, data_set.images, f"{data_set.name}: there is no image of")
     return problems
+
+
+def _coarse_files(data_set: DataSet, kind: str) -> dict[str, Path]:
+    folder = data_set.kinds[kind]
+    return list_images(folder) if folder.is_dir() else data_set.masks
 
 
 # --- predict and score ----------------------------------------------------------------------------------------------
@@ -440,6 +489,28 @@ def evaluate(request: Request, thumbnails: Path | None = None) -> tuple[list[Dat
     return data_sets, results
 
 
+def empty_scores(data_sets: Sequence[DataSet], metrics: str) -> dict[tuple[str, str], Scores]:
+    """Return scores without images, by the names of data set and method."""
+    results: dict[tuple[str, str], Scores] = {}
+    for data_set in data_sets:
+        kinds = {prediction.method: prediction.kind for prediction in data_set.predictions}
+        for method in data_set.methods:
+            baseline = results.get((data_set.name, kinds.get(method)))
+            results[data_set.name, method] = Scores(data_set.name, method, metrics, baseline)
+    return results
+
+
+@dataclass
+class Measured:
+    """The measures of all maps of a ground truth."""
+
+    data_set: DataSet
+    name: str
+    outcome: Outcome
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By method: the time of the prediction."""
+
+
 def score(
     data_sets: Sequence[DataSet],
     scorer: Scorer,
@@ -462,39 +533,224 @@ def score(
     Raises:
         ScoringError: If files cannot be read (all are listed), or a worker process died.
     """
-    results: dict[tuple[str, str], Scores] = {}
-    for data_set in data_sets:
-        kinds = {prediction.method: prediction.kind for prediction in data_set.predictions}
-        for method in data_set.methods:
-            baseline = results.get((data_set.name, kinds.get(method)))
-            results[data_set.name, method] = Scores(data_set.name, method, metrics, baseline)
+    results = empty_scores(data_sets, metrics)
+    items = [(data_set, name) for data_set in data_sets for name in data_set.gts]
     problems: list[str] = []
-
-    def jobs() -> Iterator[Job]:
-        for data_set in data_sets:
-            predict = _Refiner(data_set, networks or {}, thumbnails)
-            for name, gt in data_set.gts.items():
-                maps: dict[str, Path | np.ndarray] = {m: files[name] for m, files in data_set.maps.items()}
-                if data_set.predictions:
-                    try:
-                        refined, seconds = predict(name)
-                    except ImageError as error:
-                        problems.append(str(error))
-                    else:
-                        maps |= refined
-                        for method, duration in seconds.items():
-                            results[data_set.name, method].seconds[name] = duration
-                yield Job(name, gt, maps)
-
-    items = [(data_set.name, name) for data_set in data_sets for name in data_set.gts]
-    outcomes = tqdm(scorer.measure(jobs()), "score", len(items), unit="image")
-    for (data_set_name, name), outcome in zip(items, outcomes, strict=True):
-        problems += outcome.problems
-        for method, measured in outcome.measured.items():
-            results[data_set_name, method].add(name, measured)
+    for found in measure(items, scorer, networks, thumbnails):
+        problems += found.outcome.problems
+        for method, duration in found.seconds.items():
+            results[found.data_set.name, method].seconds[found.name] = duration
+        for method, measured in found.outcome.measured.items():
+            results[found.data_set.name, method].add(found.name, measured)
     if problems:
         raise ScoringError(_listed(problems))
     return list(results.values())
+
+
+def measure(
+    items: Sequence[tuple[DataSet, str]],
+    scorer: Scorer,
+    networks: Mapping[str, DISPredictor] | None = None,
+    thumbnails: Path | None = None,
+) -> Iterator[Measured]:
+    """Predict and measure the maps of some ground truths.
+
+    Args:
+        items: Data sets and names of ground truths.
+        scorer: See :func:`score`.
+        networks: See :func:`score`.
+        thumbnails: See :func:`score`.
+
+    Yields:
+        The measures of each, in order.
+
+    Raises:
+        ScoringError: If a worker process died.
+    """
+    predicted: deque[tuple[dict[str, float], list[str]]] = deque()
+
+    def jobs() -> Iterator[Job]:
+        predict: _Refiner | None = None
+        for data_set, name in items:
+            if predict is None or predict.data_set is not data_set:
+                predict = _Refiner(data_set, networks or {}, thumbnails)
+            maps: dict[str, Path | np.ndarray] = {m: files[name] for m, files in data_set.maps.items()}
+            seconds, problems = {}, []
+            if data_set.predictions:
+                try:
+                    refined, seconds = predict(name)
+                except ImageError as error:
+                    problems.append(str(error))
+                else:
+                    maps |= refined
+            predicted.append((seconds, problems))
+            yield Job(name, data_set.gts[name], maps)
+
+    outcomes = tqdm(scorer.measure(jobs()), "score", len(items), unit="image")
+    for (data_set, name), outcome in zip(items, outcomes, strict=True):
+        seconds, problems = predicted.popleft()
+        yield Measured(data_set, name, outcome._replace(problems=problems + outcome.problems), seconds)
+
+
+# --- in parts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """An evaluation in parts; see :class:`IS_Net.shards.Work`. An item is the names of data set and ground truth.
+
+    Attributes:
+        request: What to evaluate.
+        out: The folder of the rows, which hold the measures of each ground truth's maps.
+        thumbnails: Whether to keep reduced copies of predicted maps there.
+        pictures: The items.
+    """
+
+    request: Request
+    out: Path
+    thumbnails: bool = False
+    pictures: Sequence[tuple[str, str]] = ()
+    what = "an evaluation"
+
+    @classmethod
+    def plan(cls, request: Request, out: Path, thumbnails: bool = False) -> EvaluationWork:
+        """Find the pictures.
+
+        Raises:
+            UserError: If files or weights cannot be used.
+        """
+        work = cls(request, out, thumbnails)
+        pictures = tuple((data_set.name, name) for data_set in work.data_sets for name in data_set.gts)
+        object.__setattr__(work, "pictures", pictures)  # not a copy, which would not have what is loaded
+        return work
+
+    @cached_property
+    def networks(self) -> dict[str, DISPredictor]:
+        """The networks that predict, by name."""
+        return load_networks(self.request)
+
+    @cached_property
+    def data_sets(self) -> list[DataSet]:
+        """The data sets with the files of all methods."""
+        return gather(self.request, {name: predictor.in_ch for name, predictor in self.networks.items()})
+
+    @cached_property
+    def _by_name(self) -> dict[str, DataSet]:
+        return {data_set.name: data_set for data_set in self.data_sets}
+
+    @cached_property
+    def _weights(self) -> list[str]:
+        if self.request.weights is None:
+            return []
+        return [content_hash(path) for path in self.request.weights or [starter_weights()]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("request", "out", "thumbnails", "pictures")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def items(self) -> Sequence[tuple[str, str]]:
+        """Return the names of data set and ground truth of all pictures."""
+        return self.pictures
+
+    def without_items(self) -> EvaluationWork:
+        """Return the same without the pictures, for another process that is given some of them."""
+        return replace(self, pictures=())
+
+    @property
+    def _thumbnails(self) -> Path | None:
+        return self.out / "thumbnails" if self.thumbnails else None
+
+    def run(self, items: Sequence[tuple[str, str]], part: Part) -> None:
+        """Measure those pictures that no row holds."""
+        todo = []
+        for item in items:
+            if self._is_current(item, part.rows.get(_row_name(*item))):
+                part.keep()
+            else:
+                todo.append((self._by_name[item[0]], item[1]))
+        if not todo:
+            return
+        scorer = part.state.get("scorer")
+        if scorer is None:
+            workers = cores_per_process() if self.request.workers is None else self.request.workers
+            scorer = Scorer(self.request.metrics, workers, None if self.request.cache else "")
+            part.state["scorer"] = part.resources.enter_context(scorer)
+        for found in measure(todo, scorer, self.networks, self._thumbnails):
+            item = found.data_set.name, found.name
+            error = "\n".join(dict.fromkeys(found.outcome.problems)) or None
+            values: dict[str, Any] = {"outputs": []}
+            if error is None:
+                values |= {
+                    "key": self._key(item),
+                    "predict_seconds": found.seconds,
+                    "measured": {m: _to_json(value) for m, value in found.outcome.measured.items()},
+                }
+            status = FAILED if error else DONE
+            part.add(_row_name(*item), status, sum(found.seconds.values()), error, **values)
+
+    def finish(self) -> None:
+        """There is nothing beside the rows."""
+
+    def results(self, rows: Mapping[str, Row]) -> list[Scores]:
+        """Return the scores of all methods from the rows of all pictures.
+
+        Raises:
+            ScoringError: If pictures could not be measured, each of which is named.
+        """
+        results = empty_scores(self.data_sets, self.request.metrics)
+        problems: list[str] = []
+        for data_set, name in self.pictures:
+            row = rows[_row_name(data_set, name)]
+            problems += [] if row["error"] is None else row["error"].splitlines()
+            for method, duration in row.get("predict_seconds", {}).items():
+                results[data_set, method].seconds[name] = duration
+            for method, measured in row.get("measured", {}).items():
+                results[data_set, method].add(name, _from_json(measured))
+            if self._thumbnails is not None:
+                found = self._by_name[data_set]
+                for prediction in found.predictions:
+                    file = thumbnail_file(self._thumbnails, found, prediction.method, name)
+                    found.thumbnails.setdefault(prediction.method, {})[name] = file
+        if problems:
+            raise ScoringError(_listed(problems))
+        return list(results.values())
+
+    def _key(self, item: tuple[str, str]) -> str | None:
+        """Return a text that changes when anything seems to have changed that a picture's measures are made from."""
+        data_set, name = self._by_name[item[0]], item[1]
+        files = [data_set.gts[name], *(maps[name] for maps in data_set.maps.values())]
+        files += [data_set.images[name]] if data_set.predictions else []
+        try:
+            found = [fingerprint(path) for path in files]
+        except OSError:
+            return None
+        request = self.request
+        how = [request.metrics, data_set.methods, self._weights, request.precision, data_set.boxes.get(name)]
+        return hashlib.sha256(json.dumps([CACHE_VERSION, found, how]).encode()).hexdigest()[:32]
+
+    def _is_current(self, item: tuple[str, str], row: Row | None) -> bool:
+        if row is None or row["status"] == FAILED or not row.get("key") or row["key"] != self._key(item):
+            return False
+        data_set = self._by_name[item[0]]
+        return self._thumbnails is None or all(
+            thumbnail_file(self._thumbnails, data_set, prediction.method, item[1]).is_file()
+            for prediction in data_set.predictions
+        )
+
+
+def _row_name(data_set: str, name: str) -> str:
+    return f"{data_set}/{name}"
+
+
+def _to_json(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measures of a map as JSON values; the numbers are written with all their digits."""
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in measured.items()}
+
+
+def _from_json(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: np.array(value) if isinstance(value, list) else value for key, value in measured.items()}
 
 
 class _Refiner:
@@ -503,7 +759,9 @@ class _Refiner:
     def __init__(self, data_set: DataSet, networks: Mapping[str, DISPredictor], thumbnails: Path | None) -> None:
         self.data_set, self.networks, self.thumbnails = data_set, networks, thumbnails
         self.kinds = list(dict.fromkeys(p.kind for p in data_set.predictions if p.kind))
-        self.manifests = {kind: read_manifest(data_set.kinds[kind]) for kind in self.kinds if kind != PERFECT}
+        folders = {kind: data_set.kinds[kind] for kind in self.kinds if kind != PERFECT}
+        self.manifests = {kind: read_manifest(folder) for kind, folder in folders.items() if folder.is_dir()}
+        self.manifests.setdefault(OWN, {name: {"box": box} for name, box in data_set.boxes.items()})
 
     def __call__(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Return the coarse masks and the maps of an image, (H, W) uint8 by method, and the maps' times in seconds.
@@ -531,10 +789,16 @@ class _Refiner:
     def _keep(self, method: str, name: str, alpha: np.ndarray) -> None:
         """Write a reduced copy of a map for the report."""
         files = self.data_set.thumbnails.setdefault(method, {})
-        files[name] = self.thumbnails / f"{self.data_set.name}-{self.data_set.methods.index(method)}-{len(files)}.png"
+        files[name] = thumbnail_file(self.thumbnails, self.data_set, method, name)
         scale = min(1.0, THUMBNAIL / max(alpha.shape))
         size = max(1, round(alpha.shape[1] * scale)), max(1, round(alpha.shape[0] * scale))
         write_map(files[name], cv2.resize(alpha, size, interpolation=cv2.INTER_AREA))
+
+
+def thumbnail_file(folder: Path, data_set: DataSet, method: str, name: str) -> Path:
+    """Return the file of a reduced copy of a map."""
+    number = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return folder / f"{data_set.name}-{data_set.methods.index(method)}-{number}.png"
 
 
 # --- show -----------------------------------------------------------------------------------------------------------

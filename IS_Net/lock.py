@@ -28,7 +28,7 @@ _NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, e
 
 
 @contextmanager
-def lock_folder(folder: str | Path, purpose: str, wait: bool = False) -> Iterator[None]:
+def lock_folder(folder: str | Path, purpose: str, wait: bool | float = False) -> Iterator[None]:
     """Hold the lock of a folder, which is created if it does not exist, and removed again if nothing was written to it.
 
     On a file system that has no locks, a warning is logged, and the block runs without one.
@@ -36,7 +36,7 @@ def lock_folder(folder: str | Path, purpose: str, wait: bool = False) -> Iterato
     Args:
         folder: The folder.
         purpose: What is about to run, such as ``"a training"``, for the message of the other process.
-        wait: Whether to wait for the other process instead of raising an error.
+        wait: Whether to wait for the other process instead of raising an error; a number is for how many seconds.
 
     Raises:
         FolderInUseError: If another process, or another thread of this one, holds the lock.
@@ -47,7 +47,7 @@ def lock_folder(folder: str | Path, purpose: str, wait: bool = False) -> Iterato
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=-1 if wait else 0)
+        lock = FileLock(path, timeout=-1 if wait is True else float(wait))
         lock.acquire()
     except Timeout as error:
         raise FolderInUseError(

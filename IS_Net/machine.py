@@ -12,6 +12,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_per_process() -> int:
+    """Return the number of CPU cores for each of the processes that a driver started on this machine."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")  # of torchrun, and of the driver of dis-sam
+    return max(1, available_cores() // max(1, int(processes) if processes.isdecimal() else 1))
+
+
 @cache
 def has_amx() -> bool:
     """Return whether the CPU has AMX, with which bfloat16 is several times as fast as float32 (known on Linux only)."""

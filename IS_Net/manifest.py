@@ -122,14 +122,18 @@ class Manifest:
 
     Args:
         folder: The folder of masks. Only one run at a time may write to it.
+        part: The folder of a worker that makes a part of the masks (:mod:`IS_Net.shards`). The changes are appended to
+            a file there, which is later merged, and the manifest is only read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, part: Path | None = None) -> None:
         self.path = folder / MANIFEST
+        self._changes = self.path if part is None else part / MANIFEST
         self.entries, self.pending = _read(self.path)
         self._lock = threading.Lock()
         if self.path.is_file():
             self._require_manifest()
+        if self.path.is_file() and part is None:
             self.compact()  # also removes an incomplete last line, to which the next entry would be appended
 
     def _require_manifest(self) -> None:
@@ -146,7 +150,7 @@ class Manifest:
             self.entries.pop(name, None)
             self.pending.add(name)
             self._append({"mask": name, "pending": True})
-        with self.path.open("rb") as file:  # outside the lock: several threads may wait for the disk together
+        with self._changes.open("rb") as file:  # outside the lock: several threads may wait for the disk together
             os.fsync(file.fileno())
 
     def add(self, entry: Mapping[str, Any]) -> None:
@@ -177,6 +181,6 @@ class Manifest:
                     file.write(text)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        self._changes.parent.mkdir(parents=True, exist_ok=True)
+        with self._changes.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

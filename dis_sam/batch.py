@@ -17,8 +17,9 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -129,16 +130,18 @@ class Task:
         name: The file's stem; of a file in a subfolder of the input, the path relative to the input, without extension.
         image: The file.
         requests: At least one.
+        label: How messages refer to a photograph, or its mask, that is no file.
     """
 
     name: str
     image: Source
     requests: tuple[Request, ...]
+    label: str = "standard input"
 
     @property
     def where(self) -> str:
         """How messages refer to the photograph."""
-        return "standard input" if isinstance(self.image, bytes) else str(self.image)
+        return self.label if isinstance(self.image, bytes) else str(self.image)
 
 
 @dataclass
@@ -465,40 +468,63 @@ class Destination:
             for kind in self.kinds:
                 yield self.path(task, request, kind)
 
+    def holds(self, path: Path, made_from: str) -> bool:
+        """Return whether an output exists that was made from what this fingerprint says."""
+        return (read_record(path) or {}).get("fingerprint") == made_from
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write an output."""
+        with atomic_file(path) as file:
+            file.write(data)
+
     def check(self, tasks: Sequence[Task], overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
-        """Check that all outputs may be written, before anything is.
+        """Check that all outputs may be written, before anything is; see the methods that it calls."""
+        self.check_names(tasks, inputs)
+        self.check_foreign(tasks, overwrite)
+
+    def check_names(self, tasks: Sequence[Task], inputs: Iterable[Path] = ()) -> None:
+        """Check that no output is an input or another output.
 
         Args:
             tasks: What is to be done.
-            overwrite: Whether files that this module did not write may be replaced.
             inputs: Files that are read, beside those of the tasks.
 
         Raises:
-            OutputError: If outputs would replace inputs, each other, or files that this module did not write; the
-                message names the files.
+            OutputError: If outputs would replace inputs or each other; the message names the files.
         """
-        used = {_identity(path) for path in (*_inputs(tasks), *inputs) if path.is_file()}
         owners: dict[Path, str] = {}
-        replaced, doubled, foreign = [], [], []
+        doubled, existing = [], []
         for task in tasks:
             for path in self.paths(task):
                 if path in owners:
                     doubled.append(f"{path} (of {owners[path]} and {task.where})")
                 owners[path] = task.where
-                if not path.exists():
-                    continue
-                if _identity(path) in used:
-                    replaced.append(str(path))
-                elif path.is_dir() or (read_record(path) is None and not overwrite):
-                    foreign.append(str(path))
+                if path.exists():
+                    existing.append(path)
         if doubled and self.is_file:
             raise OutputError(f"{self.out}: is one file, but there are {len(doubled) + 1} outputs; expected a folder")
         if doubled:
             raise OutputError(
                 f"several outputs would have the same name: {_list(doubled)}; write them to other folders"
             )
-        if replaced:
-            raise OutputError(f"outputs would replace input files: {_list(replaced)}; write them elsewhere with -o")
+        if existing:  # only then are the inputs looked up
+            used = {_identity(path) for path in (*inputs_of(tasks), *inputs) if path.is_file()}
+            replaced = [str(path) for path in existing if _identity(path) in used]
+            if replaced:
+                raise OutputError(f"outputs would replace input files: {_list(replaced)}; write them elsewhere with -o")
+
+    def check_foreign(self, tasks: Iterable[Task], overwrite: bool = False) -> None:
+        """Check that no output replaces a file that this module did not write.
+
+        Args:
+            tasks: What is to be done.
+            overwrite: Whether such files may be replaced; folders may not.
+
+        Raises:
+            OutputError: If there are such files; the message names them.
+        """
+        existing = (path for task in tasks for path in self.paths(task) if path.exists())
+        foreign = [str(path) for path in existing if path.is_dir() or not (overwrite or read_record(path))]
         if foreign:
             raise OutputError(
                 f"files exist that dis-sam did not write: {_list(foreign)}; use --overwrite to replace them, or write "
@@ -506,7 +532,8 @@ class Destination:
             )
 
 
-def _inputs(tasks: Iterable[Task]) -> Iterator[Path]:
+def inputs_of(tasks: Iterable[Task]) -> Iterator[Path]:
+    """Yield the files that are read for tasks: photographs and masks."""
     for task in tasks:
         yield from (x for x in (task.image, *(request.mask for request in task.requests)) if isinstance(x, Path))
 
@@ -571,10 +598,32 @@ class _Item:
     fingerprints: Mapping[str, str]
 
 
+@dataclass
+class Outcome:
+    """What became of a photograph.
+
+    Attributes:
+        task: The photograph and its objects.
+        written: The outputs that were made in this run.
+        kept: The outputs that were up to date.
+        empty: Names of the objects of this run whose alpha mattes are empty.
+        failed: One message for each failure.
+        seconds: How long was worked on it: to read, segment, render and write.
+    """
+
+    task: Task
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class _Work:
     """What is to be done for a photograph; None instead of the photograph if there is nothing to do."""
 
+    outcome: Outcome
     photograph: Photograph | None = None
     items: Sequence[_Item] = ()
 
@@ -603,8 +652,32 @@ def run(
         CheckpointError: If the weights are damaged, or belong to another network.
         DeviceError: If the device, the precision or the runtime is not available.
     """
+    return run_tasks(tasks, destination, choice, options, workers)
+
+
+def run_tasks(
+    tasks: Iterable[Task],
+    destination: Destination,
+    choice: ModelChoice,
+    options: Options,
+    workers: int | None = None,
+    load_model: Callable[[], DISSAM] | None = None,
+    report: Callable[[Outcome], None] | None = None,
+) -> Summary:
+    """Do what :func:`run` does, and report each photograph.
+
+    Args:
+        tasks: May be drawn from an iterator, so that not all are in memory.
+        destination: See :func:`run`.
+        choice: See :func:`run`.
+        options: See :func:`run`.
+        workers: See :func:`run`.
+        load_model: Loads the model when it is first needed; by default, as chosen.
+        report: Is called with what became of each photograph once its outputs are written, in any thread, one call at
+            a time.
+    """
     _reuse_freed_memory()
-    return _Run(destination, choice, options).make(tasks, workers or min(4, os.cpu_count() or 1))
+    return _Run(destination, choice, options, load_model, report).make(tasks, workers)
 
 
 def run_one(task: Task, choice: ModelChoice, options: Options) -> bytes:
@@ -622,19 +695,16 @@ def run_one(task: Task, choice: ModelChoice, options: Options) -> bytes:
     """
     _reuse_freed_memory()
     runner = _Run(None, choice, options)
-    try:
-        work = runner.load(task)
-    except (OSError, ValueError) as error:
-        raise RunError(_describe(error, task.where)) from error
-    if runner.summary.failed:
-        raise RunError(runner.summary.failed[0])
+    work = runner.load(task)
+    if work.outcome.failed:
+        raise RunError(work.outcome.failed[0])
     model = choice.load()
     [item] = work.items
     try:
         model.set_image(work.photograph.pixels)
         result = segment(model, item.request, item.mask, options)
     except (UserError, ValueError) as error:
-        raise RunError(_describe(error, runner.where(task, item.request))) from error
+        raise RunError(_describe(error, _where(task, item.request))) from error
     kind, made_from = next(iter(item.fingerprints.items()))
     records = {kind: _record(made_from, task.image)}
     return encode_outputs(result, options, records, work.photograph.icc, work.photograph.dpi)[kind]
@@ -666,46 +736,95 @@ class _Run:
         destination: Where the outputs go; None if they are not written, so that none is up to date.
         choice: The model.
         options: How to segment and write.
+        load_model: See :func:`run_tasks`.
+        report: See :func:`run_tasks`.
     """
 
-    def __init__(self, destination: Destination | None, choice: ModelChoice, options: Options) -> None:
+    def __init__(
+        self,
+        destination: Destination | None,
+        choice: ModelChoice,
+        options: Options,
+        load_model: Callable[[], DISSAM] | None = None,
+        report: Callable[[Outcome], None] | None = None,
+    ) -> None:
         self.destination, self.choice, self.options = destination, choice, options
+        self.load_model, self.report = load_model or choice.load, report
         self.summary = Summary()
+        self._unfinished: dict[int, int] = {}
         self._has_work = threading.Event()
         self._full_disk = threading.Event()
         self._lock = threading.Lock()
 
-    def make(self, tasks: Sequence[Task], workers: int) -> Summary:
+    def make(self, tasks: Iterable[Task], workers: int | None = None) -> Summary:
         """Make the outputs that are missing or out of date."""
-        _remove_partial_files(path for task in tasks for path in self.destination.paths(task))
+        workers = workers or min(4, os.cpu_count() or 1)
+        count = len(tasks) if isinstance(tasks, Sequence) else None
+        if count is not None:
+            _remove_partial_files(path for task in tasks for path in self.destination.paths(task))
         model: DISSAM | None = None
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
             writes = BoundedQueue(writers, workers + 1)
             loads = map_bounded(readers, self.load, tasks, workers + 1)
-            bar = tqdm(loads, "photographs", len(tasks), unit="photo", disable=len(tasks) == 1)
-            for number, (task, loading) in enumerate(zip(tasks, bar, strict=True)):
+            bar = tqdm(loads, "photographs", count, unit="photo", disable=count is not None and count < 2)
+            for number, loading in enumerate(bar):
                 if self._full_disk.is_set():
-                    self.fail(f"stopped, because the disk is full; {len(tasks) - number} photographs are left")
+                    left = "" if count is None else f"; {count - number} photographs are left"
+                    self.summary.failed.append(f"stopped, because the disk is full{left}")
                     break
                 if model is None and self._needs_model(loading):
-                    model = self.choice.load()
-                try:
-                    work = loading.result()
-                    if work.items:
-                        model.set_image(work.photograph.pixels)
-                except Exception as error:
-                    self.fail(_describe(error, task.where))
-                    continue
-                for item in work.items:
-                    try:
-                        result = segment(model, item.request, item.mask, self.options)
-                    except Exception as error:
-                        self.fail(_describe(error, self.where(task, item.request)))
-                        continue
-                    # without the photograph's pixels, which would stay in memory until the outputs are written
-                    writes.submit(self.save, task, item, result, work.photograph.icc, work.photograph.dpi)
+                    model = self.load_model()
+                work = loading.result()
+                with self._working_on(work.outcome, 1 + len(work.items)):
+                    self._segment(model, work, writes)
             writes.close()
         return self.summary
+
+    def _segment(self, model: DISSAM | None, work: _Work, writes: BoundedQueue) -> None:
+        """Segment the objects of a photograph and schedule the writing of their outputs."""
+        outcome, left = work.outcome, len(work.items)
+        try:
+            if work.items:
+                model.set_image(work.photograph.pixels)
+            for item in work.items:
+                try:
+                    result = segment(model, item.request, item.mask, self.options)
+                except Exception as error:
+                    outcome.failed.append(_describe(error, _where(outcome.task, item.request)))
+                    self._finish_one(outcome)
+                else:
+                    # without the photograph's pixels, which would stay in memory until the outputs are written
+                    writes.submit(self.save, outcome, item, result, work.photograph.icc, work.photograph.dpi)
+                left -= 1
+        except Exception as error:
+            outcome.failed.append(_describe(error, outcome.task.where))
+            for _ in range(left):
+                self._finish_one(outcome)
+
+    @contextmanager
+    def _working_on(self, outcome: Outcome, steps: int = 0) -> Iterator[None]:
+        """Measure the time of a step of the work on a photograph; ``steps``, if this is the first, counts them all."""
+        if steps:
+            self._unfinished[id(outcome)] = steps
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                outcome.seconds += time.perf_counter() - started
+            self._finish_one(outcome)
+
+    def _finish_one(self, outcome: Outcome) -> None:
+        """Count a step of the work on a photograph as finished; after the last one, report what became of it."""
+        with self._lock:
+            self._unfinished[id(outcome)] -= 1
+            if self._unfinished[id(outcome)]:
+                return
+            del self._unfinished[id(outcome)]
+            for name in ("written", "kept", "empty", "failed"):
+                getattr(self.summary, name).extend(getattr(outcome, name))
+            if self.report is not None:
+                self.report(outcome)
 
     def _needs_model(self, loading: Future[_Work]) -> bool:
         """Wait until a photograph is known to need the model, so that it is loaded while the photograph is decoded."""
@@ -715,6 +834,17 @@ class _Run:
 
     def load(self, task: Task) -> _Work:
         """Determine what is to be done for a photograph, and read it if necessary (in a reader thread)."""
+        outcome, started = Outcome(task), time.perf_counter()
+        try:
+            return self._load(outcome)
+        except Exception as error:
+            outcome.failed.append(_describe(error, task.where))
+            return _Work(outcome)
+        finally:
+            outcome.seconds += time.perf_counter() - started
+
+    def _load(self, outcome: Outcome) -> _Work:
+        task = outcome.task
         data = _read(task.image)
         image_hash = hashlib.sha256(data).hexdigest()
         todo: list[tuple[Request, bytes | None, dict[str, str]]] = []
@@ -722,21 +852,18 @@ class _Run:
             try:
                 mask_data = None if request.mask is None else _read(request.mask)
             except OSError as error:
-                self.fail(_describe(error, self.where(task, request)))
+                outcome.failed.append(_describe(error, _where(task, request)))
                 continue
             fingerprints = self.fingerprints(request, image_hash, mask_data)
             if self.destination is not None:
                 paths = {kind: self.destination.path(task, request, kind) for kind in fingerprints}
-                done = {
-                    k for k, path in paths.items() if (read_record(path) or {}).get("fingerprint") == fingerprints[k]
-                }
-                with self._lock:
-                    self.summary.kept += [paths[kind] for kind in paths if kind in done]
+                done = {kind for kind, path in paths.items() if self.destination.holds(path, fingerprints[kind])}
+                outcome.kept += [paths[kind] for kind in paths if kind in done]
                 fingerprints = {kind: value for kind, value in fingerprints.items() if kind not in done}
             if fingerprints:
                 todo.append((request, mask_data, fingerprints))
         if not todo:
-            return _Work()
+            return _Work(outcome)
         self._has_work.set()
         photograph = decode_photograph(data, task.where)
         items = []
@@ -744,13 +871,13 @@ class _Run:
             try:
                 mask = None if mask_data is None else self._decode_mask(task, request, mask_data, photograph)
             except ValueError as error:
-                self.fail(_describe(error, self.where(task, request)))
+                outcome.failed.append(_describe(error, _where(task, request)))
             else:
                 items.append(_Item(request, mask, fingerprints))
-        return _Work(photograph, items)
+        return _Work(outcome, photograph, items)
 
     def _decode_mask(self, task: Task, request: Request, data: bytes, photograph: Photograph) -> np.ndarray:
-        name = self.where(task, request)
+        name = _where(task, request)
         mask = decode_mask(data, name)
         if mask.shape != photograph.pixels.shape[:2]:
             raise DatasetError(size_mismatch(name, mask.shape, f"its image {task.where}", photograph.pixels.shape[:2]))
@@ -771,35 +898,34 @@ class _Run:
             kind: hashlib.sha256(json.dumps([kind, *made_from]).encode()).hexdigest()[:32] for kind in options.kinds
         }
 
-    def save(self, task: Task, item: _Item, result: Result, icc: bytes | None, dpi: tuple[float, float] | None) -> None:
+    def save(
+        self, outcome: Outcome, item: _Item, result: Result, icc: bytes | None, dpi: tuple[float, float] | None
+    ) -> None:
         """Render, encode and write the outputs of an object (in a writer thread)."""
-        try:
-            records = {kind: _record(value, task.image) for kind, value in item.fingerprints.items()}
-            for kind, data in encode_outputs(result, self.options, records, icc, dpi).items():
-                path = self.destination.path(task, item.request, kind)
-                with atomic_file(path) as file:
-                    file.write(data)
+        task = outcome.task
+        with self._working_on(outcome):
+            try:
+                records = {kind: _record(value, task.image) for kind, value in item.fingerprints.items()}
+                for kind, data in encode_outputs(result, self.options, records, icc, dpi).items():
+                    path = self.destination.path(task, item.request, kind)
+                    self.destination.write(path, data)
+                    with self._lock:
+                        outcome.written.append(path)
+                if not (result.alpha > 0.5).any():
+                    with self._lock:
+                        outcome.empty.append(item.request.name)
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in _FULL_DISK:
+                    self._full_disk.set()
                 with self._lock:
-                    self.summary.written.append(path)
-            if not (result.alpha > 0.5).any():
-                with self._lock:
-                    self.summary.empty.append(item.request.name)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _FULL_DISK:
-                self._full_disk.set()
-            self.fail(_describe(error, self.where(task, item.request)))
+                    outcome.failed.append(_describe(error, _where(task, item.request)))
 
-    def fail(self, message: str) -> None:
-        """Note a failure."""
-        with self._lock:
-            self.summary.failed.append(message)
 
-    @staticmethod
-    def where(task: Task, request: Request) -> str:
-        """Return how messages refer to a request."""
-        if request.mask is not None:
-            return str(request.mask) if isinstance(request.mask, Path) else "standard input"
-        return task.where if request.name == task.name else f"{task.where}, object {request.name}"
+def _where(task: Task, request: Request) -> str:
+    """Return how messages refer to a request."""
+    if request.mask is not None:
+        return str(request.mask) if isinstance(request.mask, Path) else task.label
+    return task.where if request.name == task.name else f"{task.where}, object {request.name}"
 
 
 def _read(source: Source) -> bytes:

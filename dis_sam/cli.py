@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dis_sam import __version__
+from dis_sam.sharding import drive
 from IS_Net.command_line import DONE, NOT_STARTED, print_error, run_command
 from IS_Net.errors import did_you_mean
 
@@ -20,16 +21,32 @@ class Verb(NamedTuple):
     summary: str
     before: tuple[str, ...] = ()
     """Arguments that the function gets first."""
+    plan: str = ""
+    """``module:function`` of verbs that can run on many machines; the function returns their work."""
 
 
 VERBS = {
-    "cut": Verb("dis_sam.cut:main", "cut objects out of photographs: boxes, points, or the most salient thing"),
-    "refine": Verb("dis_sam.cut:refine", "refine coarse masks from any source; COCO and labelme files too"),
+    "cut": Verb(
+        "dis_sam.cut:main",
+        "cut objects out of photographs: boxes, points, or the most salient thing",
+        plan="dis_sam.cut:plan_cut_work",
+    ),
+    "refine": Verb(
+        "dis_sam.cut:refine",
+        "refine coarse masks from any source; COCO and labelme files too",
+        plan="dis_sam.cut:plan_refine_work",
+    ),
     "serve": Verb("dis_sam.serve.command:main", "open a local page and a JSON API"),
-    "masks": Verb("sam.generate_masks:main", "stage 1: prompts become coarse masks on disk"),
+    "masks": Verb(
+        "sam.generate_masks:main", "stage 1: prompts become coarse masks on disk", plan="sam.generate_masks:plan_work"
+    ),
     "train": Verb("IS_Net.train_valid_inference_main:command_line", "train stage 2", ("mode=train",)),
     "valid": Verb("IS_Net.train_valid_inference_main:command_line", "predict and score data sets", ("mode=valid",)),
-    "evaluate": Verb("IS_Net.evaluate:main", "score maps, or the predictions of weights, with all metrics"),
+    "evaluate": Verb(
+        "IS_Net.evaluate:main",
+        "score maps, or the predictions of weights, with all metrics",
+        plan="IS_Net.evaluate:plan_work",
+    ),
     "compare": Verb("dis_sam.compare:main", "draw methods side by side, with magnified edges and scores"),
     "import-weights": Verb("IS_Net.import_weights:main", "convert published .pth and .onnx weights to safetensors"),
     "fetch": Verb("dis_sam.fetch:main", "download SAM's checkpoints: vit_l, vit_h, vit_b"),
@@ -78,11 +95,18 @@ def _run(arguments: Sequence[str]) -> int:
         print_error(f"unknown verb {name!r}{did_you_mean(name, VERBS)}")
         return NOT_STARTED
     verb = VERBS[name]
-    module, _, function = verb.target.partition(":")
+    function = _function(verb.target)
     try:
-        return getattr(importlib.import_module(module), function)([*verb.before, *rest])
+        if verb.plan:
+            return drive(name, rest, function, _function(verb.plan))
+        return function([*verb.before, *rest])
     except SystemExit as end:  # argparse ends the process after --help and after a wrong argument
         return end.code if isinstance(end.code, int) else DONE if end.code is None else NOT_STARTED
+
+
+def _function(target: str) -> Callable:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 if __name__ == "__main__":

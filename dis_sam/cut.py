@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dis_sam.arguments import STANDARD, add_model, add_prompts, check_prompts, numbers, prompts_of
+from IS_Net import shards
 from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     Plan = Callable[[argparse.Namespace], tuple[list[batch.Task], list[str]]]
 
+_TAR = ".tar"
 _EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted; 143 terminated"
 _INTERRUPTED = "interrupted; all files written so far are complete, and the same command resumes"
 
@@ -46,7 +48,7 @@ def _parser(prog: str, description: str) -> tuple[argparse.ArgumentParser, argpa
         "photos",
         nargs="*",
         metavar="PHOTO_OR_FOLDER",
-        help="photographs, folders of photographs, or - for standard input",
+        help="photographs, folders of photographs, .tar files of WebDataset, or - for standard input",
     )
     parser.add_argument(
         "-o",
@@ -62,6 +64,13 @@ def _parser(prog: str, description: str) -> tuple[argparse.ArgumentParser, argpa
 
 
 def _add_common(parser: argparse.ArgumentParser, prog: str) -> None:
+    prompt = "box, points, labels" if prog == "cut" else "mask, box"
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help=f"instead of photographs: a list, .jsonl or .parquet, with the columns name, image, object, {prompt}",
+    )
     files = parser.add_argument_group("annotation files, instead of photographs")
     what = "the box of each object" if prog == "cut" else "the mask of each object, or its box if it has no mask"
     files.add_argument("--coco", type=Path, metavar="FILE", help=f"COCO file: segment {what}; -o is a COCO file too")
@@ -86,6 +95,7 @@ def _add_common(parser: argparse.ArgumentParser, prog: str) -> None:
     output.add_argument("--overwrite", action="store_true", help="replace files that dis-sam did not write, too")
     add_model(parser)
     parser.add_argument("--workers", type=positive_int, metavar="N", help="number of reader and of writer threads")
+    shards.add_options(parser)
 
 
 def _cut_parser() -> argparse.ArgumentParser:
@@ -112,9 +122,22 @@ def _refine_parser() -> argparse.ArgumentParser:
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the process with exit code 2 if options contradict each other."""
-    if sum(map(bool, (options.photos, options.coco, options.labelme))) != 1:
-        parser.error("expected either photographs, --coco FILE, or --labelme DIR")
-    if options.photos:
+    shards.check_options(parser, options)
+    if sum(map(bool, (options.photos, options.manifest, options.coco, options.labelme))) != 1:
+        parser.error("expected either photographs, --manifest FILE, --coco FILE, or --labelme DIR")
+    tars = [Path(text).suffix == _TAR for text in options.photos]
+    if any(tars) and not all(tars):
+        parser.error("expected either .tar files or other photographs, found both")
+    if options.shard or any(tars):
+        if not options.out or options.out == STANDARD or Path(options.out).suffix.lower() == ".png":
+            parser.error(f"{'--shard' if options.shard else '.tar files'}: expected -o, a folder")
+        if STANDARD in (*options.photos, getattr(options, "mask", None)) or not (options.photos or options.manifest):
+            parser.error("--shard: expected photographs in files, or --manifest")
+    if options.manifest or any(tars):
+        for name in ("box", "point", "prompts", "mask", "recursive"):
+            if getattr(options, name, None):
+                parser.error(f"--{name} has no effect on {'.tar files' if any(tars) else '--manifest'}; omit it")
+    if options.photos or options.manifest:
         if options.images:
             parser.error("--images is the folder of the images of a COCO file; use it with --coco")
         standard = options.photos.count(STANDARD) + (getattr(options, "mask", None) == STANDARD)
@@ -158,6 +181,10 @@ def _photographs(options: argparse.Namespace) -> list[tuple[str, batch.Source]]:
 def _plan_cut(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
     from dis_sam.batch import Request, plan_cut
 
+    if options.manifest:
+        from dis_sam.photo_work import plan_listing
+
+        return plan_listing(options.manifest, refine=False), []
     objects = [Request("", *prompt) for prompt in prompts_of(options)]
     return plan_cut(_photographs(options), objects, options.prompts), []
 
@@ -165,6 +192,10 @@ def _plan_cut(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]
 def _plan_refine(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
     from dis_sam.batch import plan_refine
 
+    if options.manifest:
+        from dis_sam.photo_work import plan_listing
+
+        return plan_listing(options.manifest, refine=True), []
     mask = sys.stdin.buffer.read() if options.mask == STANDARD else Path(options.mask)
     return plan_refine(_photographs(options), mask, options.recursive)
 
@@ -185,6 +216,8 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
     atexit.register(_spare_last_collection)
     if options.coco or options.labelme:
         return _run_annotations(options)
+    if options.shard or (options.photos and Path(options.photos[0]).suffix == _TAR):
+        return _run_shard(options, plan)
     from dis_sam.batch import Destination, needs_of, run
     from dis_sam.outputs import OutputError
 
@@ -196,7 +229,7 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
     if options.out == STANDARD or (options.out is None and isinstance(tasks[0].image, bytes)):
         return _write_to_standard_output(tasks, choice, how)
     destination = Destination(None if options.out is None else Path(options.out), how.kinds)
-    inputs = (choice.weights, getattr(options, "prompts", None))
+    inputs = (choice.weights, getattr(options, "prompts", None), options.manifest)
     destination.check(tasks, options.overwrite, [path for path in inputs if path is not None])
     summary = run(tasks, destination, choice, how, workers=options.workers)
     summary.failed[:0] = failed
@@ -259,6 +292,18 @@ def _lazy_refiner(choice: batch.ModelChoice) -> Refiner:
     return lambda image, annotations: load()(image, annotations)
 
 
+def _read(parser: argparse.ArgumentParser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
+    """Parse the arguments of a verb, and check them."""
+    options = parser.parse_args(argv)
+    options.command = command
+    _check(parser, options)
+    if command == "cut":
+        check_prompts(parser, options)
+    elif options.photos and not options.mask and Path(options.photos[0]).suffix != _TAR:
+        parser.error("expected -m, a mask or a folder of masks; dis-sam cut needs no mask")
+    return options
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dis-sam cut``.
 
@@ -268,11 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if all outputs exist, 1 if some photographs failed, 2 if the run could not start, 130 if it was interrupted.
     """
-    parser = _cut_parser()
-    options = parser.parse_args(argv)
-    options.command = "cut"
-    _check(parser, options)
-    check_prompts(parser, options)
+    options = _read(_cut_parser(), argv, "cut")
     return run_command(lambda: _run(options, _plan_cut), _INTERRUPTED)
 
 
@@ -285,13 +326,53 @@ def refine(argv: Sequence[str] | None = None) -> int:
     Returns:
         See :func:`main`.
     """
-    parser = _refine_parser()
-    options = parser.parse_args(argv)
-    options.command = "refine"
-    _check(parser, options)
-    if options.photos and not options.mask:
-        parser.error("expected -m, a mask or a folder of masks; dis-sam cut needs no mask")
+    options = _read(_refine_parser(), argv, "refine")
     return run_command(lambda: _run(options, _plan_refine), _INTERRUPTED)
+
+
+def plan_cut_work(argv: Sequence[str]) -> list[shards.Work]:
+    """Return the work of ``dis-sam cut`` with these arguments."""
+    return _plan_work(_read(_cut_parser(), argv, "cut"), _plan_cut)[0]
+
+
+def plan_refine_work(argv: Sequence[str]) -> list[shards.Work]:
+    """Return the work of ``dis-sam refine`` with these arguments."""
+    return _plan_work(_read(_refine_parser(), argv, "refine"), _plan_refine)[0]
+
+
+def _plan_work(options: argparse.Namespace, plan: Plan) -> tuple[list[shards.Work], list[str]]:
+    """Return the work of a verb, and messages about photographs that are left out."""
+    how = _options(options)
+    if options.photos and Path(options.photos[0]).suffix == _TAR:
+        from dis_sam.photo_work import LazyModel
+        from dis_sam.tars import TarWork
+
+        choice = _choose_model(options, uses_stage_1=options.command == "cut")
+        tars, refines = tuple(map(Path, options.photos)), options.command == "refine"
+        work = TarWork(tars, Path(options.out), LazyModel(choice), how, refines, options.overwrite, options.workers)
+        work.check()
+        return [work], []
+    from dis_sam.batch import Destination, needs_of
+    from dis_sam.outputs import OutputError
+    from dis_sam.photo_work import LazyModel, PhotoWork
+
+    tasks, failed = plan(options)
+    if not tasks:
+        raise OutputError("found nothing to do")
+    choice = _choose_model(options, **needs_of(tasks))
+    destination = Destination(Path(options.out), how.kinds)
+    inputs = (choice.weights, getattr(options, "prompts", None), options.manifest)
+    destination.check_names(tasks, [path for path in inputs if path is not None])
+    return [PhotoWork(tasks, destination, LazyModel(choice), how, options.overwrite, options.workers)], failed
+
+
+def _run_shard(options: argparse.Namespace, plan: Plan) -> int:
+    works, failed = _plan_work(options, plan)
+    shard = options.shard or shards.Shard(0, 1)
+    code = shards.run_shard(works, shard)
+    for message in failed if shard.index == 0 else ():
+        print_error(message)
+    return FAILED if failed else code
 
 
 if __name__ == "__main__":

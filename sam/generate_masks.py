@@ -8,12 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
+from IS_Net import shards
 from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
 from sam.backends import BACKENDS
 from sam.backends.base import Select
+
+if TYPE_CHECKING:
+    from sam import mask_run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     data.add_argument("--out", type=Path, metavar="DIR", help="folder of the masks")
     data.add_argument("--gt", type=Path, metavar="DIR", help="folder of ground truths")
+    data = parser.add_argument_group("or")
+    data.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="list of images, .jsonl or .parquet, with the columns name, image, object, and gt or box, points, labels",
+    )
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
         "--prompts",
@@ -73,13 +85,20 @@ def _parser() -> argparse.ArgumentParser:
         "masks of the other images are made",
     )
     parser.add_argument("--workers", type=positive_int, metavar="N", help="number of reader and of writer threads")
+    shards.add_options(parser)
     return parser
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the process with exit code 2 if options contradict each other."""
-    if bool(options.data) == bool(options.images):
-        parser.error("expected either --data, or --images and --out")
+    shards.check_options(parser, options)
+    if sum(map(bool, (options.data, options.images, options.manifest))) != 1:
+        parser.error("expected either --data, or --images and --out, or --manifest and --out")
+    if options.manifest:
+        if not options.out:
+            parser.error("--manifest requires --out, the folder of the masks")
+        if options.gt or options.prompts or options.enrich or options.check:
+            parser.error("--gt, --prompts, --enrich and --check have no effect on --manifest; omit them")
     if options.data and (options.gt or options.out):
         parser.error("--data implies the folders of ground truths and masks; use --gt and --out with --images")
     if options.images and not options.out:
@@ -90,53 +109,64 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--prompts requires a single folder of images, and excludes --enrich")
 
 
-def _run(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
+    """Find the images and check all that can be known before the model is loaded and the first mask is made."""
     from IS_Net.files import refuse_to_replace
-    from IS_Net.images import list_images
     from IS_Net.lock import lock_folder
-    from sam.backends import load_predictor
-    from sam.mask_run import check_files, check_folders, enrich_split, generate_masks, pair_with_gt
-    from sam.prompts import check_prompts, read_prompts
+    from IS_Net.shards import PATIENCE
+    from sam.backends import find_checkpoint, load_predictor
+    from sam.mask_run import MaskWork, check_files, check_folders, find_items, find_listed
 
-    if options.data:
-        jobs = []
-        for data in options.data:
-            # the name of `..` is known once it is resolved; a link keeps its own name and place
-            split = data.resolve() if data.name in ("", "..") else data.absolute()
-            out = split.parent / f"{split.name}-enriched" if options.enrich else split / "mask"
-            jobs.append((split / "im", split / "gt", out))
-    else:
+    load = partial(load_predictor, options.model, options.checkpoint, options.device)
+    how = {"select": options.select, "workers": options.workers, "overwrite": options.overwrite}
+    jobs = []
+    for data in options.data or ():
+        # the name of `..` is known once it is resolved; a link keeps its own name and place
+        split = data.resolve() if data.name in ("", "..") else data.absolute()
+        out = split.parent / f"{split.name}-enriched" if options.enrich else split / "mask"
+        jobs.append((split / "im", split / "gt", out))
+    if options.images:
         jobs = [(options.images, options.gt, options.out)]
-    # whatever can be found out is reported before the model is loaded and the first split is made
+    works = []
     for images, gt, out in jobs:
-        paths = list_images(images)
-        if options.prompts:
-            check_prompts(read_prompts(options.prompts), paths)
-        else:
-            pair_with_gt(paths, gt)
+        items = find_items(images, None if options.prompts else gt, options.prompts)
         check_folders(images, gt, out, options.enrich)
         refuse_to_replace([out], [folder for job in jobs for folder in job[:2]])
-    for _, _, out in jobs:
-        with lock_folder(out / "mask" if options.enrich else out, "a mask run"):
+        enriched = {"enriched": out, "source": (images, gt)} if options.enrich else {}
+        works.append(MaskWork(items, out / "mask" if options.enrich else out, load, **how, **enriched))
+    if options.manifest:
+        items = find_listed(options.manifest)
+        refuse_to_replace([options.out], {path.parent for item in items for path in (item.image, item.gt) if path})
+        works = [MaskWork(items, options.out, load, **how)]
+    for work in works:
+        with lock_folder(work.out, "a mask run", wait=PATIENCE if options.shard else False):
             pass
     if options.check:
         check_files(job[:2] for job in jobs)
+    find_checkpoint(options.model, options.checkpoint)
+    return works
 
-    settings = {
-        "predictor": load_predictor(options.model, options.checkpoint, options.device),
-        "select": options.select,
-        "workers": options.workers,
-        "overwrite": options.overwrite,
-    }
-    code = DONE
-    for images, gt, out in jobs:
-        if options.enrich:
-            summary = enrich_split(images, gt, out, **settings)
-        elif options.prompts:
-            summary = generate_masks(images, out, prompts=options.prompts, **settings)
-        else:
-            summary = generate_masks(images, out, gt=gt, **settings)
-        print_text(f"{out}: {summary}")
+
+def plan_work(argv: Sequence[str]) -> Sequence[shards.Work]:
+    """Return the work of ``dis-sam masks`` with these arguments."""
+    return _plan(_read(argv))
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    _check(parser, options)
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    works = _plan(options)
+    if options.shard:
+        return shards.run_shard(works, options.shard)
+    code, predictor = DONE, works[0].load()
+    for work in works:
+        summary = work.make_all(predictor)
+        print_text(f"{work.enriched or work.out}: {summary}")
         if summary.failed:
             code = FAILED
     return code
@@ -151,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if all masks exist, 1 if some images failed, 2 if the run could not start, 130 if it was interrupted.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
-    _check(parser, options)
+    options = _read(argv)
     return run_command(
         lambda: _run(options), "interrupted; all masks written so far are complete, and the same command resumes"
     )

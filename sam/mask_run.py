@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
@@ -39,8 +41,10 @@ from IS_Net.images import (
     size_mismatch,
     write_mask,
 )
+from IS_Net.listing import Entry, read_listing
 from IS_Net.lock import lock_folder
 from IS_Net.manifest import Manifest, identify, is_unchanged
+from IS_Net.shards import DONE, FAILED, KEPT, PATIENCE, Part, merge_parts
 from sam import enrich
 from sam.backends import NEEDS_SAM
 from sam.backends.base import Select, StageOnePredictor
@@ -138,24 +142,10 @@ def generate_masks(
         ImageError: If the folder of images is empty, or two images would have masks of the same name.
         ValueError: If neither ``gt`` nor ``prompts`` is given, or both are, or ``select`` is unknown.
     """
-    paths = list_images(images)
+    items = find_items(images, gt, prompts)
     check_folders(images, gt, out)
-    if (gt is None) == (prompts is None):
-        raise ValueError("expected either gt, a folder of ground truths, or prompts; found both or neither")
-    if gt is not None:
-        items = pair_with_gt(paths, gt)
-        _warn_of_unused(paths, gt)
-    else:
-        found = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
-        of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
-        checked = check_prompts(found, paths)
-        if predictor.box_only:
-            _require_boxes(checked.values())
-        for name, prompt in checked.items():
-            of_image[prompt.name][name] = prompt
-        items = [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
-        if len(items) < len(paths):
-            logger.info("%d of %d images have no prompt and are skipped", len(paths) - len(items), len(paths))
+    if predictor.box_only:
+        _require_boxes(items)
     if check:
         check_files([(images, gt)])
     return _Run(Path(out), predictor, select, overwrite).make(items, workers)
@@ -244,6 +234,55 @@ def check_files(sources: Iterable[tuple[str | Path, str | Path | None]]) -> None
     require_usable([], [{"name": str(im), "im_dir": str(im), "gt_dir": str(gt)} for im, gt in folders])
 
 
+def find_items(
+    images: str | Path, gt: str | Path | None = None, prompts: str | Path | Iterable[Prompt] | None = None
+) -> list[Item]:
+    """Return the images of a run; the arguments and errors are those of :func:`generate_masks`."""
+    paths = list_images(images)
+    if (gt is None) == (prompts is None):
+        raise ValueError("expected either gt, a folder of ground truths, or prompts; found both or neither")
+    if gt is not None:
+        items = pair_with_gt(paths, gt)
+        _warn_of_unused(paths, gt)
+        return items
+    found = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
+    of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
+    for name, prompt in check_prompts(found, paths).items():
+        of_image[prompt.name][name] = prompt
+    if len(of_image) < len(paths):
+        logger.info("%d of %d images have no prompt and are skipped", len(paths) - len(of_image), len(paths))
+    return [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
+
+
+def find_listed(path: str | Path) -> list[Item]:
+    """Return the images of a list (see :func:`IS_Net.listing.read_listing`) with their prompts or ground truths.
+
+    Rows with a box or points are prompts; the tight box of the ground truth is the prompt of the others.
+
+    Raises:
+        DatasetError: If the list is faulty, or says two things about an image.
+        PromptError: If prompts are faulty.
+    """
+    rows: dict[str, list[Entry]] = defaultdict(list)
+    for entry in read_listing(path):
+        rows[entry.name].append(entry)
+    items = []
+    for name, entries in rows.items():
+        first = entries[0]
+        if "/" in name:
+            raise DatasetError(f"{first.where}: 'name': becomes the name of a mask and cannot be {name!r}")
+        if any(entry.image != first.image for entry in entries):
+            raise DatasetError(f"{first.where}: the name {name!r} is that of several images")
+        if not first.prompt and first.gt is not None and len(entries) == 1:
+            items.append(Item(name, first.image, gt=first.gt))
+            continue
+        prompts = [prompt_from_record(name, {**e.prompt, "object": e.object}, e.where) for e in entries]
+        if without := next((prompt for prompt in prompts if prompt.empty), None):
+            raise PromptError(f"{without.where}: expected 'box', 'points' and 'labels', or 'gt', found none")
+        items.append(Item(name, first.image, prompts=check_prompts(prompts, {name: first.image})))
+    return items
+
+
 @dataclass(frozen=True)
 class Item:
     """An image of a run, with its prompts by mask name, or with the ground truth that they are derived from."""
@@ -275,7 +314,8 @@ def pair_with_gt(images: Mapping[str, Path], gt: str | Path) -> list[Item]:
     return [Item(stem, path, gt=gts[stem]) for stem, path in images.items()]
 
 
-def _require_boxes(prompts: Iterable[Prompt]) -> None:
+def _require_boxes(items: Iterable[Item]) -> None:
+    prompts = (prompt for item in items for prompt in (item.prompts or {}).values())
     without = [prompt.where or prompt.name for prompt in prompts if prompt.box is None and not prompt.empty]
     if without:
         raise PromptError(f"{NEEDS_SAM}; found no box at {', '.join(without)}")
@@ -285,6 +325,51 @@ def _warn_of_unused(images: Mapping[str, Path], gt: str | Path) -> None:
     unused = sorted(list_images(gt).keys() - images.keys())
     if unused:
         logger.warning("%s: no image for the ground truths %s; skipped", gt, ", ".join(unused))
+
+
+@dataclass
+class Outcome:
+    """What became of an image.
+
+    Attributes:
+        item: The image.
+        seconds: How long the model and the writing took.
+        written: Names of the masks that were made in this run.
+        error: Why the image failed, or None.
+    """
+
+    item: Item
+    seconds: float = 0.0
+    written: Sequence[str] = ()
+    error: str | None = None
+
+
+class _Progress:
+    """Counts the steps of the work on an image, and reports it after the last one.
+
+    Args:
+        outcome: Receives the time of the steps.
+        report: Is called at the end; may be None.
+    """
+
+    def __init__(self, outcome: Outcome, report: Callable[[Outcome], None] | None) -> None:
+        self.outcome, self.report = outcome, report
+        self._unfinished = 1
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Add a step; the first one has begun."""
+        with self._lock:
+            self._unfinished += 1
+
+    def end(self, seconds: float) -> None:
+        """End a step that took so long."""
+        with self._lock:
+            self._unfinished -= 1
+            self.outcome.seconds += seconds
+            finished = not self._unfinished
+        if finished and self.report is not None:
+            self.report(self.outcome)
 
 
 @dataclass(frozen=True)
@@ -344,22 +429,43 @@ class _Run:
     def make(self, items: Sequence[Item], workers: int | None) -> Summary:
         """Make the masks that are missing, and remove those that are no longer requested."""
         with lock_folder(self.mask_dir, "a mask run"):
-            for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in _KINDS]:
-                remove_leftovers(folder)
-            self.manifest = Manifest(self.mask_dir)
-            # NAME.jpg, NAME.PNG, or a name with decomposed accents: beside it, NAME.png would be a second mask
-            files = [path for path in self.mask_dir.iterdir() if is_image(path)] if self.mask_dir.is_dir() else []
-            names = {path: name_of(Path(path.name)) for path in files}
-            self.twins = {name: path for path, name in names.items() if path.name != f"{name}.png"}
-            self.recorded: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            for entry in self.manifest.entries.values():
-                self.recorded[entry.get("image", "")].append(entry)
-            if self.enriched is not None:
-                self.claim(items)
-            return self.make_all(items, workers or min(4, os.cpu_count() or 1))
+            merge_parts(self.mask_dir, "a mask run")
+            self.prepare(items)
+            return self.make_all(items, workers)
 
-    def make_all(self, items: Sequence[Item], workers: int) -> Summary:
-        """Do the work of :meth:`make`, once the folder is this run's."""
+    def prepare(self, items: Sequence[Item], part: Path | None = None) -> None:
+        """Read what is known of the masks; the folder's lock must be held.
+
+        Args:
+            items: The images.
+            part: The folder of the worker, if this is one of several; see :class:`IS_Net.manifest.Manifest`.
+        """
+        for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in _KINDS]:
+            remove_leftovers(folder)
+        self.part = part
+        self.manifest = Manifest(self.mask_dir, part)
+        # NAME.jpg, NAME.PNG, or a name with decomposed accents: beside it, NAME.png would be a second mask
+        files = [path for path in self.mask_dir.iterdir() if is_image(path)] if self.mask_dir.is_dir() else []
+        names = {path: name_of(Path(path.name)) for path in files}
+        self.twins = {name: path for path, name in names.items() if path.name != f"{name}.png"}
+        self.recorded: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for entry in self.manifest.entries.values():
+            self.recorded[entry.get("image", "")].append(entry)
+        if self.enriched is not None:
+            self.claim(items)
+
+    def make_all(
+        self, items: Sequence[Item], workers: int | None, report: Callable[[Outcome], None] | None = None
+    ) -> Summary:
+        """Do the work of :meth:`make`, once the folder is this run's.
+
+        Args:
+            items: The images, or some of them.
+            workers: See :func:`generate_masks`.
+            report: Is called with what became of each image once its masks are written, one call at a time.
+        """
+        self.summary = Summary()
+        workers = workers or min(4, os.cpu_count() or 1)
         samples: dict[str, str] = {}
         outdated: set[str] = set()
         by_hand: set[str] = set()
@@ -367,15 +473,22 @@ class _Run:
             writes = BoundedQueue(writers, 2 * workers)
             loads = map_bounded(readers, self.load, items, 2 * workers)
             for item, load in zip(items, tqdm(loads, "masks", len(items), unit="image"), strict=True):
+                started = time.perf_counter()
                 try:
                     work = load.result()
                     if any(not work.prompts[name].empty for name in work.todo):
                         self.predictor.set_image(work.image)
                 except (ValueError, FileNotFoundError) as error:
                     self.summary.failed[item.stem] = _with_path(error, item.image)
+                    if report is not None:
+                        seconds = time.perf_counter() - started
+                        report(Outcome(item, seconds, error=self.summary.failed[item.stem]))
                     continue
+                progress = _Progress(Outcome(item, written=sorted(work.todo)), report)
                 for entry, mask in self.predict(work):
-                    writes.submit(self.save, entry, mask)
+                    progress.begin()
+                    writes.submit(self.save, entry, mask, progress)
+                progress.end(time.perf_counter() - started)
                 samples.update(dict.fromkeys(work.prompts, item.image.suffix))
                 outdated |= {entry["mask"] for entry in self.recorded.get(item.stem, ())}
                 by_hand |= work.by_hand
@@ -383,7 +496,7 @@ class _Run:
                 self.summary.written += len(work.todo)
                 self.summary.kept += len(work.prompts.keys() - work.todo - work.by_hand)
             writes.close()
-        if self.enriched is not None:
+        if self.enriched is not None and self.part is None:  # a worker does not know the others' samples
             removed, kept = enrich.remove_stale(self.enriched, samples, self.summary.failed, self.is_own)
             outdated |= removed
             by_hand |= kept
@@ -395,7 +508,8 @@ class _Run:
             else:
                 by_hand.add(name)
         self.summary.by_hand = sorted(by_hand)
-        self.manifest.compact()
+        if self.part is None:
+            self.manifest.compact()
         return self.summary
 
     def claim(self, items: Sequence[Item]) -> None:
@@ -569,8 +683,9 @@ class _Run:
             entry = {"mask": name, **work.common, **work.parts.get(name, {}), **work.prompts[name].record()}
             yield {**entry, "size": list(mask.shape), "score": score}, mask
 
-    def save(self, entry: Mapping[str, Any], mask: np.ndarray) -> None:
+    def save(self, entry: Mapping[str, Any], mask: np.ndarray, progress: _Progress) -> None:
         """Write a mask, then its manifest entry (in a writer thread)."""
+        started = time.perf_counter()
         # If the run is killed in between, the old entry must not describe the new mask, and the mask is no one's work.
         path = self.path(entry["mask"])
         self.manifest.begin(entry["mask"])
@@ -579,10 +694,86 @@ class _Run:
             twin.unlink(missing_ok=True)
         write_mask(path, mask)
         self.manifest.add({**entry, **identify(path, "mask")})
+        progress.end(time.perf_counter() - started)
 
     def path(self, name: str) -> Path:
         """Return the file of a mask."""
         return self.mask_dir / f"{name}.png"
+
+
+@dataclass(frozen=True)
+class MaskWork:
+    """The masks of a folder, or an enriched split, in parts; see :class:`IS_Net.shards.Work`.
+
+    Attributes:
+        images: The images with their ground truths or prompts; see :func:`find_items` and :func:`find_listed`.
+        mask_dir: The folder of masks, manifest and rows.
+        load: Loads the model; it is called once in each process, and pickled for others.
+        select: See :func:`generate_masks`.
+        workers: See :func:`generate_masks`.
+        overwrite: See :func:`generate_masks`.
+        enriched: The enriched split that the masks belong to, or None.
+        source: The folders of images and ground truths that the enriched split is made from.
+    """
+
+    images: Sequence[Item]
+    mask_dir: Path
+    load: Callable[[], StageOnePredictor]
+    select: Select = "score"
+    workers: int | None = None
+    overwrite: bool = False
+    enriched: Path | None = None
+    source: tuple[Path, Path] | None = None
+    what = "a mask run"
+
+    @property
+    def out(self) -> Path:
+        """The folder of masks and rows."""
+        return self.mask_dir
+
+    def items(self) -> Sequence[Item]:
+        """Return the images."""
+        return self.images
+
+    def without_items(self) -> MaskWork:
+        """Return the same without the images, for another process that is given some of them."""
+        return replace(self, images=())
+
+    def run(self, items: Sequence[Item], part: Part) -> None:
+        """Make the masks of these images that are missing; each image that is not as its row says gets a new row."""
+        run = part.state.get("run")
+        if run is None:
+            run = _Run(self.mask_dir, self.load(), self.select, self.overwrite, self.enriched, self.source)
+            if run.predictor.box_only:
+                _require_boxes(items)
+            with lock_folder(self.mask_dir, "a mask run (start)", wait=PATIENCE):
+                run.prepare(items, part.folder)
+            part.state["run"] = run
+
+        def report(outcome: Outcome) -> None:
+            name, row = outcome.item.stem, part.rows.get(outcome.item.stem)
+            if outcome.error is not None:
+                part.add(name, FAILED, outcome.seconds, outcome.error, outputs=[])
+            elif outcome.written or row is None or row["status"] == FAILED:
+                status = DONE if outcome.written else KEPT
+                part.add(name, status, outcome.seconds, outputs=[f"{mask}.png" for mask in outcome.written])
+            else:
+                part.keep()
+
+        summary = run.make_all(items, self.workers, report)
+        for line in str(replace(summary, failed={})).splitlines()[1:]:  # those that failed have rows
+            logger.info("%s: %s", self.mask_dir, line)
+
+    def make_all(self, predictor: StageOnePredictor) -> Summary:
+        """Make all masks in this process; see :func:`generate_masks` and :func:`enrich_split`."""
+        if predictor.box_only:
+            _require_boxes(self.images)
+        run = _Run(self.mask_dir, predictor, self.select, self.overwrite, self.enriched, self.source)
+        return run.make(self.images, self.workers)
+
+    def finish(self) -> None:
+        """Rewrite the manifest, sorted and without what is out of date."""
+        Manifest(self.mask_dir)
 
 
 def _includes(entry: Mapping[str, Any], values: Mapping[str, Any]) -> bool:

@@ -20,8 +20,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: list[tuple[str, str]] = [
-    ("front door", "dis_sam.cli dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare dis_sam.serve"),
-    ("runs over photographs", "dis_sam.batch dis_sam.comparison"),
+    (
+        "front door",
+        "dis_sam.cli dis_sam.sharding dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare dis_sam.serve",
+    ),
+    ("runs over photographs", "dis_sam.batch dis_sam.photo_work dis_sam.tars dis_sam.comparison"),
     ("front door, Python", "dis_sam"),
     ("annotations", "dis_sam.formats"),
     ("both stages", "dis_sam.pipeline"),
@@ -47,7 +50,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "ground",
         "IS_Net.hypar IS_Net.datalist IS_Net.paths IS_Net.metric_names IS_Net.command_line IS_Net.errors "
-        "IS_Net.files IS_Net.lock IS_Net.machine",
+        "IS_Net.files IS_Net.lock IS_Net.machine IS_Net.shards IS_Net.listing",
     ),
 ]
 """From top to bottom: a module may import from its own layer and those below it. A package stands for its modules."""
@@ -65,10 +68,13 @@ LIGHT = {
     "IS_Net.files",
     "IS_Net.lock",
     "IS_Net.machine",
+    "IS_Net.shards",
+    "IS_Net.listing",
 }
 LIGHT |= {
     "dis_sam",
     "dis_sam.cli",
+    "dis_sam.sharding",
     "dis_sam.check",
     "dis_sam.fetch",
     "dis_sam.cut",

@@ -1,0 +1,282 @@
+"""Photographs in .tar files in the layout of WebDataset, and outputs in such files.
+
+A sample is what lies under one key, the part of a member's name before the first dot of its last component:
+``KEY.jpg`` (or another image), ``KEY.json`` with ``box``, ``points`` and ``labels``, and ``KEY.mask.png``. Of each
+``IN/NAME.tar``, one ``OUT/NAME.tar`` is made, whole or not at all, with ``KEY.cutout.png`` (``KEY.alpha.png`` and so
+on) and ``KEY.json``, the row of the sample. Python's own ``tarfile`` reads and writes them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dis_sam.batch import KEYWORD, Options, Outcome, Task, run_tasks
+from dis_sam.outputs import OutputError, file_label
+from dis_sam.photo_work import LazyModel, digest, request_of
+from IS_Net.errors import DatasetError, UserError
+from IS_Net.files import atomic_file
+from IS_Net.images import IMAGE_EXTENSIONS
+from IS_Net.manifest import fingerprint
+from IS_Net.shards import DONE, FAILED, KEPT, Part
+
+MASK = "mask.png"
+RECORD = "json"
+_COMMENT = "comment"
+"""The header of an output that tells what it was made from."""
+_NAMED = 3
+"""Failed samples that the row of a file names."""
+
+
+@dataclass
+class Sample:
+    """One sample of a file.
+
+    Attributes:
+        key: Its key.
+        files: The content of its members by their extensions (what follows the key and a dot).
+    """
+
+    key: str
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a .tar file in its order, so that only one is in memory.
+
+    Raises:
+        DatasetError: If the file is no .tar file, is cut off, or holds a key in two places; the message names file and
+            key.
+    """
+    sample: Sample | None = None
+    seen: set[str] = set()
+    try:
+        with tarfile.open(path, "r|*") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if sample is None or key != sample.key:
+                    if sample is not None:
+                        yield sample
+                    if key in seen:
+                        raise DatasetError(f"{path}, {key}: its members are not neighbors; expected one sample per key")
+                    seen.add(key)
+                    sample = Sample(key)
+                sample.files[extension] = tar.extractfile(member).read()
+    except (tarfile.TarError, EOFError) as error:
+        raise DatasetError(f"{path}: cannot be read as a .tar file: {error}") from error
+    if sample is None:
+        raise DatasetError(f"{path}: contains no samples; expected members such as KEY.jpg and KEY.json")
+    yield sample
+
+
+def task_of(sample: Sample, path: Path, refine: bool) -> Task:
+    """Return the task of a sample.
+
+    Args:
+        sample: The sample.
+        path: The file that it comes from, for messages.
+        refine: Whether its mask is refined.
+
+    Raises:
+        UserError: If it has no image, no mask to refine, or faulty prompts; the message names file, key and member.
+    """
+    where = f"{path}, {sample.key}"
+    images = [name for name in sample.files if f".{name.lower()}" in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        raise DatasetError(f"{where}: found {', '.join(sample.files)}; expected one image, such as {sample.key}.jpg")
+    record: Any = {}
+    if RECORD in sample.files:
+        try:
+            record = json.loads(sample.files[RECORD])
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{where}.{RECORD}: cannot be read as JSON in UTF-8: {error}") from error
+        if not isinstance(record, dict):
+            raise DatasetError(f"{where}.{RECORD}: expected an object with box, or points and labels")
+    if refine and MASK not in sample.files:
+        raise DatasetError(f"{where}: found {', '.join(sample.files)}; expected the mask {sample.key}.{MASK}")
+    prompt = {key: record[key] for key in ("box", "points", "labels") if record.get(key) is not None}
+    request = request_of(sample.key, prompt, sample.files.get(MASK), f"{where}.{RECORD}", refine)
+    return Task(sample.key, sample.files[images[0]], (request,), label=where)
+
+
+class _TarDestination:
+    """Collects the outputs of samples, and writes them in the order of the samples.
+
+    Args:
+        tar: Is written to.
+        kinds: The kinds of outputs.
+    """
+
+    def __init__(self, tar: tarfile.TarFile, kinds: Sequence[str]) -> None:
+        self.tar, self.kinds = tar, kinds
+        self.waiting: dict[str, bytes] = {}
+        self.order: dict[str, tuple[dict[str, Any], list[str]] | None] = {}
+        """The samples that are not written yet: None, or the row and the names of the members, once they are known."""
+
+    def path(self, task: Task, request: Any, kind: str) -> Path:
+        """Return the name of a member."""
+        return Path(f"{request.name}.{file_label(kind)}.png")
+
+    def holds(self, path: Path, made_from: str) -> bool:
+        """Return False: a file is made as a whole."""
+        return False
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Keep a member until its sample is complete."""
+        self.waiting[path.as_posix()] = data
+
+    def begin(self, key: str) -> None:
+        """Note the place of a sample."""
+        self.order[key] = None
+
+    def end(self, key: str, row: dict[str, Any], members: list[str]) -> None:
+        """Write the members of a sample, once those of all samples before it are written."""
+        self.order[key] = row, members
+        while self.order and (first := next(iter(self.order.items())))[1] is not None:
+            name, (row, members) = first
+            del self.order[name]
+            for member in members:
+                self._add(member, self.waiting.pop(member))
+            self._add(f"{name}.{RECORD}", json.dumps(row).encode())
+
+    def _add(self, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self.tar.addfile(info, io.BytesIO(data))
+
+
+@dataclass(frozen=True)
+class TarWork:
+    """Photographs in .tar files; see :class:`IS_Net.shards.Work`. An item is a file.
+
+    Attributes:
+        tars: The files.
+        out: The folder of outputs and rows.
+        model: The model.
+        options: How to segment and write.
+        refine: Whether to refine the masks of the samples.
+        overwrite: Whether to replace files that this project did not write.
+        workers: See :func:`dis_sam.batch.run`.
+    """
+
+    tars: Sequence[Path]
+    out: Path
+    model: LazyModel
+    options: Options
+    refine: bool = False
+    overwrite: bool = False
+    workers: int | None = None
+    what = "a run over photographs in .tar files"
+
+    def check(self) -> None:
+        """Check that the files exist and that no output replaces another file.
+
+        Raises:
+            FileNotFoundError: If files do not exist.
+            OutputError: If outputs would replace inputs, each other, or files that this module did not write.
+        """
+        if missing := [str(path) for path in self.tars if not path.is_file()]:
+            raise FileNotFoundError(f"{', '.join(missing)}: does not exist; expected .tar files")
+        names = [path.name for path in self.tars]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise OutputError(f"several files are named {', '.join(doubled)}, and so would their outputs; rename them")
+        for path in self.tars:
+            output = self.out / path.name
+            if output.exists() and any(output.samefile(other) for other in self.tars):
+                raise OutputError(f"outputs would replace input files: {output}; write them elsewhere with -o")
+            if output.exists() and not self.overwrite and _made_from(output) is None:
+                raise OutputError(f"files exist that dis-sam did not write: {output}; use --overwrite to replace them")
+
+    def items(self) -> Sequence[Path]:
+        """Return the files."""
+        return self.tars
+
+    def without_items(self) -> TarWork:
+        """Return the same without the files, for another process that is given some of them."""
+        return replace(self, tars=())
+
+    def run(self, items: Sequence[Path], part: Part) -> None:
+        """Make the outputs of files that are missing, out of date, or have samples that failed."""
+        for path in items:
+            started, name, row = time.perf_counter(), path.stem, part.rows.get(path.stem)
+            try:
+                key = digest([fingerprint(path), str(self.refine)], [], self.model.choice, self.options)
+                current = _made_from(self.out / path.name) == key
+                if current and row is not None and row["status"] != FAILED:
+                    part.keep()
+                    continue
+                if current and row is None:  # a run was killed before it could add the row, or the rows were deleted
+                    part.add(name, KEPT, time.perf_counter() - started, outputs=[path.name])
+                    continue
+                samples, failed = self._make(path, key)
+            except (UserError, ValueError, OSError) as error:
+                message = str(error) if str(path) in str(error) else f"{path}: {error}"
+                part.add(name, FAILED, time.perf_counter() - started, message, outputs=[])
+                continue
+            error = None
+            if failed:
+                more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+                error = f"{path}: {len(failed)} of {samples} samples failed: {'; '.join(failed[:_NAMED])}{more}"
+            status = FAILED if failed else DONE
+            part.add(name, status, time.perf_counter() - started, error, outputs=[path.name], samples=samples)
+
+    def finish(self) -> None:
+        """There is nothing beside the rows."""
+
+    def _make(self, path: Path, made_from: str) -> tuple[int, list[str]]:
+        """Make the output of a file; return the number of its samples, and messages about those that failed."""
+        failed: list[str] = []
+        count = 0
+        headers = {_COMMENT: f"{KEYWORD} {made_from}"}
+        with (
+            atomic_file(self.out / path.name) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar,
+        ):
+            destination = _TarDestination(tar, self.options.kinds)
+
+            def tasks() -> Iterator[Task]:
+                nonlocal count
+                for sample in read_samples(path):
+                    count += 1
+                    destination.begin(sample.key)
+                    try:
+                        task = task_of(sample, path, self.refine)
+                    except UserError as error:
+                        failed.append(str(error))
+                        destination.end(sample.key, _row(sample.key, str(error), []), [])
+                    else:
+                        yield task
+
+            def report(outcome: Outcome) -> None:
+                members = sorted(member.as_posix() for member in outcome.written)
+                error = "\n".join(outcome.failed) or None
+                failed.extend(outcome.failed)
+                destination.end(outcome.task.name, _row(outcome.task.name, error, members), members)
+
+            summary = run_tasks(tasks(), destination, self.model.choice, self.options, self.workers, self.model, report)
+            if destination.order:  # it stopped early
+                raise OSError("; ".join(summary.failed))
+        return count, failed
+
+
+def _row(key: str, error: str | None, outputs: list[str]) -> dict[str, Any]:
+    return {"id": key, "status": FAILED if error else DONE, "error": error, "outputs": outputs}
+
+
+def _made_from(path: Path) -> str | None:
+    """Return what an output was made from, or None if this module did not write the file."""
+    with suppress(OSError, tarfile.TarError, ValueError), tarfile.open(path, "r:") as tar:
+        keyword, _, key = tar.pax_headers.get(_COMMENT, "").partition(" ")
+        return key if keyword == KEYWORD else None
+    return None
