@@ -127,7 +127,7 @@ def _entry(row: Mapping[str, Any], where: str, folder: Path, needs: Sequence[str
     for key, value in paths.items():
         if value is not None and (not isinstance(value, str) or not value or "\0" in value):
             raise DatasetError(f"{where}: {key!r}: expected the path of a file, found {value!r}")
-    name = row.get("name", row.get("id"))
+    name = row.get("id") if row.get("name") is None else row["name"]
     name = Path(paths["image"]).stem if name is None else str(name)
     if not all(map(is_file_name, name.split("/"))) or (":" in name and Path(name).is_absolute()):
         raise DatasetError(f"{where}: 'name': becomes the name of the outputs and cannot be {name!r}")

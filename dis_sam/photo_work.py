@@ -157,6 +157,7 @@ def _requests(entries: Sequence[Entry], refine: bool) -> list[Request]:
     for entry in entries:
         if entry.image != entries[0].image:
             raise DatasetError(f"{entry.where}: the name {entry.name!r} is that of another image in {entries[0].where}")
+    for entry in entries:
         if len(entries) > 1 and entry.object is None:
             raise DatasetError(
                 f"{entry.where}: 'object': {entry.name!r} has {len(entries)} rows; name the object of each, because "

@@ -148,8 +148,8 @@ def test_subfolders():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "either photographs, --coco FILE, or --labelme DIR"),
-        (["photos", "--coco", "x.json"], "either photographs, --coco FILE, or --labelme DIR"),
+        ([], "either photographs, --manifest FILE, --coco FILE, or --labelme DIR"),
+        (["photos", "--coco", "x.json"], "either photographs, --manifest FILE, --coco FILE, or --labelme DIR"),
         (["photos", "--images", "photos"], "use it with --coco"),
         (["--coco", "x.json", "-o", "y.json"], "together with --images"),
         (["--coco", "x.json", "--images", "photos"], "require -o"),

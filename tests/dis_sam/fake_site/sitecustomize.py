@@ -1,0 +1,15 @@
+"""On the path of a process that a test starts: the model that is loaded computes nothing (fake_model.py)."""
+
+from fake_model import FakeModel
+
+from dis_sam.batch import ModelChoice
+
+
+class Slow(FakeModel):
+    """Takes time, so that a process can be killed in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds=0.02)
+
+
+ModelChoice.load = lambda _: Slow()
