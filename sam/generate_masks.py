@@ -19,6 +19,7 @@ from sam.backends.base import Select
 
 if TYPE_CHECKING:
     from sam import mask_run
+    from sam.backends.base import StageOnePredictor
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,10 +115,9 @@ def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
     from IS_Net.files import refuse_to_replace
     from IS_Net.lock import lock_folder
     from IS_Net.shards import PATIENCE
-    from sam.backends import find_checkpoint, load_predictor
     from sam.mask_run import MaskWork, check_files, check_folders, find_items, find_listed
 
-    load = partial(load_predictor, options.model, options.checkpoint, options.device)
+    load = partial(_load_model, options.model, options.checkpoint, options.device)
     how = {"select": options.select, "workers": options.workers, "overwrite": options.overwrite}
     jobs = []
     for data in options.data or ():
@@ -143,13 +143,23 @@ def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
             pass
     if options.check:
         check_files(job[:2] for job in jobs)
-    find_checkpoint(options.model, options.checkpoint)
     return works
 
 
 def plan_work(argv: Sequence[str]) -> Sequence[shards.Work]:
     """Return the work of ``dis-sam masks`` with these arguments."""
-    return _plan(_read(argv))
+    from sam.backends import find_checkpoint
+
+    options = _read(argv)
+    works = _plan(options)
+    find_checkpoint(options.model, options.checkpoint)
+    return works
+
+
+def _load_model(model: str, checkpoint: Path | None, device: str) -> StageOnePredictor:
+    from sam.backends import load_predictor
+
+    return load_predictor(model, checkpoint, device)
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
