@@ -32,6 +32,9 @@ _RESUMES = "interrupted; what was measured is kept, and the same command resumes
 OUTPUTS = ("json", "csv", "html", "sheet")
 """The options that write a file."""
 
+_JITTER_METRICS = "f,mae,iou,biou"
+"""The metrics by default of changed prompts: the others take longer than the predictions do on a GPU."""
+
 
 def _metrics(text: str) -> str:
     try:
@@ -89,11 +92,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metrics",
         type=_metrics,
-        default=ALL,
         metavar="M,M",
         help="any of f (F-measure), wf (weighted F), mae (mean absolute error), s (S-measure), e (E-measure), hce "
         "(human correction effort), iou (intersection over union), biou (boundary IoU), mba (mean boundary accuracy); "
-        "all their figures are printed. Default: all are computed, and a selection is printed",
+        "all their figures are printed. Default: all are computed, and a selection is printed; "
+        "with --jitter: f,mae,iou,biou",
+    )
+    parser.add_argument(
+        "--jitter",
+        action="store_true",
+        help="with --weights: predict from prompts that are changed step by step (boxes loose, tight and shifted; "
+        "masks dilated, eroded, shifted, with a part of a neighbor, or simulated), and compare with the exact ones. "
+        "--coarse names the masks; default: mask/, else the ground truths. About 40 passes for each image: use --limit",
+    )
+    parser.add_argument(
+        "--seed", type=non_negative_int, metavar="N", help="with --jitter: seed of the random changes; default: 0"
     )
     run = parser.add_argument_group("run")
     run.add_argument("--device", help="with --weights: auto (default), cpu, cuda, cuda:N or mps")
@@ -146,6 +159,12 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for key in ("device", "precision", "runtime"):
         if getattr(options, key) is not None and not predicts:
             parser.error(f"--{key} has no effect without --weights")
+    if options.jitter and not predicts:
+        parser.error("--jitter changes the prompts of predictions; expected --weights")
+    if options.jitter and (options.pred or options.sheet):
+        parser.error(f"--{'pred' if options.pred else 'sheet'} has no effect with --jitter; omit it")
+    if options.seed is not None and not options.jitter:
+        parser.error("--seed has no effect without --jitter")
     for key in ("images", "masks"):
         given = getattr(options, key)
         if given and len(given) != len(options.gt):
@@ -194,7 +213,7 @@ def _work(options: argparse.Namespace) -> evaluation.EvaluationWork:
 
 
 def _shows_maps(options: argparse.Namespace) -> bool:
-    return bool(options.worst and (options.html or options.sheet))
+    return bool(options.worst and not options.jitter and (options.html or options.sheet))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -220,9 +239,12 @@ def _run(options: argparse.Namespace) -> int:
             else:
                 shown = Path(thumbnails) if _shows_maps(options) else None
                 data_sets, results = evaluation.evaluate(_request(options), shown)
-            print_text(report.text_table(results, every=options.metrics != ALL))
-            if table := report.refinement_table(results):
-                print_text(f"\n{table}\n{report.REFINEMENT_NOTE}")
+            if options.jitter:
+                print_text(f"{report.robustness_table(results)}\n{report.ROBUSTNESS_NOTE}")
+            else:
+                print_text(report.text_table(results, every=options.metrics not in (None, ALL)))
+                if table := report.refinement_table(results):
+                    print_text(f"\n{table}\n{report.REFINEMENT_NOTE}")
             contents = evaluation.contents(data_sets, results, outputs, options.worst)
         for key, content in contents.items():
             try:
@@ -251,13 +273,15 @@ def _request(options: argparse.Namespace) -> evaluation.Request:
         images=options.images,
         masks=options.masks,
         limit=options.limit,
-        metrics=options.metrics,
+        metrics=options.metrics or (_JITTER_METRICS if options.jitter else ALL),
         device=options.device or "auto",
         precision=options.precision or "auto",
         runtime=options.runtime or "auto",
         workers=options.workers,
         cache=not options.no_cache,
         manifest=options.manifest,
+        jitter=options.jitter,
+        seed=options.seed or 0,
     )
 
 

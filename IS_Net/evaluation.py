@@ -41,7 +41,18 @@ from IS_Net.metric_names import ALL
 from IS_Net.paths import resolve, starter_weights
 from IS_Net.predictor import DISPredictor
 from IS_Net.preprocess import MASK_CHANNEL
-from IS_Net.report import MEAN, Picture, Scores, csv_text, html_page, json_text, worst_sheet
+from IS_Net.report import (
+    MEAN,
+    Picture,
+    Prompt,
+    Scores,
+    csv_text,
+    html_page,
+    json_text,
+    robustness_page,
+    worst_sheet,
+)
+from IS_Net.robustness import BOX, MASK, Change, change_prompt, list_changes
 from IS_Net.scoring import CACHE_VERSION, Job, Outcome, Scorer
 from IS_Net.shards import DONE, FAILED, Part, Row
 
@@ -89,6 +100,10 @@ class Request:
     """Whether to cache what depends only on the ground truths."""
     manifest: Path | None = None
     """One more data set: a list of pictures with ground truths; see :func:`find_listed`."""
+    jitter: bool = False
+    """Whether to predict from prompts that are changed step by step, see :mod:`IS_Net.robustness`."""
+    seed: int = 0
+    """Seed of the changes."""
 
 
 class Prediction(NamedTuple):
@@ -97,7 +112,24 @@ class Prediction(NamedTuple):
     method: str
     network: str
     kind: str | None
-    """The kind of its coarse masks; None for a network without a mask channel."""
+    """The kind of its coarse masks; None for a network without a mask channel, and for boxes alone."""
+    change: Change | None = None
+    """How its prompts are changed; None for the coarse masks as they are, without boxes of the ground truths."""
+    seed: int = 0
+    """Seed of the change."""
+
+    @property
+    def baseline(self) -> str | None:
+        """The method that its IoU is compared with: the coarse masks, or the exact prompts of changed ones."""
+        if self.change is None:
+            return self.kind
+        return _label(self.change.reference, self.kind, self.network) if self.change.kind else None
+
+
+def _label(change: Change, kind: str | None, network: str) -> str:
+    """Return the name of the method that predicts from changed prompts."""
+    prompt = change.prompt if kind is None else change.prompt.replace(MASK, kind, 1)
+    return f"{prompt}, {change.name} -> {network}"
 
 
 @dataclass
@@ -336,6 +368,11 @@ def gather(request: Request, networks: Mapping[str, int] | None = None) -> list[
         EvaluationError: If anything is missing or does not fit together; all problems are listed.
     """
     networks = networks or {}
+    for name, channels in networks.items():
+        if request.jitter and channels <= MASK_CHANNEL:
+            raise EvaluationError(
+                f"--jitter: {name} has {channels} input channels, and no prompt; expected weights with 4 or 5"
+            )
     methods, data_sets, problems, expected = _methods(request.pred), [], [], 0
     beside = [request.images or [None] * len(request.gt), request.masks or [None] * len(request.gt)]
     for text, images, masks in zip(request.gt, *beside, strict=True):
@@ -382,6 +419,8 @@ def _chosen_kinds(request: Request, networks: Mapping[str, int], data_sets: Sequ
         return list(dict.fromkeys(request.coarse))
     if not networks:
         return [] if request.coarse is None else [OWN]
+    if request.jitter:
+        return [OWN if all(OWN in data_set.kinds for data_set in data_sets) else PERFECT]
     if request.coarse is None and all(channels <= MASK_CHANNEL for channels in networks.values()):
         return []
     kinds = list(dict.fromkeys(kind for data_set in data_sets for kind in data_set.kinds))
@@ -391,6 +430,16 @@ def _chosen_kinds(request: Request, networks: Mapping[str, int], data_sets: Sequ
             f"dis-sam masks, or use --coarse {PERFECT}"
         )
     return kinds
+
+
+def _changed(seed: int, network: str, channels: int, kind: str, with_boxes: bool) -> list[Prediction]:
+    """Return the predictions of a network from changed coarse masks of a kind, and from changed boxes alone."""
+    found = []
+    for change in list_changes(channels):
+        used = None if change.prompt == BOX else kind
+        if with_boxes or used:
+            found.append(Prediction(_label(change, used, network), network, used, change, seed))
+    return found
 
 
 def _add_coarse(data_set: DataSet, request: Request, networks: Mapping[str, int], kinds: Sequence[str]) -> list[str]:
@@ -414,8 +463,10 @@ def _add_coarse(data_set: DataSet, request: Request, networks: Mapping[str, int]
         data_set.coarse.add(method)
         for network, channels in networks.items():
             if channels > MASK_CHANNEL:
-                data_set.predictions.append(Prediction(f"{kind} -> {network}", network, kind))
-                data_set.methods.append(f"{kind} -> {network}")
+                own = [Prediction(f"{kind} -> {network}", network, kind)]
+                own = _changed(request.seed, network, channels, kind, kind == kinds[0]) if request.jitter else own
+                data_set.predictions += own
+                data_set.methods += [prediction.method for prediction in own]
     for network, channels in networks.items():
         if channels <= MASK_CHANNEL:
             if network in data_set.methods:
@@ -493,10 +544,14 @@ def empty_scores(data_sets: Sequence[DataSet], metrics: str) -> dict[tuple[str, 
     """Return scores without images, by the names of data set and method."""
     results: dict[tuple[str, str], Scores] = {}
     for data_set in data_sets:
-        kinds = {prediction.method: prediction.kind for prediction in data_set.predictions}
+        predictions = {prediction.method: prediction for prediction in data_set.predictions}
         for method in data_set.methods:
-            baseline = results.get((data_set.name, kinds.get(method)))
-            results[data_set.name, method] = Scores(data_set.name, method, metrics, baseline)
+            made = predictions.get(method)
+            baseline = results.get((data_set.name, made.baseline)) if made else None
+            scores = Scores(data_set.name, method, metrics, baseline)
+            if made and made.change:
+                scores.prompt = Prompt(made.network, made.kind, made.change)
+            results[data_set.name, method] = scores
     return results
 
 
@@ -728,6 +783,7 @@ class EvaluationWork:
             return None
         request = self.request
         how = [request.metrics, data_set.methods, self._weights, request.precision, data_set.boxes.get(name)]
+        how += [request.seed] if request.jitter else []
         return hashlib.sha256(json.dumps([CACHE_VERSION, found, how]).encode()).hexdigest()[:32]
 
     def _is_current(self, item: tuple[str, str], row: Row | None) -> bool:
@@ -772,10 +828,14 @@ class _Refiner:
         image = read_image(self.data_set.images[name])
         masks = {kind: self._mask(kind, name) for kind in self.kinds}
         maps, seconds = dict(masks), {}
-        for method, network, kind in self.data_set.predictions:
+        for prediction in self.data_set.predictions:
+            method, network, kind, change, seed = prediction
+            mask, box = masks.get(kind), self.manifests.get(kind, {}).get(name, {}).get("box")
+            if change:
+                gt = read_mask(self.data_set.gts[name])
+                mask, box = change_prompt(change, name, image, gt, mask, seed)
             started = time.perf_counter()
-            coarse = () if kind is None else (masks[kind], self.manifests.get(kind, {}).get(name, {}).get("box"))
-            alpha = self.networks[network].predict(image, *coarse)
+            alpha = self.networks[network].predict(image, mask, box)
             seconds[method] = time.perf_counter() - started
             maps[method] = np.rint(alpha * 255).astype(np.uint8)
             if self.thumbnails:
@@ -820,10 +880,11 @@ def contents(
     def pictures(scores: Scores, name: str) -> Iterator[Picture]:
         return _pictures(by_name[scores.data_set], scores.method, name)
 
+    varied = any(scores.prompt for scores in results)
     render = {
         "csv": lambda: csv_text(results),
         "json": lambda: json_text(results),
-        "html": lambda: html_page(results, pictures, worst),
+        "html": lambda: robustness_page(results) if varied else html_page(results, pictures, worst),
     }
     # the name of a file may contain bytes that are not text
     files = {kind: make().encode("utf-8", "backslashreplace") for kind, make in render.items() if kind in outputs}

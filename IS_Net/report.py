@@ -17,6 +17,7 @@ import numpy as np
 from IS_Net.files import spreadsheet_text
 from IS_Net.images import contact_sheet, encode_image
 from IS_Net.metrics.suite import FIGURES, Suite, mean_figures
+from IS_Net.robustness import BOTH, MASK, Change
 
 MEAN = "mean"
 """Name of the row of means over the data sets."""
@@ -35,6 +36,15 @@ _COLORS = ("#0b62c4", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa6", "#4d5a66", "#1
 _THUMBNAIL = 240  # longer side in pixels
 
 
+class Prompt(NamedTuple):
+    """What a prediction was made from, if prompts are changed step by step."""
+
+    network: str
+    coarse: str | None
+    """The kind of the coarse masks; None for boxes alone."""
+    change: Change
+
+
 class Scores:
     """The results of a method on a data set, for each image and over all images.
 
@@ -42,11 +52,16 @@ class Scores:
         data_set: Name of the data set.
         method: Name of the method.
         metrics: Names of metrics; the format is that of :func:`IS_Net.metric_names.choose`.
-        baseline: The scores of the coarse masks that the method refines, if it does.
+        baseline: The scores that IoU is compared with: those of the coarse masks that the method refines, or of exact
+            prompts if this method's are changed.
+
+    Attributes:
+        prompt: What the predictions were made from, if prompts are changed step by step; else None.
     """
 
     def __init__(self, data_set: str, method: str, metrics: str, baseline: Scores | None = None) -> None:
         self.data_set, self.method, self.baseline = data_set, method, baseline
+        self.prompt: Prompt | None = None
         self.suite = Suite(metrics)
         self.images: dict[str, dict[str, float]] = {}
         """By name: the figures of a data set that consists of this image."""
@@ -242,9 +257,10 @@ def json_text(results: Sequence[Scores]) -> str:
     """Return everything with full precision: ``{"results": [...], "mean": {method: figures}}``.
 
     A result has ``data_set``, ``method``, ``figures``, ``curves`` (means over the images at the thresholds 0..255) and
-    ``images`` (the figures of each image by its name). Results of predictions also have ``refinement``: ``baseline``
-    (the method that was refined, or null), ``pairs``, ``seconds`` (median), ``iou_change`` and ``not_worse`` (null
-    without a baseline). ``mean`` is missing for a single data set.
+    ``images`` (the figures of each image by its name). Results of changed prompts also have ``prompt``: ``network``,
+    ``coarse``, and the fields of :class:`IS_Net.robustness.Change`. Results of predictions also have ``refinement``:
+    ``baseline`` (the method that IoU is compared with, or null), ``pairs``, ``seconds`` (median), ``iou_change`` and
+    ``not_worse`` (null without a baseline). ``mean`` is missing for a single data set.
     """
     content: dict[str, Any] = {"results": [_as_dict(scores) for scores in results]}
     if means := {row.method: row.figures for row in _rows(results)[len(results) :]}:
@@ -260,6 +276,9 @@ def _as_dict(scores: Scores) -> dict[str, Any]:
         "curves": {name: curve.tolist() for name, curve in scores.suite.curves().items()},
         "images": scores.images,
     }
+    if scores.prompt:
+        network, coarse, change = scores.prompt
+        content["prompt"] = {"network": network, "coarse": coarse, **change._asdict()}
     if scores.seconds:
         baseline = scores.baseline.method if scores.baseline else None
         content["refinement"] = {"baseline": baseline, **Refinement.of([scores])._asdict()}
@@ -322,6 +341,10 @@ def html_page(results: Sequence[Scores], pictures: Callable[[Scores, str], Itera
         body += [f"<h2>{escape(data_set)}</h2>", _charts(own)]
         for scores in own if worst else []:
             body += _worst(scores, pictures, worst)
+    return _page(title, body)
+
+
+def _page(title: str, body: Sequence[str]) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
@@ -386,9 +409,13 @@ def _charts(results: Sequence[Scores]) -> str:
         charts.append(_chart("E over threshold", 255, [(levels, c["e"]) for c in curves.values()]))
     if not charts:
         return ""
+    return _with_key(curves, charts)
+
+
+def _with_key(names: Iterable[str], charts: Sequence[str]) -> str:
+    """Put charts side by side, with the names of their lines above."""
     key = "".join(
-        f'<span><i style="background:{_color(place)}"></i>{escape(method)}</span>'
-        for place, method in enumerate(curves)
+        f'<span><i style="background:{_color(place)}"></i>{escape(name)}</span>' for place, name in enumerate(names)
     )
     return f'<div class="key">{key}</div><div class="charts">{"".join(charts)}</div>'
 
@@ -397,21 +424,34 @@ def _color(place: int) -> str:
     return _COLORS[place % len(_COLORS)]
 
 
-def _chart(title: str, x_end: float, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Draw curves with x in 0..x_end and y in 0..1."""
-    left, top, size = 30, 22, 300
+def _chart(
+    title: str,
+    x_end: float,
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]],
+    y_start: float = 0.0,
+    x_ticks: Mapping[float, str] | None = None,
+) -> str:
+    """Draw curves with x in 0..x_end and y in y_start..1; ``x_ticks`` are places on the x axis and their texts."""
+    left, top, size = 36, 22, 300
+    if x_ticks is None:
+        ends = [tick * x_end / 5 for tick in range(6)]
+        x_ticks = {end: f"{end:.1f}" if x_end <= 1 else f"{end:.0f}" for end in ends}
     parts = [
         f'<svg width="{left + size + 15}" height="{top + size + 22}" role="img" aria-label="{escape(title)}">',
         f'<text x="{left}" y="13">{escape(title)}</text>',
     ]
     for tick in range(6):
-        along, y, x_value = tick * size / 5, top + size - tick * size / 5, tick * x_end / 5
-        parts.append(f'<path d="M{left} {y:g}h{size}M{left + along:g} {top}v{size}" stroke="#e2e6ea"/>')
-        parts.append(f'<text x="{left - 5}" y="{y + 4:g}" text-anchor="end">{tick / 5:.1f}</text>')
-        x_text = f"{x_value:.1f}" if x_end <= 1 else f"{x_value:.0f}"
-        parts.append(f'<text x="{left + along:g}" y="{top + size + 15}" text-anchor="middle">{x_text}</text>')
+        y, value = top + size - tick * size / 5, y_start + tick * (1 - y_start) / 5
+        parts.append(f'<path d="M{left} {y:g}h{size}" stroke="#e2e6ea"/>')
+        digits = 1 if y_start == 0 else 2
+        parts.append(f'<text x="{left - 5}" y="{y + 4:g}" text-anchor="end">{value:.{digits}f}</text>')
+    for x_value, x_text in x_ticks.items():
+        x = left + x_value / x_end * size
+        parts.append(f'<path d="M{x:g} {top}v{size}" stroke="#e2e6ea"/>')
+        parts.append(f'<text x="{x:g}" y="{top + size + 15}" text-anchor="middle">{x_text}</text>')
     for place, (xs, ys) in enumerate(lines):
-        points = zip(left + xs / x_end * size, top + (1 - ys) * size, strict=True)
+        across, up = np.asarray(xs) / x_end, (np.asarray(ys) - y_start) / (1 - y_start)
+        points = zip(left + across * size, top + (1 - up) * size, strict=True)
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{_color(place)}" stroke-width="1.8"/>')
     return "".join([*parts, "</svg>"])
@@ -447,6 +487,120 @@ def _data_uri(picture: np.ndarray) -> str:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     return f"data:image/jpeg;base64,{base64.b64encode(encode_image(picture, '.jpg', quality=80)).decode()}"
+
+
+# --- changed prompts ------------------------------------------------------------------------------------------------
+
+_ROBUSTNESS_FIGURES = ("iou", "boundary_iou", "max_f_mean_curve", "mae")
+ROBUSTNESS_NOTE = (
+    "Amounts are shares of the box's sides, or of the mask's area. IoU change: difference to the exact prompt;\n"
+    f"not worse: share of images whose IoU fell by no more than {NOT_WORSE} against it"
+)
+"""Explains the table of changed prompts."""
+
+
+class _Changed(NamedTuple):
+    """The results of a network with one change, over all data sets."""
+
+    network: str
+    prompt: str
+    """For example ``sim + box``: the kind of the coarse masks stands in place of ``mask``."""
+    change: Change
+    figures: dict[str, float]
+    """Of all data sets with the same weight."""
+    not_worse: float | None
+
+
+def _changes(results: Sequence[Scores]) -> list[_Changed]:
+    """Return the results of each change, in the order of the results."""
+    by_prompt: dict[Prompt, list[Scores]] = {}
+    for scores in results:
+        if scores.prompt:
+            by_prompt.setdefault(scores.prompt, []).append(scores)
+    rows = []
+    for (network, coarse, change), own in by_prompt.items():
+        prompt = change.prompt if coarse is None else change.prompt.replace(MASK, coarse, 1)
+        figures = mean_figures([scores.figures() for scores in own])
+        rows.append(_Changed(network, prompt, change, figures, Refinement.of(own).not_worse))
+    return rows
+
+
+def _robustness_rows(results: Sequence[Scores]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table of changed prompts, as texts."""
+    rows = _changes(results)
+    keys = [key for key in _ROBUSTNESS_FIGURES if key in rows[0].figures] or list(rows[0].figures)[:4]
+    several = len({row.network for row in rows}) > 1
+    with_change = "iou" in rows[0].figures
+    exact = {(row.network, row.prompt, row.change): row.figures for row in rows}
+    table = []
+    for row in rows:
+        cells = [row.network] * several + [row.prompt, row.change.name, *(_format(k, row.figures[k]) for k in keys)]
+        if with_change:
+            prompt = row.prompt.removesuffix(BOTH.removeprefix(MASK)) if row.change.prompt == BOTH else row.prompt
+            before = exact[row.network, prompt, row.change.reference]
+            fell = row.figures["iou"] - before["iou"]
+            cells += [f"{fell:+.4f}", f"{row.not_worse:.0%}"] if row.change.kind else ["-", "-"]
+        table.append(cells)
+    heads = ["network"] * several + ["prompt", "change", *(_heading_of_one(k) or FIGURES[k].heading for k in keys)]
+    return heads + ["IoU change", "not worse"] * with_change, table
+
+
+def robustness_table(results: Sequence[Scores]) -> str:
+    """Return the figures of all changed prompts as a table for the screen; of several data sets, their means."""
+    heads, rows = _robustness_rows(results)
+    return _aligned([heads, *rows], heads.index("change") + 1)
+
+
+def robustness_page(results: Sequence[Scores]) -> str:
+    """Return a page that needs no other file: for each network, figures over the amounts of changes, and the table.
+
+    Args:
+        results: The scores of one or more networks with changed prompts, on one or more data sets. Figures are means
+            over the data sets.
+    """
+    data_sets = list(dict.fromkeys(scores.data_set for scores in results))
+    title = f"Changed prompts on {', '.join(data_sets)}"
+    images = sum(len(scores.images) for scores in results if scores.method == results[0].method)
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="note">{images} images. {escape(ROBUSTNESS_NOTE)}.</p>']
+    rows = _changes(results)
+    for network in dict.fromkeys(row.network for row in rows):
+        own = [row for row in rows if row.network == network]
+        body += [f"<h2>{escape(network)}</h2>", *_robustness_charts(own)]
+    heads, table = _robustness_rows(results)
+    names = heads.index("change") + 1
+    lines = [_html_row(heads, names, "th"), *(_html_row(cells, names, "td") for cells in table)]
+    body += ["<h2>All figures</h2>", f'<div class="wide"><table>{"".join(lines)}</table></div>']
+    return _page(title, body)
+
+
+def _html_row(cells: Sequence[str], names: int, tag: str) -> str:
+    kinds = [' class="name"'] * names + [""] * (len(cells) - names)
+    return (
+        f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for cell, kind in zip(cells, kinds, strict=True))}</tr>"
+    )
+
+
+def _robustness_charts(rows: Sequence[_Changed]) -> list[str]:
+    """Draw the figures of a network over the amounts, for each prompt."""
+    keys = [key for key in ("iou", "boundary_iou") if key in rows[0].figures]
+    body = []
+    for prompt in dict.fromkeys(row.prompt for row in rows):
+        own = [row for row in rows if row.prompt == prompt and row.change.amount]
+        kinds = list(dict.fromkeys(row.change.kind for row in own))
+        exact = next(row.figures for row in rows if row.change == own[0].change.reference)
+        charts = []
+        for key in keys:
+            lines = []
+            for kind in kinds:
+                steps = [(row.change.amount, row.figures[key]) for row in own if row.change.kind == kind]
+                amounts, values = zip((0.0, exact[key]), *steps, strict=True)
+                lines.append((amounts, values))
+            lowest = min(min(values) for _, values in lines)
+            ends = sorted({amount for amounts, _ in lines for amount in amounts})
+            ticks = {end: f"{end:.0%}" for end in ends}
+            charts.append(_chart(_heading_of_one(key), ends[-1], lines, min(int(lowest * 10) / 10, 0.9), ticks))
+        body += [f"<h3>{escape(prompt)}</h3>", _with_key(kinds, charts)] if charts else []
+    return body
 
 
 # --- contact sheet --------------------------------------------------------------------------------------------------

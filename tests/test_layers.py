@@ -37,7 +37,8 @@ LAYERS: list[tuple[str, str]] = [
     ("stage 2, runs", "IS_Net.phases IS_Net.evaluation"),
     (
         "loops",
-        "IS_Net.engine IS_Net.preflight IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.predictor IS_Net.doctor",
+        "IS_Net.engine IS_Net.preflight IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.robustness "
+        "IS_Net.predictor IS_Net.doctor",
     ),
     (
         "parts",
