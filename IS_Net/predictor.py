@@ -17,6 +17,7 @@ import numpy as np
 
 from IS_Net.errors import CheckpointError
 from IS_Net.images import size_mismatch
+from IS_Net.manifest import fingerprint
 from IS_Net.preprocess import (
     MASK_CHANNEL,
     Box,
@@ -37,6 +38,7 @@ from IS_Net.runtime.base import DEFAULT_SIZE, Runtime
 if TYPE_CHECKING:
     import torch
 
+    from IS_Net.hub import HubModel
     from IS_Net.models import ISNetDIS
 
 Passes = int | Literal["auto"]
@@ -160,6 +162,7 @@ class DISPredictor:
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.metadata = dict(metadata or {})
         self.calibration = _check_calibration(self.metadata.get(CALIBRATION, IDENTITY))
+        self._checkpoint: tuple[Path, str] | None = None  # the file that it was loaded from, and its version
 
     @classmethod
     def from_checkpoint(
@@ -183,11 +186,95 @@ class DISPredictor:
             CheckpointError: If the file is missing, damaged, or belongs to another network.
             DeviceError: If the device, the precision or the runtime is not available.
         """
+        version = fingerprint(Path(path)) if Path(path).is_file() else ""
         network, metadata, size = open_weights(path, device, precision, input_size, runtime)
         try:
-            return cls(network, input_size=size, metadata=metadata)
+            predictor = cls(network, input_size=size, metadata=metadata)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+        predictor._checkpoint = Path(path), version
+        return predictor
+
+    # --- the Hugging Face Hub ---
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        runtime: str = "auto",
+        **download: Any,
+    ) -> DISPredictor:
+        """Load a model from a folder, without the network, or from the Hugging Face Hub. Needs the extra ``hub``.
+
+        Args:
+            name_or_path: A folder that :meth:`save_pretrained` wrote, or a repository, ``USER/MODEL``.
+            device: See the constructor.
+            precision: See the constructor.
+            runtime: See :meth:`from_checkpoint`.
+            download: Options of ``huggingface_hub.ModelHubMixin.from_pretrained``, such as ``revision`` and ``token``.
+
+        Raises:
+            MissingExtraError: If huggingface_hub is not installed.
+            CheckpointError: If the model cannot be downloaded, is damaged, or belongs to another network.
+            DeviceError: If the device, the precision or the runtime is not available.
+        """
+        from IS_Net.hub import find_model
+
+        model = find_model(name_or_path, **download)
+        size = model.facts.get("input_size")
+        return cls.from_checkpoint(model.checkpoint, device, precision, tuple(size) if size else None, runtime)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model to a folder: weights, ``config.json``, and a model card. Needs the extra ``hub``.
+
+        The weights are those of the checkpoint that this was loaded from, in their stored precision. An existing
+        ``README.md`` is kept.
+
+        Args:
+            save_directory: The folder; it is created if it does not exist.
+            options: Of ``huggingface_hub.ModelHubMixin.save_pretrained``; with
+                ``model_card_kwargs={"license": "apache-2.0"}``, the model card states the license of the weights.
+
+        Raises:
+            MissingExtraError: If huggingface_hub is not installed.
+            CheckpointError: If this was not loaded from a checkpoint, or the file has changed since.
+            DatasetError: If the folder is the one that this was loaded from.
+        """
+        return self._hub_model().save_pretrained(save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to the Hugging Face Hub, as :meth:`save_pretrained` writes it. Needs the extra ``hub``.
+
+        Args:
+            repo_id: The repository, ``USER/MODEL``; it is created if it does not exist.
+            options: Of ``huggingface_hub.ModelHubMixin.push_to_hub``, such as ``private`` and ``token``; for
+                ``model_card_kwargs``, see :meth:`save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            MissingExtraError: If huggingface_hub is not installed.
+            CheckpointError: If this was not loaded from a checkpoint, or the file has changed since.
+        """
+        card = {"name": repo_id} | (options.pop("model_card_kwargs", None) or {})
+        return self._hub_model().push_to_hub(repo_id, model_card_kwargs=card, **options)
+
+    def _hub_model(self) -> HubModel:
+        from IS_Net.hub import HubModel
+
+        if self._checkpoint is None:
+            raise CheckpointError(
+                "the network was not loaded from a checkpoint; write one with IS_Net.checkpoint.save_weights, and load "
+                "it with from_checkpoint"
+            )
+        path, version = self._checkpoint
+        if not path.is_file() or fingerprint(path) != version:
+            raise CheckpointError(f"{path}: has changed or is gone since it was loaded; load it again")
+        facts = {"architecture": "ISNetDIS", "in_ch": self.in_ch, "input_size": list(self.input_size)}
+        return HubModel(path, facts, self.metadata)
 
     @property
     def in_ch(self) -> int:

@@ -38,7 +38,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "loops",
         "IS_Net.engine IS_Net.preflight IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.robustness "
-        "IS_Net.predictor IS_Net.doctor",
+        "IS_Net.predictor IS_Net.hub IS_Net.doctor",
     ),
     (
         "parts",

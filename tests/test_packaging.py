@@ -62,7 +62,7 @@ def test_the_core_is_what_predicting_needs():
 def test_extras():
     assert {"sam", "fast", "train", "eval", "notebook", "import", "dev", "all"} <= extras().keys()
     assert extras()["all"] == ["dis-sam[sam,fast,train,eval,notebook,import,formats,serve]"]
-    assert "dis-sam[all]" in extras()["dev"]
+    assert "dis-sam[all,hub]" in extras()["dev"]
 
 
 def test_requirements_install_what_users_of_the_published_project_expect():

@@ -136,9 +136,6 @@ class Echo:
     def __init__(self, in_ch: int) -> None:
         self.in_ch, self.prompts = in_ch, []
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        return image
-
     def predict(self, image: np.ndarray, mask: np.ndarray | None, box: Any) -> np.ndarray:
         self.prompts.append((mask, box))
         if mask is not None:
