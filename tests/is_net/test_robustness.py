@@ -243,3 +243,28 @@ def test_a_network_without_prompts_is_refused(echo, make_dataset, capsys):
     echo.in_ch = 3
     assert main(["--gt", str(Path(make_dataset("tiny")["gt_dir"]).parent), "--weights", "--jitter"]) == 2
     assert "echo has 3 input channels, and no prompt" in capsys.readouterr().err
+
+
+def test_rows_of_an_earlier_run_are_kept_unless_the_seed_is_another(echo, make_dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "content_hash", lambda _: "echo")
+    folder = str(Path(make_dataset("tiny")["gt_dir"]).parent)
+    arguments = [
+        "--gt",
+        folder,
+        "--weights",
+        "--jitter",
+        "--workers",
+        "0",
+        "--limit",
+        "2",
+        "--rows",
+        str(tmp_path / "r"),
+    ]
+    printed, counts = [], []
+    for seed in ("0", "0", "5"):
+        echo.prompts.clear()
+        assert main([*arguments, "--seed", seed]) == 0
+        counts.append(len(echo.prompts))
+        printed.append(rows_of(capsys.readouterr().out))
+    assert counts == [2 * len(list_changes(4)), 0, 2 * len(list_changes(4))]
+    assert printed[0] == printed[1] != printed[2]
