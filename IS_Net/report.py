@@ -598,7 +598,8 @@ def _robustness_charts(rows: Sequence[_Changed]) -> list[str]:
             lowest = min(min(values) for _, values in lines)
             ends = sorted({amount for amounts, _ in lines for amount in amounts})
             ticks = {end: f"{end:.0%}" for end in ends}
-            charts.append(_chart(_heading_of_one(key), ends[-1], lines, min(int(lowest * 10) / 10, 0.9), ticks))
+            start = next(start for start in (0.95, 0.9, 0.8, 0.5, 0.0) if start <= lowest)
+            charts.append(_chart(_heading_of_one(key), ends[-1], lines, start, ticks))
         body += [f"<h3>{escape(prompt)}</h3>", _with_key(kinds, charts)] if charts else []
     return body
 

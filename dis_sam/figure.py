@@ -130,11 +130,14 @@ def choose_crop(row: Row, view: Window, column: int = COLUMN) -> Window:
     near = cv2.dilate(edges, np.ones((2 * max(width // 24, 1) + 1,) * 2, np.uint8)).astype(np.float32)
     spread = np.maximum.reduce(shown) - np.minimum.reduce(shown) if shown else np.zeros_like(edges)
     weight = near * (_AGREEING + spread.astype(np.float32) / 255)
-    # the sum over each possible window, by its upper left corner
-    sums = cv2.boxFilter(weight, -1, (width, height), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    sums = sums[: view.height - height + 1, : view.width - width + 1]
-    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
-    return Window(view.top + int(top), view.left + int(left), height, width)
+    sums = weight
+    half = max(width // 2, 1), max(height // 2, 1)
+    for _ in range(2):  # what is near the middle of the window counts more, so that edges do not lie at its rim
+        sums = cv2.boxFilter(sums, -1, half, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    y, x = np.unravel_index(int(sums.argmax()), sums.shape)
+    top = min(max(int(y) - height // 2, 0), view.height - height)
+    left = min(max(int(x) - width // 2, 0), view.width - width)
+    return Window(view.top + top, view.left + left, height, width)
 
 
 def _edges(levels: np.ndarray) -> np.ndarray:
