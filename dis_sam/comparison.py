@@ -38,7 +38,7 @@ class Method(NamedTuple):
     name: str
     kind: Literal["coarse", "stage 1", "weights", "maps"]
     source: str | Path = ""
-    """The name of a model of stage 1, or the path of the weights or of the folder of maps."""
+    """A model of stage 1, ``NAME`` or ``NAME=PATH``, or the path of the weights or of the folder of maps."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def find_methods(texts: Sequence[str]) -> list[Method]:
 
     Args:
         texts: For each method, ``coarse``: the coarse masks that the weights are given; a model of
-            :data:`sam.backends.BACKENDS`; ``starter`` or the path of a checkpoint of IS-Net or DIS-SAM, which refines
-            the coarse masks (with 3 input channels, it sees the photograph alone); or a folder of maps. ``NAME=`` in
-            front gives the method a name.
+            :data:`sam.backends.BACKENDS`, or ``MODEL=PATH`` if its weights lie elsewhere; ``starter`` or the path of
+            a checkpoint of IS-Net or DIS-SAM, which refines the coarse masks (with 3 input channels, it sees the
+            photograph alone); or a folder of maps. ``NAME=`` in front gives the method a name.
 
     Raises:
         FigureError: If there is no such model, file or folder, or two methods have the same name.
@@ -89,7 +89,7 @@ def find_methods(texts: Sequence[str]) -> list[Method]:
     methods: dict[str, Method] = {}
     for text in texts:
         name, source = "", text
-        if "=" in text and not Path(text).exists():
+        if "=" in text and not Path(text).exists() and _split_model(text)[0] not in BACKENDS:
             name, _, source = text.partition("=")
             if not name or not source:
                 raise FigureError(f"--methods {text}: expected a method, or NAME=METHOD")
@@ -111,9 +111,11 @@ def _find_method(source: str) -> Method:
         return Method("coarse mask", "coarse")
     if source == STARTER:
         return Method("starter weights", "weights", starter_weights())
-    if source in BACKENDS:
-        find_checkpoint(source)
-        return Method("filled box" if source == BOX else f"SAM {source}", "stage 1", source)
+    model, weights = _split_model(source)
+    if model in BACKENDS:
+        find_checkpoint(model, weights)
+        names = {BOX: "filled box"}
+        return Method(names.get(model, f"SAM {model}" if model.startswith("vit_") else model), "stage 1", source)
     if path.is_dir():
         return Method(path.resolve().name, "maps", path)
     if path.is_file():
@@ -122,6 +124,12 @@ def _find_method(source: str) -> Method:
         f"--methods {source}: found no such file or folder; expected weights, a folder of maps, {COARSE}, {STARTER}, "
         f"or a model of stage 1{did_you_mean(source, BACKENDS)}"
     )
+
+
+def _split_model(text: str) -> tuple[str, Path | None]:
+    """Return the model and the path of its weights of ``MODEL`` or ``MODEL=PATH``."""
+    model, _, path = text.partition("=")
+    return model, Path(path) if path else None
 
 
 def plan(
@@ -335,7 +343,7 @@ class _Models:
         if needs["needs_sam"] and BOX in names:
             raise PromptError(NEEDS_SAM)
         self.predictors: dict[str, StageOnePredictor] = {
-            name: load_predictor(name, device=settings.device) for name in sorted(names)
+            name: load_predictor(*_split_model(name), settings.device) for name in sorted(names)
         }
 
     def maps(self, photograph: np.ndarray, requests: Sequence[Request]) -> Iterator[dict[str, np.ndarray | _Problem]]:
@@ -346,10 +354,10 @@ class _Models:
             requests: The objects.
         """
         self.coarse = {}
-        encoded: set[str] = set()
+        known: dict[str, dict[str, np.ndarray]] = {}
         prepared = {name: network.prepare(photograph) for name, network in self.networks.items()}
         for request in requests:
-            coarse = self._coarse(photograph, request, encoded)
+            coarse = self._coarse(photograph, request, known)
             if not isinstance(coarse, _Problem | None):
                 self.coarse[request.name] = coarse
             made: dict[str, np.ndarray | _Problem] = {}
@@ -358,7 +366,10 @@ class _Models:
                     without = _Problem(f"{request.name}: has no prompt, so there is no coarse mask", "no prompt")
                     made[method.name] = without if coarse is None else coarse
                 elif method.kind == "stage 1":
-                    made[method.name] = self._segment(str(method.source), photograph, request, encoded)
+                    asked = request
+                    if request.box is None and request.mask is not None and isinstance(coarse, np.ndarray):
+                        asked = replace(request, box=box_from_mask(coarse))  # the mask says no more to stage 1
+                    made[method.name] = self._segment(str(method.source), photograph, asked, known)
                 elif method.kind == "weights":
                     network = self.networks[method.name]
                     if isinstance(coarse, _Problem) and network.in_ch > MASK_CHANNEL:
@@ -371,27 +382,30 @@ class _Models:
                     made[method.name] = alpha_to_uint8(alpha)
             yield made
 
-    def _coarse(self, photograph: np.ndarray, request: Request, encoded: set[str]) -> np.ndarray | _Problem | None:
+    def _coarse(
+        self, photograph: np.ndarray, request: Request, known: dict[str, dict[str, np.ndarray]]
+    ) -> np.ndarray | _Problem | None:
         """Return the coarse mask of an object; None if it has no prompt, or no method uses it."""
         if request.mask is not None:
             path = Path(request.mask)
             return _stored({request.name: path}, request.name, photograph, "mask", path.parent)
         if self.stage_1 is None or not request.uses_stage_1:
             return None
-        return self._segment(self.stage_1, photograph, request, encoded)
+        return self._segment(self.stage_1, photograph, request, known)
 
     def _segment(
-        self, model: str, photograph: np.ndarray, request: Request, encoded: set[str]
+        self, model: str, photograph: np.ndarray, request: Request, known: dict[str, dict[str, np.ndarray]]
     ) -> np.ndarray | _Problem:
-        """Return the mask of a model of stage 1 for an object; a photograph is encoded once."""
+        """Return the mask of a model of stage 1 for an object; ``known`` are those of the photograph."""
         box = request.box
         if box is None and request.points is None:
-            if request.mask is None:
-                return _Problem(f"{request.name}: a model of stage 1 needs a box or points", "no prompt")
-            return _Problem(f"{request.name}: a model of stage 1 needs a box, and only a mask is given", "no box")
+            return _Problem(f"{request.name}: has no box and no points, which stage 1 needs", "no prompt")
         predictor = self.predictors[model]
-        if model not in encoded:
+        if model not in known:
             predictor.set_image(photograph)
-            encoded.add(model)
+            known[model] = {}
+        if request.name in known[model]:
+            return known[model][request.name]
         [(mask, _)] = predictor.predict_prompts([Prompt(request.name, None, box, request.points, request.labels)])
-        return mask.astype(np.uint8) * np.uint8(255)
+        known[model][request.name] = mask.astype(np.uint8) * np.uint8(255)
+        return known[model][request.name]

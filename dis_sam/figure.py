@@ -322,12 +322,13 @@ def _lay_out(texts: Sequence[tuple[str, str]], width: int) -> list[list[str]]:
 
 
 def _best(scores: Mapping[str, Mapping[str, float]]) -> dict[str, set[str]]:
-    """Return the methods with the best value of each figure, as it is printed; none if there is a single method."""
+    """Return the methods with the best value of each figure, as it is printed; none where all have it."""
     best: dict[str, set[str]] = {}
-    for key in next(iter(scores.values()), {}) if len(scores) > 1 else ():
+    for key in next(iter(scores.values()), {}):
         choose = max if FIGURES[key].higher_is_better else min
         top = choose(figures[key] for figures in scores.values())
-        best[key] = {method for method, figures in scores.items() if round(figures[key], 3) == round(top, 3)}
+        found = {method for method, figures in scores.items() if round(figures[key], 3) == round(top, 3)}
+        best[key] = found if len(found) < len(scores) else set()
     return best
 
 

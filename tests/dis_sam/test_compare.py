@@ -135,6 +135,15 @@ def test_a_figure_that_no_file_can_hold_is_refused(monkeypatch: pytest.MonkeyPat
         draw([row()] * 9, ["a"])
 
 
+def test_the_best_score_is_marked_unless_all_are_equal():
+    scores = {name: {"iou": 0.9, "mae": error, "hce": 7.0} for name, error in (("a", 0.02), ("b", 0.01))}
+    assert figure._best(scores) == {"iou": set(), "mae": {"b"}, "hce": set()}
+    assert figure._figure_texts({"iou": 0.9, "mae": 1.0, "hce": 12.34, "pooled_iou": 0.9}) == {
+        **{"iou": "IoU .900", "mae": "MAE 1.000", "hce": "HCE 12.3"}
+    }
+    assert figure._best({"a": {"iou": 0.9}}) == {"iou": set()}
+
+
 # --- the command ---
 
 
@@ -226,6 +235,11 @@ def test_masks_are_refined_and_drawn(photos, network, rows):
     assert all(found.maps["coarse mask"] is found.mask for found in rows) and len(rows) == 3
     assert all((mask == found.mask).all() for (mask, _, _), found in zip(network.calls, rows, strict=True))
     assert {"max_f_mean_pr", "hce"} <= rows[0].scores["starter weights"].keys()
+    assert main(["compare", "im/a.png", "-m", "maps", "--methods", "box"]) == 0
+    assert (rows[-1].maps["filled box"] == rows[0].mask).all()  # the box of the mask, which is one
+    write_mask(photos / "maps" / "a.png", np.zeros((60, 90), np.uint8))
+    assert main(["compare", "im/a.png", "-m", "maps", "--methods", "box"]) == 1
+    assert rows[-1].maps["filled box"] == "no prompt"
 
 
 def test_a_network_without_a_mask_channel_needs_no_prompt(photos, network, rows):
@@ -233,6 +247,41 @@ def test_a_network_without_a_mask_channel_needs_no_prompt(photos, network, rows)
     Path("plain.safetensors").touch()
     assert main(["compare", "im/a.png", "--methods", "IS-Net=plain.safetensors"]) == 0
     assert list(rows[0].maps) == ["IS-Net"] and network.calls == [(None, None, "auto")]
+
+
+def test_models_of_stage_1_encode_a_photograph_once_and_take_points(photos, network, rows, monkeypatch):
+    class Sam:
+        box_only = False
+
+        def set_image(self, image: np.ndarray) -> None:
+            self.size = image.shape[:2]
+            encoded.append(self)
+
+        def predict_prompts(self, prompts: list[Any]) -> Any:
+            for prompt in prompts:
+                asked.append((prompt.box, prompt.points, prompt.labels))
+                mask = np.zeros(self.size, bool)
+                mask[10:50, 5:40] = True
+                yield mask, 0.9
+
+    def load(model: str, checkpoint: Path | None, device: str) -> Sam:
+        loaded.append((model, checkpoint))
+        return Sam()
+
+    encoded, asked, loaded = [], [], []
+    monkeypatch.setattr(comparison, "load_predictor", load)
+    monkeypatch.setattr(comparison, "find_checkpoint", lambda *_: None)
+    Path("prompts.json").write_text(
+        '{"b": [{"object": "left", "box": [5, 10, 39, 49]}, {"object": "right", "points": [[9, 9]], "labels": [1]}]}'
+    )
+    arguments = ["compare", "im", "--prompts", "prompts.json", "--gt", "gt", "--sam", "vit_l"]
+    assert main([*arguments, "--methods", "vit_l", "Mine=vit_b=some.pth", "starter"]) == 0
+    assert loaded == [("vit_b", Path("some.pth")), ("vit_l", None)]
+    assert len(encoded) == 2 and len(asked) == 4  # the weights get what is in the first column
+    assert list(rows[0].maps) == ["SAM vit_l", "Mine", "starter weights"]
+    assert rows[0].scores["SAM vit_l"]["iou"] == 1 and rows[1].scores["SAM vit_l"]["iou"] == 0
+    assert rows[1].points == ((9.0, 9.0),) and rows[1].box is None
+    assert [mask.any() for mask, _, _ in network.calls] == [True, True]
 
 
 def test_what_is_missing_is_named_and_the_rest_is_drawn(photos, network, rows, capsys):
