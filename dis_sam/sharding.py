@@ -11,6 +11,8 @@ This module imports nothing heavy.
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import os
 import pickle
 import signal
@@ -25,7 +27,7 @@ from typing import Any
 
 from IS_Net import shards
 from IS_Net.command_line import DONE, FAILED, NOT_STARTED, print_error
-from IS_Net.errors import import_extra
+from IS_Net.errors import UserError, import_extra
 from IS_Net.lock import lock_folder
 from IS_Net.machine import available_cores
 
@@ -37,7 +39,15 @@ _ROWS = "--rows"
 _BATCH = 16
 """Highest number of pictures that an actor is given at a time: less is lost when it dies, and the others wait less."""
 _STOP_SECONDS = 30.0
+_RESTARTS = 3
+"""How often Ray starts an actor again, and a batch: a picture that ends every process must not do so for ever."""
 _CHILD = "import sys; from dis_sam import cli, sharding; sharding.end_with_parent(); sys.exit(cli.main(sys.argv[1:]))"
+
+
+class DriverError(UserError, RuntimeError):
+    """A run whose workers were lost."""
+
+    exit_code = 1
 
 
 def drive(verb: str, arguments: list[str], call: Call, plan: Plan) -> int:
@@ -173,22 +183,24 @@ class _Actor:
 
 def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use over the network
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray = import_extra("ray", "ray")
     data = import_extra("ray.data", "ray")
     from tqdm import tqdm
 
     started = not ray.is_initialized()
     if started:  # RAY_ADDRESS names a cluster; without it, Ray starts here
-        ray.init(**({} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}), log_to_driver=False)
+        here = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(**here, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        actors = actors or gpus or 1
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(node.get("GPU", 0) for node in nodes)
+        actors = actors or int(gpus) or 1
         items = [(index, item) for index, work in enumerate(works) for item in work.items()]
         actors = min(actors, len(items))
+        cores = int(min(node.get("CPU", 1) for node in nodes)) // math.ceil(actors / len(nodes))
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would tell of each step of its plan
         size = max(1, min(_BATCH, len(items) // (4 * actors)))
         rows = [{"work": index, "item": pickle.dumps(item)} for index, item in items]
         results = data.from_items(rows).map_batches(
@@ -196,8 +208,10 @@ def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
             fn_constructor_args=([work.without_items() for work in works],),
             batch_size=size,
             compute=data.ActorPoolStrategy(size=actors),
-            num_cpus=max(1, cpus // actors),
-            num_gpus=1 if gpus else 0,
+            num_cpus=max(1, cores),
+            num_gpus=min(1, gpus / actors),
+            max_restarts=_RESTARTS * actors,
+            max_task_retries=_RESTARTS,
         )
         counts, errors = Counter(), []
         with tqdm(total=len(items), desc="pictures", unit="picture") as bar:
@@ -210,8 +224,13 @@ def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
                     bar.update(int(text))
     except Exception as error:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, shards.UserError):
+        if isinstance(cause, UserError):
             raise cause from error
+        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            raise DriverError(
+                f"Ray: {str(error).splitlines()[0]}; all files written so far are complete, and the same command does "
+                "what is left"
+            ) from error
         raise
     finally:
         if started:
