@@ -38,6 +38,7 @@ _OPTIONS = ("--processes", "--driver")
 _ROWS = "--rows"
 _BATCH = 16
 """Highest number of pictures that an actor is given at a time: less is lost when it dies, and the others wait less."""
+_RESUMES = "all files written so far are complete, and the same command does what is left"
 _STOP_SECONDS = 30.0
 _RESTARTS = 3
 """How often Ray starts an actor again, and a batch: a picture that ends every process must not do so for ever."""
@@ -110,10 +111,7 @@ def _run_local(verb: str, arguments: Sequence[str], count: int) -> int:
         raise
     for index, code in enumerate(codes):
         if code not in (DONE, FAILED, NOT_STARTED):
-            print_error(
-                f"shard {index}/{count} {_end(code)}; all files written so far are complete, and the same command does "
-                "what is left"
-            )
+            print_error(f"shard {index}/{count} {_end(code)}; {_RESUMES}")
     return NOT_STARTED if set(codes) == {NOT_STARTED} else FAILED if any(codes) else DONE
 
 
@@ -210,8 +208,7 @@ def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
             compute=data.ActorPoolStrategy(size=actors),
             num_cpus=max(1, cores),
             num_gpus=min(1, gpus / actors),
-            max_restarts=_RESTARTS * actors,
-            max_task_retries=_RESTARTS,
+            ray_remote_args_fn=lambda: {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS},
         )
         counts, errors = Counter(), []
         with tqdm(total=len(items), desc="pictures", unit="picture") as bar:
@@ -227,10 +224,8 @@ def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
         if isinstance(cause, UserError):
             raise cause from error
         if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
-            raise DriverError(
-                f"Ray: {str(error).splitlines()[0]}; all files written so far are complete, and the same command does "
-                "what is left"
-            ) from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DriverError(f"Ray: {reason}; {_RESUMES}") from error
         raise
     finally:
         if started:
