@@ -359,6 +359,8 @@ def run_shard(works: Sequence[Work], shard: Shard) -> int:
     for work in works:
         part = run_part(work, shard.of(work.items()), f"{shard.index}-of-{shard.count}")
         label = f"shard {shard}" if shard.count > 1 else str(work.out)
+        if shard.count > 1 and len(works) > 1:
+            label = f"{work.out}, {label}"
         print_results(label, part.counts, part.errors)
         if part.errors:
             code = command_line.FAILED

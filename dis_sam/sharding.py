@@ -67,7 +67,9 @@ def drive(verb: str, arguments: list[str], call: Call, plan: Plan) -> int:
         return call(arguments)
     parser = argparse.ArgumentParser(prog=f"dis-sam {verb}", add_help=False, allow_abbrev=False)
     shards.add_options(parser)
-    parser.add_argument(_ROWS)
+    parser.set_defaults(rows=None)
+    if verb == "evaluate":
+        parser.add_argument(_ROWS)
     options, rest = parser.parse_known_args(arguments)
     if options.shard:
         parser.error("expected either --shard, or --processes and --driver")
