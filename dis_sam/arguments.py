@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sam.backends import BACKENDS
+from sam.backends import BACKENDS, BOX, model_argument
 
 STANDARD = "-"
 """The argument that stands for standard input or output."""
@@ -117,9 +117,11 @@ def add_model(parser: argparse.ArgumentParser, weights: bool = True) -> None:
     model.add_argument(
         "--sam",
         default="auto",
-        choices=["auto", *BACKENDS],
-        help="stage 1: a SAM; box for none, so that stage 2 is given the boxes alone; auto (default) for the best SAM "
-        "whose checkpoint is found, else box",
+        type=model_argument,
+        metavar="NAME",
+        help=f"stage 1: {', '.join(name for name in BACKENDS if name != BOX)}; NAME=PATH takes its weights from a file "
+        "or folder; box for none, so that stage 2 is given the boxes alone; auto (default) for the best whose weights "
+        "are found, else box",
     )
     if weights:
         model.add_argument(

@@ -48,7 +48,7 @@ from IS_Net.images import (
 )
 from IS_Net.manifest import fingerprint, read_manifest
 from IS_Net.paths import starter_weights
-from sam.backends import BOX, NEEDS_SAM, available_model, find_checkpoint
+from sam.backends import BOX, NEEDS_SAM, available_model, find_checkpoint, split_model, weight_files
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM, Result
@@ -328,7 +328,7 @@ class ModelChoice:
 
     Attributes:
         weights: The checkpoint of stage 2.
-        sam: The model of stage 1, a name in :data:`sam.backends.BACKENDS`.
+        sam: The model of stage 1, a name in :data:`sam.backends.BACKENDS`, or ``NAME=PATH``.
         device: See :func:`dis_sam.pipeline.load`.
         precision: See :func:`dis_sam.pipeline.load`.
         runtime: See :func:`dis_sam.pipeline.load`.
@@ -353,8 +353,9 @@ class ModelChoice:
 
     @cached_property
     def _stage_1(self) -> list[str]:
-        checkpoint = find_checkpoint(self.sam)
-        return [self.sam, "" if checkpoint is None else fingerprint(checkpoint)]  # of gigabytes, which take seconds
+        checkpoint, model = find_checkpoint(self.sam), split_model(self.sam)[0]
+        files = [] if checkpoint is None else weight_files(checkpoint)
+        return [model, " ".join(map(fingerprint, files))]  # of gigabytes, which take seconds to hash
 
     def key(self, uses_stage_1: bool) -> list[list[str]]:
         """Return what identifies the weights and the precision, as JSON values."""

@@ -58,7 +58,7 @@ def _versions() -> dict[str, str | None]:
 def _weights(problems: list[str]) -> list[dict[str, Any]]:
     """List the weights that are found: the starter weights, other IS-Net weights, SAM checkpoints."""
     from IS_Net.checkpoint import input_channels, read_weights
-    from sam.backends import available_model, checkpoint_names
+    from sam.backends import available_model, checkpoint_names, found_weights
 
     rows = []
     starter = paths.starter_weights()
@@ -92,6 +92,11 @@ def _weights(problems: list[str]) -> list[dict[str, Any]]:
                     f"{path}: the file is not the published checkpoint ({difference}); move it away if it is your own, "
                     f"or replace it: dis-sam fetch {model} --force"
                 )
+    rows += [
+        {"file": str(path), "kind": f"SAM {model}"}
+        for model, path in found_weights().items()
+        if path.name not in checkpoint_names().values()
+    ]
     rows.append({"kind": "stage 1 by default", "file": available_model()})
     return rows
 

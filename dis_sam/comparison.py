@@ -22,7 +22,7 @@ from IS_Net.metrics.suite import Suite
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import Detail, DISPredictor
 from IS_Net.preprocess import MASK_CHANNEL, Size, alpha_to_uint8, box_from_mask, check_box
-from sam.backends import BACKENDS, BOX, NEEDS_SAM, available_model, find_checkpoint, load_predictor
+from sam.backends import BACKENDS, BOX, NEEDS_SAM, available_model, find_checkpoint, load_predictor, split_model
 from sam.backends.base import StageOnePredictor
 from sam.prompts import Prompt, check_points
 
@@ -89,7 +89,7 @@ def find_methods(texts: Sequence[str]) -> list[Method]:
     methods: dict[str, Method] = {}
     for text in texts:
         name, source = "", text
-        if "=" in text and not Path(text).exists() and _split_model(text)[0] not in BACKENDS:
+        if "=" in text and not Path(text).exists() and split_model(text)[0] not in BACKENDS:
             name, _, source = text.partition("=")
             if not name or not source:
                 raise FigureError(f"--methods {text}: expected a method, or NAME=METHOD")
@@ -111,9 +111,9 @@ def _find_method(source: str) -> Method:
         return Method("coarse mask", "coarse")
     if source == STARTER:
         return Method("starter weights", "weights", starter_weights())
-    model, weights = _split_model(source)
+    model = split_model(source)[0]
     if model in BACKENDS:
-        find_checkpoint(model, weights)
+        find_checkpoint(source)
         names = {BOX: "filled box"}
         return Method(names.get(model, f"SAM {model}" if model.startswith("vit_") else model), "stage 1", source)
     if path.is_dir():
@@ -124,12 +124,6 @@ def _find_method(source: str) -> Method:
         f"--methods {source}: found no such file or folder; expected weights, a folder of maps, {COARSE}, {STARTER}, "
         f"or a model of stage 1{did_you_mean(source, BACKENDS)}"
     )
-
-
-def _split_model(text: str) -> tuple[str, Path | None]:
-    """Return the model and the path of its weights of ``MODEL`` or ``MODEL=PATH``."""
-    model, _, path = text.partition("=")
-    return model, Path(path) if path else None
 
 
 def plan(
@@ -343,7 +337,7 @@ class _Models:
         if needs["needs_sam"] and BOX in names:
             raise PromptError(NEEDS_SAM)
         self.predictors: dict[str, StageOnePredictor] = {
-            name: load_predictor(*_split_model(name), settings.device) for name in sorted(names)
+            name: load_predictor(name, device=settings.device) for name in sorted(names)
         }
 
     def maps(self, photograph: np.ndarray, requests: Sequence[Request]) -> Iterator[dict[str, np.ndarray | _Problem]]:

@@ -392,8 +392,9 @@ def load(
 
     Args:
         weights: The checkpoint of stage 2; None takes the starter weights.
-        sam: The model of stage 1: ``vit_l``, ``vit_h`` or ``vit_b`` for SAM; ``box`` for none, so that stage 2 is given
-            the boxes alone; ``auto`` for the best SAM whose checkpoint is found, else ``box``.
+        sam: The model of stage 1, a name in :data:`sam.backends.BACKENDS`, such as ``vit_l`` or ``sam2``; ``NAME=PATH``
+            takes its weights from a file or folder; ``box`` for none, so that stage 2 is given the boxes alone;
+            ``auto`` for the best model whose weights are found, else ``box``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``, of stage 2.
         runtime: What runs stage 2: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.

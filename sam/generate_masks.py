@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 from IS_Net import shards
 from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
-from sam.backends import BACKENDS
+from sam.backends import BACKENDS, model_argument
 from sam.backends.base import Select
 
 if TYPE_CHECKING:
@@ -63,10 +63,22 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--model",
         default="vit_l",
-        choices=list(BACKENDS),
-        help="SAM, or box: the filled boxes, without weights; default: %(default)s",
+        type=model_argument,
+        metavar="NAME",
+        help=f"{', '.join(BACKENDS)} (the filled boxes, without weights); default: %(default)s",
     )
-    model.add_argument("--checkpoint", type=Path, metavar="FILE", help="SAM's weights; default: looked for by name")
+    model.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="the model's weights, a file or a folder; default: looked for by name. --model NAME=PATH says the same",
+    )
+    model.add_argument(
+        "--batch",
+        type=positive_int,
+        metavar="N",
+        help="number of images that the model encodes together; default: 1 on a CPU, several on a GPU",
+    )
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     model.add_argument(
         "--select",
@@ -118,7 +130,7 @@ def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
     from sam.mask_run import MaskWork, check_files, check_folders, find_items, find_listed
 
     load = partial(_load_model, options.model, options.checkpoint, options.device)
-    how = {"select": options.select, "workers": options.workers, "overwrite": options.overwrite}
+    how = {name: getattr(options, name) for name in ("select", "workers", "batch", "overwrite")}
     jobs = []
     for data in options.data or ():
         # the name of `..` is known once it is resolved; a link keeps its own name and place

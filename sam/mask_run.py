@@ -17,7 +17,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -108,6 +108,7 @@ def generate_masks(
     prompts: str | Path | Iterable[Prompt] | None = None,
     select: Select = "score",
     workers: int | None = None,
+    batch: int | None = None,
     overwrite: bool = False,
     check: bool = False,
 ) -> Summary:
@@ -126,6 +127,7 @@ def generate_masks(
             images without a prompt are skipped.
         select: Which of SAM's three masks: ``score`` takes the one with the highest predicted IoU, ``first`` the first.
         workers: Number of reader threads, and of writer threads; None means one per core, at most 4.
+        batch: How many images the model encodes together; None takes what it prefers on its device, 1 on a CPU.
         overwrite: Whether to replace also the masks that no run wrote, or that were changed afterwards.
         check: Whether to call :func:`check_files` first.
 
@@ -148,7 +150,7 @@ def generate_masks(
         _require_boxes(items)
     if check:
         check_files([(images, gt)])
-    return _Run(Path(out), predictor, select, overwrite).make(items, workers)
+    return _Run(Path(out), predictor, select, overwrite, batch).make(items, workers)
 
 
 def enrich_split(
@@ -159,6 +161,7 @@ def enrich_split(
     *,
     select: Select = "score",
     workers: int | None = None,
+    batch: int | None = None,
     overwrite: bool = False,
     check: bool = False,
 ) -> Summary:
@@ -175,6 +178,7 @@ def enrich_split(
         predictor: See :func:`sam.backends.load_predictor`.
         select: See :func:`generate_masks`.
         workers: See :func:`generate_masks`.
+        batch: See :func:`generate_masks`.
         overwrite: Whether to replace also masks and ground truths of samples that were changed after they were written.
         check: See :func:`generate_masks`.
 
@@ -196,7 +200,7 @@ def enrich_split(
     check_folders(images, gt, out, enriched=True)
     if check:
         check_files([(images, gt)])
-    return _Run(out / "mask", predictor, select, overwrite, enriched=out, source=(Path(images), Path(gt))).make(
+    return _Run(out / "mask", predictor, select, overwrite, batch, enriched=out, source=(Path(images), Path(gt))).make(
         items, workers
     )
 
@@ -389,6 +393,11 @@ class _Work:
     image: np.ndarray | None
     """None if there is nothing to make."""
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether a mask is to be made that is not empty by rule."""
+        return any(not self.prompts[name].empty for name in self.todo)
+
 
 class _State(Enum):
     """Whose file a mask is."""
@@ -407,6 +416,7 @@ class _Run:
         predictor: The model.
         select: Which of its masks to take.
         overwrite: Whether to replace masks that are not as a run wrote them.
+        batch: How many images the model encodes together; None takes what it prefers.
         enriched: The enriched split that the masks belong to, or None.
         source: The folders of images and ground truths that the enriched split is made from.
     """
@@ -417,12 +427,14 @@ class _Run:
         predictor: StageOnePredictor,
         select: Select,
         overwrite: bool,
+        batch: int | None = None,
         enriched: Path | None = None,
         source: tuple[Path, Path] | None = None,
     ) -> None:
         if select not in get_args(Select):
             raise ValueError(f"unknown select {select!r}; expected one of {', '.join(get_args(Select))}")
         self.mask_dir, self.predictor, self.select, self.overwrite = mask_dir, predictor, select, overwrite
+        self.batch = batch or predictor.images_per_batch
         self.enriched, self.source = enriched, source
         self.summary = Summary()
 
@@ -462,6 +474,7 @@ class _Run:
         Args:
             items: The images, or some of them.
             workers: See :func:`generate_masks`.
+        batch: See :func:`generate_masks`.
             report: Is called with what became of each image once its masks are written, one call at a time.
         """
         self.summary = Summary()
@@ -471,20 +484,11 @@ class _Run:
         by_hand: set[str] = set()
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
             writes = BoundedQueue(writers, 2 * workers)
-            loads = map_bounded(readers, self.load, items, 2 * workers)
-            for item, load in zip(items, tqdm(loads, "masks", len(items), unit="image"), strict=True):
+            loads = map_bounded(readers, self.load, items, 2 * workers + self.batch - 1)
+            loads = tqdm(loads, "masks", len(items), unit="image")
+            for item, work, seconds in self.encode(zip(items, loads, strict=True), report):
                 started = time.perf_counter()
-                try:
-                    work = load.result()
-                    if any(not work.prompts[name].empty for name in work.todo):
-                        self.predictor.set_image(work.image)
-                except (ValueError, FileNotFoundError) as error:
-                    self.summary.failed[item.stem] = _with_path(error, item.image)
-                    if report is not None:
-                        seconds = time.perf_counter() - started
-                        report(Outcome(item, seconds, error=self.summary.failed[item.stem]))
-                    continue
-                progress = _Progress(Outcome(item, written=sorted(work.todo)), report)
+                progress = _Progress(Outcome(item, seconds, written=sorted(work.todo)), report)
                 for entry, mask in self.predict(work):
                     progress.begin()
                     writes.submit(self.save, entry, mask, progress)
@@ -511,6 +515,65 @@ class _Run:
         if self.part is None:
             self.manifest.compact()
         return self.summary
+
+    def encode(
+        self, loads: Iterable[tuple[Item, Future[_Work]]], report: Callable[[Outcome], None] | None
+    ) -> Iterator[tuple[Item, _Work, float]]:
+        """Yield every image that can be read, while the model holds its encoding; note the others.
+
+        Args:
+            loads: The images, and what becomes their work.
+            report: See :meth:`make_all`; is called for the others.
+
+        Yields:
+            An image, its work, and how many seconds the encoding took.
+        """
+        waiting: list[tuple[Item, _Work]] = []
+        for item, load in loads:
+            started = time.perf_counter()
+            try:
+                work = load.result()
+            except (ValueError, FileNotFoundError) as error:
+                self.fail(item, error, time.perf_counter() - started, report)
+                continue
+            if not work.needs_model:
+                yield item, work, 0.0
+                continue
+            waiting.append((item, work))
+            if len(waiting) == self.batch:
+                yield from self.encode_together(waiting, report)
+                waiting = []
+        yield from self.encode_together(waiting, report)
+
+    def encode_together(
+        self, works: Sequence[tuple[Item, _Work]], report: Callable[[Outcome], None] | None
+    ) -> Iterator[tuple[Item, _Work, float]]:
+        """Encode images as one batch; yield as :meth:`encode` does."""
+        started = time.perf_counter()
+        encodings = None
+        if len(works) > 1:
+            try:
+                encodings = self.predictor.encode([work.image for _, work in works])
+            except ValueError:
+                logger.debug("one of %d images cannot be encoded; they are encoded one by one", len(works))
+        seconds = (time.perf_counter() - started) / max(1, len(works))
+        for index, (item, work) in enumerate(works):
+            started = time.perf_counter()
+            try:
+                if encodings is None:
+                    self.predictor.set_image(work.image)
+                else:
+                    self.predictor.set_encoding(encodings[index])
+            except ValueError as error:
+                self.fail(item, error, seconds + time.perf_counter() - started, report)
+                continue
+            yield item, work, seconds + time.perf_counter() - started
+
+    def fail(self, item: Item, error: Exception, seconds: float, report: Callable[[Outcome], None] | None) -> None:
+        """Note that an image could not be worked on."""
+        self.summary.failed[item.stem] = _with_path(error, item.image)
+        if report is not None:
+            report(Outcome(item, seconds, error=self.summary.failed[item.stem]))
 
     def claim(self, items: Sequence[Item]) -> None:
         """Note where the enriched split comes from, unless it already comes from elsewhere.
@@ -711,6 +774,7 @@ class MaskWork:
         load: Loads the model; it is called once in each process, and pickled for others.
         select: See :func:`generate_masks`.
         workers: See :func:`generate_masks`.
+        batch: See :func:`generate_masks`.
         overwrite: See :func:`generate_masks`.
         enriched: The enriched split that the masks belong to, or None.
         source: The folders of images and ground truths that the enriched split is made from.
@@ -721,6 +785,7 @@ class MaskWork:
     load: Callable[[], StageOnePredictor]
     select: Select = "score"
     workers: int | None = None
+    batch: int | None = None
     overwrite: bool = False
     enriched: Path | None = None
     source: tuple[Path, Path] | None = None
@@ -743,7 +808,7 @@ class MaskWork:
         """Make the masks of these images that are missing; each image that is not as its row says gets a new row."""
         run = part.state.get("run")
         if run is None:
-            run = _Run(self.mask_dir, self.load(), self.select, self.overwrite, self.enriched, self.source)
+            run = _Run(self.mask_dir, self.load(), self.select, self.overwrite, self.batch, self.enriched, self.source)
             if run.predictor.box_only:
                 _require_boxes(items)
             with lock_folder(self.mask_dir, "a mask run (start)", wait=PATIENCE):
@@ -768,7 +833,7 @@ class MaskWork:
         """Make all masks in this process; see :func:`generate_masks` and :func:`enrich_split`."""
         if predictor.box_only:
             _require_boxes(self.images)
-        run = _Run(self.mask_dir, predictor, self.select, self.overwrite, self.enriched, self.source)
+        run = _Run(self.mask_dir, predictor, self.select, self.overwrite, self.batch, self.enriched, self.source)
         return run.make(self.images, self.workers)
 
     def finish(self) -> None:

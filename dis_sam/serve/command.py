@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dis_sam.serve.guard import LOCAL_NAMES, is_local
 from IS_Net.command_line import DONE, positive_int, print_text, run_command
 from IS_Net.errors import UserError, import_extra
-from sam.backends import BACKENDS, available_model
+from sam.backends import BACKENDS, BOX, available_model, model_argument, split_model
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM
@@ -82,9 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--sam",
         default="auto",
-        choices=("auto", *BACKENDS),
-        help="stage 1: vit_b, vit_l, vit_h, or box for none; default: the best whose checkpoint is found, else box. "
-        "Points need one",
+        type=model_argument,
+        metavar="NAME",
+        help=f"stage 1: {', '.join(name for name in BACKENDS if name != BOX)}, or NAME=PATH; box for none; default: "
+        "the best whose weights are found, else box. Points need one",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     group.add_argument("--precision", default="auto", choices=("auto", "full", "half"), help="default: %(default)s")
@@ -197,7 +198,7 @@ def _run(options: argparse.Namespace) -> int:
         sam = available_model() if options.sam == "auto" else options.sam
         model = load(options.weights, sam, options.device, options.precision, options.runtime)
         settings = ServerSettings(
-            sam=sam,
+            sam=split_model(sam)[0],
             token=options.token or None,
             hosts=hosts,
             prefix=options.prefix,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,16 +35,18 @@ class StageOnePredictor(Protocol):
 
     Attributes:
         name: The model's name in :data:`sam.backends.BACKENDS`.
-        checkpoint: sha256 of the checkpoint file; None if the model has no weights.
+        checkpoint: Hash of the weights (of one file, its sha256); None if the model has no weights.
         selects: Whether the model returns several masks per prompt, of which one is selected.
         box_only: Whether each prompt must have a box, and the masks tell nothing that the boxes do not. Stage 2 is then
             given the boxes alone.
+        images_per_batch: How many images :meth:`encode` should be given together: 1 on a CPU.
     """
 
     name: str
     checkpoint: str | None
     selects: bool
     box_only: bool
+    images_per_batch: int
 
     def set_image(self, image: np.ndarray) -> None:
         """Set the image of the following calls, (H, W, 3) uint8 RGB.
@@ -52,6 +54,23 @@ class StageOnePredictor(Protocol):
         Raises:
             ValueError: If the shape or dtype is another; see :func:`require_rgb`.
         """
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Encode images together, which is faster than one by one on a GPU. The image that is set stays.
+
+        Args:
+            images: Each (H, W, 3) uint8 RGB; their sizes may differ.
+
+        Returns:
+            What :meth:`set_encoding` takes, for each image. ``set_encoding(encode([image])[0])`` has the effect of
+            ``set_image(image)``.
+
+        Raises:
+            ValueError: If a shape or dtype is another; see :func:`require_rgb`.
+        """
+
+    def set_encoding(self, encoding: Any) -> None:
+        """Set the image of the following calls, as :meth:`encode` returned it."""
 
     def predict(
         self,

@@ -37,6 +37,7 @@ class BoxPredictor:
     checkpoint = None
     selects = False
     box_only = True
+    images_per_batch = 1
 
     def __init__(self) -> None:
         self._size: tuple[int, int] | None = None
@@ -48,8 +49,17 @@ class BoxPredictor:
         Raises:
             ValueError: If the shape or dtype is another.
         """
-        require_rgb(image)
-        self._size = image.shape[:2]
+        (self._size,) = self.encode([image])
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+        """Return the height and width of each image."""
+        for image in images:
+            require_rgb(image)
+        return [image.shape[:2] for image in images]
+
+    def set_encoding(self, encoding: tuple[int, int]) -> None:
+        """Set the image of the following calls, as :meth:`encode` returned it."""
+        self._size = encoding
 
     def predict(
         self,

@@ -15,7 +15,7 @@ from dis_sam.check import SELF_TEST_IOU, collect, draw_picture, format_report, r
 from dis_sam.cli import main
 from IS_Net import device, paths
 from IS_Net.errors import CheckpointError
-from sam.backends import checkpoint_names
+from sam.backends import BACKENDS
 
 NO_TEST = ["check", "--device", "cpu", "--no-self-test"]
 
@@ -102,7 +102,7 @@ def test_sam_checkpoints_are_compared_with_the_published_ones(
 ):
     content = b"the published checkpoint"
     name = f"sam_vit_b_{hashlib.md5(content).hexdigest()[:6]}.pth"
-    monkeypatch.setattr("sam.backends._CHECKPOINTS", {**checkpoint_names(), "vit_b": name})
+    monkeypatch.setitem(BACKENDS, "vit_b", BACKENDS["vit_b"]._replace(published=name))
     monkeypatch.setattr(paths, "starter_weights", lambda: weights)
     good = home / "saved_models" / name
     good.write_bytes(content)

@@ -14,14 +14,22 @@ from sam.prompts import Prompt
 class FilledBox:
     """A predictor whose masks are known: the filled box, or a dot at each point with label 1."""
 
-    name, checkpoint, selects, box_only = "vit_l", "0" * 64, True, False
+    name, checkpoint, selects, box_only, images_per_batch = "vit_l", "0" * 64, True, False, 1
 
     def __init__(self) -> None:
         self.images: list[np.ndarray] = []
+        self.batches: list[int] = []
         self.requests: list[tuple[int, str | None]] = []
 
     def set_image(self, image: np.ndarray) -> None:
         self.images.append(image)
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self.batches.append(len(images))
+        return list(images)
+
+    def set_encoding(self, encoding: np.ndarray) -> None:
+        self.images.append(encoding)
 
     def predict_prompts(self, prompts: Sequence[Prompt], select: str = "score") -> Iterator[tuple[np.ndarray, float]]:
         self.requests.append((len(prompts), select))

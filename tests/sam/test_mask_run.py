@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mask_splits import BOXES, ENRICHED, FilledBox, files, filled, leftovers, make_split, samples
 from PIL import Image
 from tiny_sam import tiny_sam
@@ -572,12 +573,47 @@ def test_a_checked_run_starts_only_if_all_files_can_be_used(split: Path, kind: s
     assert enrich_split(split / "im", split / "gt", enriched, predictor, check=True).written == 3
 
 
-def test_image_that_the_model_cannot_process(tmp_path: Path) -> None:
+def test_images_are_encoded_in_batches(tmp_path: Path) -> None:
+    boxes = {f"n{index}": (index, 1, index + 9, 20) for index in range(7)}
+    split = make_split(tmp_path / "DIS-VD", {**boxes, "empty": None})
+    summary, predictor = run(split, batch=3)
+    assert predictor.batches == [3, 3]  # and the last image, which is alone
+    assert (summary.written, summary.empty) == (8, ["empty"]) and len(predictor.images) == 7
+    for name, box in boxes.items():
+        np.testing.assert_array_equal(read_mask(split / "mask" / f"{name}.png"), filled(box))
+    (split / "mask" / "n1.png").unlink()
+    (split / "mask" / "n6.png").unlink()
+    write_image(split / "im" / "n3.png", np.zeros((40, 60, 3), np.uint8))
+    summary, predictor = run(split, batch=3)
+    assert (summary.written, summary.kept, predictor.batches) == (3, 5, [3])
+    (split / "mask" / "n1.png").unlink()
+    assert run(split)[1].batches == []  # by default, as the model prefers: one by one
+
+
+def test_batches_of_images_give_the_masks_of_single_images(tmp_path: Path) -> None:
+    boxes = {f"n{index}": (5 * index, 1, 5 * index + 30, 30) for index in range(4)}
+    split = make_split(tmp_path / "DIS-VD", boxes)
+    torch.manual_seed(3)
+    predictor = BatchedSamPredictor(tiny_sam(), "vit_b")
+    assert run(split, predictor, batch=1)[0].written == 4
+    single = {name: read_mask(split / "mask" / f"{name}.png") for name in boxes}
+    entries = read_manifest(split / "mask")
+    shutil.rmtree(split / "mask")
+    assert run(split, predictor, batch=3)[0].written == 4
+    for name, mask in single.items():
+        again = read_mask(split / "mask" / f"{name}.png")
+        assert 0 < np.mean(mask > 0) < 1 and np.mean(mask != again) < 1e-3  # logits near 0 may round to either side
+        assert read_manifest(split / "mask")[name]["score"] == pytest.approx(entries[name]["score"], abs=1e-4)
+    assert len({mask.tobytes() for mask in single.values()}) > 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_image_that_the_model_cannot_process(tmp_path: Path, batch: int) -> None:
     """It is so long and thin that no row is left after SAM's resizing."""
     split = make_split(tmp_path / "DIS-VD", {"long": (1, 0, 900, 1)}, (2, 3000))
     make_split(split, {"short": (5, 6, 30, 20)})
     predictor = BatchedSamPredictor(tiny_sam(), "vit_b")
-    summary, _ = run(split, predictor)
+    summary, _ = run(split, predictor, batch=batch)
     assert summary.failed.keys() == {"long"} and "long.png" in summary.failed["long"]
     assert summary.written == 1
 

@@ -11,8 +11,11 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+SIDE = 128
+"""Side of the network's input in pixels."""
 
-def tiny_sam(side: int = 128, width: int = 32) -> Sam:
+
+def tiny_sam(side: int = SIDE, width: int = 32) -> Sam:
     """Build the network.
 
     Args:
