@@ -171,7 +171,7 @@ def test_subfolders():
         (["photos", "--threshold", "1"], "at least 0 and less than 1, found '1'"),
         (["photos", "--threshold", "x"], "at least 0 and less than 1, found 'x'"),
         (["photos", "--bits", "12"], "invalid choice"),
-        (["photos", "--sam", "grabcut"], "invalid choice"),
+        (["photos", "--sam", "grabcut"], "unknown model 'grabcut'"),
         (["photos", "--workers", "0"], "above 0"),
     ],
 )
