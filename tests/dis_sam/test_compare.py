@@ -264,8 +264,8 @@ def test_models_of_stage_1_encode_a_photograph_once_and_take_points(photos, netw
                 mask[10:50, 5:40] = True
                 yield mask, 0.9
 
-    def load(model: str, checkpoint: Path | None, device: str) -> Sam:
-        loaded.append((model, checkpoint))
+    def load(model: str, device: str) -> Sam:
+        loaded.append(model)
         return Sam()
 
     encoded, asked, loaded = [], [], []
@@ -276,7 +276,7 @@ def test_models_of_stage_1_encode_a_photograph_once_and_take_points(photos, netw
     )
     arguments = ["compare", "im", "--prompts", "prompts.json", "--gt", "gt", "--sam", "vit_l"]
     assert main([*arguments, "--methods", "vit_l", "Mine=vit_b=some.pth", "starter"]) == 0
-    assert loaded == [("vit_b", Path("some.pth")), ("vit_l", None)]
+    assert loaded == ["vit_b=some.pth", "vit_l"]
     assert len(encoded) == 2 and len(asked) == 4  # the weights get what is in the first column
     assert list(rows[0].maps) == ["SAM vit_l", "Mine", "starter weights"]
     assert rows[0].scores["SAM vit_l"]["iou"] == 1 and rows[1].scores["SAM vit_l"]["iou"] == 0
@@ -332,7 +332,7 @@ def test_missing_ground_truths_and_prompts_are_named(photos, network, rows, caps
     ],
 )
 def test_a_run_that_cannot_start_says_why(arguments, message, photos, network, capsys, monkeypatch):
-    monkeypatch.setattr("sam.backends._find_published", lambda _: None)
+    monkeypatch.setattr("sam.backends._find_weights", lambda _: None)
     assert main(["compare", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(Path().glob("*.jpg"))
