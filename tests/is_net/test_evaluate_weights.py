@@ -230,6 +230,28 @@ def test_the_worst_results_come_first(photos: Path, lost: Lost, tmp_path: Path):
     assert table[1][3] == f"{-iou(coarse, gt) / 2:+.4f}"
 
 
+def test_shards_predict_what_one_process_does(
+    photos: Path, lost: Lost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pth").write_bytes(b"weights")
+    command = ["--gt", photos, "--weights", "w.pth", "--coarse", "disc", "--worst", "2"]
+    assert run(*command, "--sheet", "one.png", "--json", "one.json") == 0
+    for index in range(2):
+        assert run(*command, "--sheet", "two.png", "--rows", "rows", "--shard", f"{index}/2") == 0
+    predicted = len(lost.boxes)
+    assert run(*command, "--sheet", "two.png", "--json", "two.json", "--rows", "rows") == 0
+    assert len(lost.boxes) == predicted == 6
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+    one, two = (
+        re.sub(r'("[^"]*seconds[^"]*": )[^,}]*', r"\1", Path(f"{name}.json").read_text()) for name in ("one", "two")
+    )
+    assert one == two
+    Path("w.pth").write_bytes(b"other weights")
+    assert run(*command, "--rows", "rows") == 0
+    assert len(lost.boxes) == predicted + 3
+
+
 def test_large_maps_are_kept_small(tmp_path: Path, lost: Lost):
     gt = np.zeros((600, 1200), np.uint8)
     gt[100:400, 200:700] = 255
