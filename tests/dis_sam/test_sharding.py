@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_model import FakeModel, write_photo
-from processes import wait_for_end
+from processes import members, wait_for_end
 
 from dis_sam import cli, sharding
 from dis_sam.batch import ModelChoice
@@ -98,28 +98,15 @@ def test_a_launchers_processes_give_the_same_files(monkeypatch: pytest.MonkeyPat
         process.communicate()
 
 
-@posix
-def test_a_killed_worker_loses_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the processes")
+def test_a_killed_worker_loses_nothing():
     assert cut("-o", "one") == 0
-    started: list[subprocess.Popen] = []
-    popen = subprocess.Popen
-
-    def keep(*arguments, **options) -> subprocess.Popen:
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    def kill_first(*_: object) -> int:
-        wait_for_files("two", 4)
-        started[0].send_signal(signal.SIGKILL)
-        monkeypatch.undo_wait()
-        return started[0].wait()
-
-    monkeypatch.setattr(sharding.subprocess, "Popen", keep)
-    monkeypatch.undo_wait = lambda: monkeypatch.setattr(popen, "wait", waiting)  # type: ignore[attr-defined]
-    waiting = popen.wait
-    monkeypatch.setattr(popen, "wait", kill_first)
-    assert cut("-o", "two", "--processes", "2") == 1
-    assert "shard 0/2 was ended by SIGKILL; all files written so far are complete" in capfd.readouterr().err
+    process = start("-o", "two", "--processes", "2")
+    wait_for_files("two", 4)
+    os.kill(next(worker for worker in members(process.pid) if worker != process.pid), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "/2 was ended by SIGKILL; all files written so far are complete" in errors
     before = files("two")
     assert before.items() <= files("one").items() and 12 * 2 <= len(before) < 24 * 2
     times = {path: path.stat().st_mtime_ns for path in Path("two").rglob("*.png")}
