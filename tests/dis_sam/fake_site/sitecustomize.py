@@ -9,7 +9,7 @@ class Slow(FakeModel):
     """Takes time, so that a process can be killed in the middle."""
 
     def __init__(self) -> None:
-        super().__init__(seconds=0.02)
+        super().__init__(seconds=0.05)
 
 
 ModelChoice.load = lambda _: Slow()
