@@ -8,7 +8,8 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 
 _LEVELS = 127
-_OUTLIER = -128
+OUTLIER = -128
+"""What is stored where a weight is kept separately; see :func:`quantize`."""
 _OUTLIER_RATIO = 8  # to the second largest weight of the channel
 _CLIPS = tuple(1 - step / 40 for step in range(17))  # candidates, relative to a channel's largest weight; see quantize
 _SCALE = ".scale"
@@ -49,8 +50,14 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         better = error < least_error
         least_error, scale = torch.where(better, error, least_error), torch.where(better, candidate, scale)
         values = torch.where(better, rounded, values)
-    values = values.masked_fill(is_outlier, _OUTLIER)
+    values = values.masked_fill(is_outlier, OUTLIER)
     return values.to(torch.int8).view(weight.shape), scale.flatten(), outliers
+
+
+def find_outliers(values: Tensor) -> tuple[Tensor, ...]:
+    """Return the indices of the outliers in the values of :func:`quantize`, a tensor for each axis; () without any."""
+    # the smallest value is found in a fraction of the time that a search for all outliers takes; most tensors have none
+    return (values == OUTLIER).nonzero(as_tuple=True) if values.numel() and values.amin() == OUTLIER else ()
 
 
 def dequantize(values: Tensor, scale: Tensor, outliers: Tensor) -> Tensor:
@@ -62,8 +69,7 @@ def dequantize(values: Tensor, scale: Tensor, outliers: Tensor) -> Tensor:
     if scale.shape != values.shape[:1] or not (scale.isfinite() & (scale > 0)).all():
         raise ValueError(f"expected {len(values)} scales above 0, found {tuple(scale.shape)}")
     weight = values.float().mul_(scale.float().view(-1, *[1] * (values.ndim - 1)))
-    # the smallest value is found in a fraction of the time that a search for all outliers takes; most tensors have none
-    found = (values == _OUTLIER).nonzero(as_tuple=True) if values.numel() and values.amin() == _OUTLIER else ()
+    found = find_outliers(values)
     number = len(found[0]) if found else 0
     if outliers.shape != (number,):
         raise ValueError(f"expected {number} outliers, found {tuple(outliers.shape)}")

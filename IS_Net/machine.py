@@ -6,6 +6,9 @@ import os
 from functools import cache
 from pathlib import Path
 
+RUNTIMES = ("auto", "torch", "openvino", "onnx")
+"""What may run stage 2; see :func:`IS_Net.runtime.base.choose_runtime`."""
+
 
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
@@ -16,6 +19,12 @@ def cores_per_process() -> int:
     """Return the number of CPU cores for each of the processes that a driver started on this machine."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "")  # of torchrun, and of the driver of dis-sam
     return max(1, available_cores() // max(1, int(processes) if processes.isdecimal() else 1))
+
+
+def requested_threads() -> int:
+    """Return how many threads a runtime may use: the environment variable ``OMP_NUM_THREADS``, else all cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() and int(threads) else available_cores()
 
 
 @cache

@@ -180,7 +180,7 @@ class DISPredictor:
             device: See the constructor.
             precision: See the constructor.
             input_size: None takes the size in the checkpoint's metadata, or 1024 x 1024 if it has none.
-            runtime: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
+            runtime: ``torch``, ``openvino``, ``onnx`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
 
         Raises:
             CheckpointError: If the file is missing, damaged, or belongs to another network.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from IS_Net.machine import RUNTIMES
 from sam.backends import BACKENDS, BOX, model_argument
 
 STANDARD = "-"
@@ -134,8 +135,8 @@ def add_model(parser: argparse.ArgumentParser, weights: bool = True) -> None:
     model.add_argument(
         "--runtime",
         default="auto",
-        choices=("auto", "torch", "openvino"),
-        help="what runs stage 2; auto (default): OpenVINO on the CPU where it is installed, else PyTorch",
+        choices=RUNTIMES,
+        help="what runs stage 2; auto (default): on the CPU OpenVINO, else ONNX Runtime, if installed, else PyTorch",
     )
     model.add_argument(
         "--detail",

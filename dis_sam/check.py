@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dis_sam import __version__
+from dis_sam.drawn import draw_picture
 from dis_sam.fetch import differs_from_published, hash_file
 from IS_Net import paths
 from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
 from IS_Net.errors import UserError
+from IS_Net.machine import RUNTIMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +33,13 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     "torch": "", "numpy": "", "opencv-python-headless": "", "opencv-python": "", "pillow": "", "safetensors": "",
-    "tqdm": "", "platformdirs": "", "openvino": "fast", "segment-anything": "sam", "torchvision": "sam",
-    "tensorboard": "train", "scikit-image": "train", "onnx": "import", "matplotlib": "notebook",
+    "tqdm": "", "platformdirs": "", "openvino": "fast", "onnxruntime": "onnx",
+    "segment-anything": "sam", "torchvision": "sam", "tensorboard": "train", "scikit-image": "train",
+    "onnx": "import", "matplotlib": "notebook",
 }  # fmt: skip
 """Distributions, and the extras that install them ("" is the core)."""
 
 PRECISIONS = ("auto", "full", "half")
-RUNTIMES = ("auto", "torch", "openvino")
 SELF_TEST_IOU = 0.9
 """What the self test must exceed; the coarse mask that it refines has 0.78."""
 _SHORT = 12
@@ -123,27 +125,6 @@ def _devices() -> list[dict[str, str | None]]:
         }
         for device in map(torch.device, names)
     ]
-
-
-def draw_picture() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the picture of the self test: a star with round points on a colored ground.
-
-    Returns:
-        The image, (480, 640, 3) uint8 RGB; the ground truth, (480, 640) bool; a coarse mask of it, a disc, (480, 640)
-        bool.
-    """
-    import numpy as np
-
-    height, width = 480, 640
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    distance, angle = np.hypot(y - 240, x - 330), np.arctan2(y - 240, x - 330)
-    gt = distance < 150 * (1 + 0.2 * np.cos(5 * angle))
-    light = 1 - 0.35 * distance / 180
-    star = np.stack((235 * light, 150 * light, 60 * light), axis=-1)
-    ground = np.stack((70 + 60 * y / height, 110 + 50 * y / height, 90 + 70 * x / width), axis=-1)
-    noise = np.random.default_rng(0).normal(0, 4, (height, width, 1))
-    image = np.where(gt[..., None], star, ground) + noise
-    return np.clip(image, 0, 255).astype(np.uint8), gt, distance < 160
 
 
 def run_self_test(device: str = "auto", precision: str = "auto", runtime: str = "auto") -> dict[str, Any]:

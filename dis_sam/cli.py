@@ -49,6 +49,8 @@ VERBS = {
     ),
     "compare": Verb("dis_sam.compare:main", "draw methods side by side, with magnified edges and scores"),
     "import-weights": Verb("IS_Net.import_weights:main", "convert published .pth and .onnx weights to safetensors"),
+    "export": Verb("dis_sam.export:main", "export stage 2 to ONNX, OpenVINO, TorchScript or Core ML"),
+    "benchmark": Verb("dis_sam.benchmark:main", "compare the runtimes on this machine: time, memory, difference"),
     "fetch": Verb("dis_sam.fetch:main", "download SAM's checkpoints: vit_l, vit_h, vit_b"),
     "check": Verb(
         "dis_sam.check:main", "report versions, devices and weights, and run a self test; or examine data sets"

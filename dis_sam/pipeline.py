@@ -397,7 +397,8 @@ def load(
             ``auto`` for the best model whose weights are found, else ``box``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``, of stage 2.
-        runtime: What runs stage 2: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
+        runtime: What runs stage 2: ``torch``, ``openvino``, ``onnx`` or ``auto``; see
+            :func:`IS_Net.runtime.base.choose_runtime`.
 
     Raises:
         CheckpointError: If the weights are missing, damaged, or belong to another network.
@@ -430,7 +431,7 @@ def refine(
         weights: The checkpoint; None takes the starter weights.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``.
-        runtime: ``torch``, ``openvino`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
+        runtime: ``torch``, ``openvino``, ``onnx`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
 
     Returns:
         (H, W) float32 alpha matte in [0, 1]; all 0 if the mask is empty.

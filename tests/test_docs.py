@@ -85,5 +85,5 @@ def test_commands_have_the_options_that_the_pages_give(page: str, line: str):
         return
     with contextlib.redirect_stdout(io.StringIO()) as text:
         assert cli.main([verb, "--help"]) == 0
-    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text.getvalue()))
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text.getvalue()))
     assert options <= known, sorted(options - known)

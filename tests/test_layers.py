@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, str]] = [
     (
         "front door",
-        "dis_sam.cli dis_sam.sharding dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare dis_sam.serve",
+        "dis_sam.cli dis_sam.sharding dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare dis_sam.serve "
+        "dis_sam.export dis_sam.benchmark",
     ),
     ("runs over photographs", "dis_sam.batch dis_sam.photo_work dis_sam.tars dis_sam.comparison"),
     ("front door, Python", "dis_sam"),
     ("annotations", "dis_sam.formats"),
     ("both stages", "dis_sam.pipeline"),
-    ("forms of a result", "dis_sam.outputs dis_sam.figure dis_sam.notebook dis_sam.arguments"),
+    ("forms of a result", "dis_sam.outputs dis_sam.figure dis_sam.notebook dis_sam.arguments dis_sam.drawn"),
     ("stage 1, commands", "sam.generate_masks"),
     ("stage 1, runs", "sam.mask_run"),
     ("stage 1, models", "sam.backends sam.enrich"),
@@ -43,7 +44,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "parts",
         "IS_Net.tasks IS_Net.training_prompts IS_Net.run_log IS_Net.cache IS_Net.samples IS_Net.checkpoint "
-        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis IS_Net.runtime",
+        "IS_Net.int8 IS_Net.onnx_weights IS_Net.synthesis IS_Net.runtime IS_Net.exporting",
     ),
     ("the paper", "IS_Net.models IS_Net.losses IS_Net.metrics IS_Net.augment"),
     ("pixels", "IS_Net.preprocess IS_Net.tensors IS_Net.compositing IS_Net.manifest IS_Net.grabcut"),
@@ -81,6 +82,10 @@ LIGHT |= {
     "dis_sam.cut",
     "dis_sam.compare",
     "dis_sam.arguments",
+    "dis_sam.drawn",
+    "dis_sam.export",
+    "dis_sam.benchmark",
+    "IS_Net.exporting",
     "dis_sam.serve.command",
     "dis_sam.serve.guard",
     "sam.generate_masks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
@@ -31,6 +32,17 @@ class Thin(ISNetDIS):
             decoded = out
         self.side_channels = (6, 6, 7, 8, 9, 9)
         self._add_sides(out_ch)
+
+
+def lively(in_ch: int = 5) -> Thin:
+    """Return a network whose alpha mattes vary, in eval mode."""
+    torch.manual_seed(in_ch)
+    network = Thin(in_ch).train()
+    with torch.no_grad():
+        for _ in range(3):  # statistics of BatchNorm that are not those of a new network
+            network(torch.rand(2, in_ch, 128, 128))
+        network.side1.weight.mul_(30)
+    return network.eval()
 
 
 class ThinGTEncoder(ISNetGTEncoder):

@@ -1,7 +1,8 @@
-"""What runs the network at prediction: PyTorch on any device, or OpenVINO on the CPU, which is faster there.
+"""What runs the network at prediction: PyTorch on any device; OpenVINO on the CPU, which is faster there; ONNX Runtime.
 
-OpenVINO is used where it is installed (the extra ``fast``), with weights that are converted once and kept in the cache
-folder. A process that finds them there does not import PyTorch, which alone takes about two seconds.
+On the CPU, OpenVINO (the extra ``fast``) or ONNX Runtime (the extra ``onnx``) is used where it is installed, with
+weights that are converted once and kept in the cache folder. A process that finds them there does not import PyTorch,
+which alone takes about two seconds.
 """
 
 from __future__ import annotations
@@ -39,10 +40,15 @@ def open_weights(
         CheckpointError: If the file is missing, damaged, or belongs to another network.
         DeviceError: If the device, the precision or the runtime is not available.
     """
-    if choose_runtime(runtime, device) == "openvino":
-        from IS_Net.runtime.openvino_runtime import open_weights as open_converted
+    chosen = choose_runtime(runtime, device)
+    if chosen == "openvino":
+        from IS_Net.runtime.openvino_runtime import open_weights as open_openvino
 
-        return open_converted(path, precision, input_size)
+        return open_openvino(path, precision, input_size)
+    if chosen == "onnx":
+        from IS_Net.runtime.onnx_runtime import open_weights as open_onnx
+
+        return open_onnx(path, device, precision, input_size)
     # PyTorch takes seconds to import
     from IS_Net.checkpoint import load_isnet
     from IS_Net.runtime.torch_runtime import TorchRuntime

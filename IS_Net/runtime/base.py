@@ -7,18 +7,20 @@ import importlib.util
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from IS_Net.errors import DeviceError
+from IS_Net.machine import RUNTIMES
 from IS_Net.preprocess import Size
 
 if TYPE_CHECKING:
     import torch
 
-Name = Literal["auto", "torch", "openvino"]
-RUNTIMES = get_args(Name)
+EXTRAS = {"openvino": "fast", "onnx": "onnx"}
+"""By runtime: the extra that installs it. On the CPU, ``auto`` takes the first one that is installed, else PyTorch."""
+_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 VARIABLE = "DIS_SAM_RUNTIME"
 """Environment variable: the runtime that ``auto`` stands for."""
@@ -31,7 +33,7 @@ class Runtime(Protocol):
     """A network, ready to run."""
 
     name: str
-    """``torch`` or ``openvino``."""
+    """``torch``, ``openvino`` or ``onnx``."""
     device: str
     """For example ``cpu`` or ``cuda:0``."""
     where: str
@@ -53,36 +55,44 @@ class Runtime(Protocol):
 
 
 def choose_runtime(name: str, device: str | torch.device) -> str:
-    """Return ``torch`` or ``openvino``.
+    """Return ``torch``, ``openvino`` or ``onnx``.
 
     Args:
-        name: ``torch``, ``openvino``, or ``auto``: what the environment variable ``DIS_SAM_RUNTIME`` says; else
-            OpenVINO where it is installed and the device is the CPU, else PyTorch.
+        name: ``torch``, ``openvino``, ``onnx`` (ONNX Runtime), or ``auto``: what the environment variable
+            ``DIS_SAM_RUNTIME`` says; else, if the device is the CPU, the first that is installed of OpenVINO, ONNX
+            Runtime and PyTorch, which is the fastest; else PyTorch.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        DeviceError: If the name is unknown; or if OpenVINO was requested, and is not installed or the device is another
-            than the CPU.
+        DeviceError: If the name is unknown; or if OpenVINO or ONNX Runtime was requested, and is not installed or does
+            not support the device. OpenVINO is used on the CPU, ONNX Runtime on the CPU and on CUDA devices.
     """
     where = "runtime"
     if name == "auto" and os.environ.get(VARIABLE):
         name, where = os.environ[VARIABLE], f"environment variable {VARIABLE}: runtime"
     if name not in RUNTIMES:
         raise DeviceError(f"{where} {name!r} is unknown; expected one of {', '.join(RUNTIMES)}")
-    if name == "torch":
-        return name
-    installed = importlib.util.find_spec("openvino") is not None
-    if name == "openvino":
-        if not installed:
-            raise DeviceError(
-                f"{where} 'openvino' was requested, but the package openvino is not installed; run "
-                "pip install 'dis-sam[fast]', or use auto or torch"
-            )
-        if str(device) not in ("auto", "cpu"):
-            raise DeviceError(f"{where} 'openvino' runs on the CPU, but found device {str(device)!r}; use cpu or torch")
-        return name
-    on_cpu = str(device) == "cpu" or (str(device) == "auto" and not _may_have_gpu())
-    return "openvino" if installed and on_cpu else "torch"
+    if name == "auto":
+        on_cpu = str(device) == "cpu" or (str(device) == "auto" and not _may_have_gpu())
+        return next(filter(is_installed, EXTRAS), "torch") if on_cpu else "torch"
+    if not is_installed(name):
+        raise DeviceError(
+            f"{where} {name!r} was requested, but the package {_PACKAGES[name]} is not installed; run "
+            f"pip install 'dis-sam[{EXTRAS[name]}]', or use auto or torch"
+        )
+    kind = str(device).partition(":")[0]
+    if name == "openvino" and kind not in ("auto", "cpu"):
+        raise DeviceError(f"{where} 'openvino' runs on the CPU, but found device {str(device)!r}; use cpu or torch")
+    if name == "onnx" and kind not in ("auto", "cpu", "cuda"):
+        raise DeviceError(
+            f"{where} 'onnx' runs on the CPU and on CUDA devices, but found device {str(device)!r}; use cpu or torch"
+        )
+    return name
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the package of a runtime is installed, without importing it."""
+    return name == "torch" or importlib.util.find_spec(_PACKAGES[name]) is not None
 
 
 def _may_have_gpu() -> bool:

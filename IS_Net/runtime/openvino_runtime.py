@@ -1,31 +1,26 @@
 """The network in OpenVINO, on the CPU.
 
 Weights are converted and compiled once for each processor, size and precision, which takes some seconds and PyTorch.
-The compiled network is a file in ``openvino/`` of the cache folder (see :func:`IS_Net.paths.cache`), named by a hash of
-all that it depends on, with a record of its length and checksum beside it.
+The compiled network is kept in ``openvino/`` of the cache folder (:mod:`IS_Net.runtime.kept`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import sys
 import threading
 import warnings
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from IS_Net import paths
 from IS_Net.errors import DeviceError
-from IS_Net.files import atomic_file, content_hash, remove_leftovers
-from IS_Net.machine import available_cores, has_amx
+from IS_Net.files import content_hash
+from IS_Net.machine import has_amx, requested_threads
 from IS_Net.preprocess import Size
 from IS_Net.runtime.base import pick_size
+from IS_Net.runtime.kept import KeptNetwork
 
 # OpenVINO reports every import and conversion to its makers over the network, and writes into the user's home folder,
 # unless this package of its is missing. It is hidden from the process.
@@ -36,10 +31,6 @@ if TYPE_CHECKING:
     from IS_Net.models import ISNetDIS
 
 logger = logging.getLogger(__name__)
-
-KEPT = 4
-"""Number of compiled networks that are kept; each takes four bytes per weight, 180 MB for IS-Net. The one that was
-used longest ago is removed when another is added."""
 
 _METHOD = 1
 """Part of every key. Increase it when the same weights give other networks than before."""
@@ -96,11 +87,10 @@ class OpenVINORuntime:
 
 
 def _config(precision: str) -> dict[str, Any]:
-    threads = os.environ.get("OMP_NUM_THREADS", "")
     return {
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": int(threads) if threads.isdecimal() and int(threads) else available_cores(),
+        "INFERENCE_NUM_THREADS": requested_threads(),
     }
 
 
@@ -151,10 +141,10 @@ def open_weights(
     """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
     chosen = pick_precision(precision)
     path = Path(path)
-    entry = None
+    kept = None
     if path.is_file():
-        entry = _Entry(_key(path, chosen, input_size))
-        found = entry.read(chosen)
+        kept = _find_kept(path, chosen, input_size)
+        found = kept.read(lambda content, _: _import_network(content, chosen))
         if found is not None:
             logger.info("weights: %s", path)
             logger.info("device: %s", found[0].where)
@@ -165,65 +155,19 @@ def open_weights(
     size = pick_size(input_size, metadata)
     logger.info("converting %s for OpenVINO, once for this machine", path.name)
     compiled = compile_network(convert_network(model, size), chosen)
-    if entry is not None:
-        entry.write(compiled, metadata, size)
+    if kept is not None:
+        kept.write(compiled.export_model().getvalue(), metadata, size)
     runtime = OpenVINORuntime(compiled, chosen)
     logger.info("device: %s", runtime.where)
     return runtime, metadata, size
 
 
-def _key(path: Path, precision: str, input_size: Size | None) -> str:
+def _find_kept(path: Path, precision: str, input_size: Size | None) -> KeptNetwork:
     processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
     parts = [_METHOD, content_hash(path), openvino.get_version(), processor, has_amx(), precision, input_size]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return KeptNetwork("openvino", parts)
 
 
-class _Entry:
-    """A compiled network in the cache folder."""
-
-    def __init__(self, key: str) -> None:
-        self.folder = paths.cache() / "openvino"
-        self.blob, self.record = self.folder / f"{key}.blob", self.folder / f"{key}.json"
-
-    def read(self, precision: str) -> tuple[OpenVINORuntime, dict[str, Any], Size] | None:
-        """Return the network, its metadata and its size; None if it is missing, damaged, or of another machine."""
-        try:
-            record = json.loads(self.record.read_bytes())
-            content = np.memmap(self.blob, dtype=np.uint8, mode="c")  # OpenVINO shares only what can be written
-            if len(content) != record["length"] or zlib.crc32(content) != record["crc32"]:
-                raise ValueError("expected another length or checksum")
-            shared = openvino.Tensor(content, shared_memory=True)
-            compiled = openvino.Core().import_model(shared, "CPU", _config(precision))
-            os.utime(self.record)
-            height, width = record["size"]
-            return OpenVINORuntime(compiled, precision, shared), record["metadata"], (height, width)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
-            logger.info("%s is not used, and is made again: %s", self.blob, error)
-            return None
-
-    def write(self, compiled: openvino.CompiledModel, metadata: dict[str, Any], size: Size) -> None:
-        """Store a network; a folder that cannot be written is reported, and nothing else."""
-        content = compiled.export_model().getvalue()
-        record = {"length": len(content), "crc32": zlib.crc32(content), "metadata": metadata, "size": size}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            self._make_room()
-            with atomic_file(self.blob) as file:
-                file.write(content)
-            with atomic_file(self.record) as file:
-                file.write(json.dumps(record).encode())
-        except (OSError, TypeError, ValueError) as error:
-            logger.warning(
-                "the converted network was not kept, so that the next process converts it again: %s; DIS_SAM_HOME "
-                "names another folder",
-                error,
-            )
-
-    def _make_room(self) -> None:
-        records = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for record in records[: max(0, len(records) - KEPT + 1)]:
-            record.unlink(missing_ok=True)
-            record.with_suffix(".blob").unlink(missing_ok=True)
+def _import_network(content: np.memmap, precision: str) -> OpenVINORuntime:
+    shared = openvino.Tensor(content, shared_memory=True)  # OpenVINO shares only what can be written
+    return OpenVINORuntime(openvino.Core().import_model(shared, "CPU", _config(precision)), precision, shared)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from dis_sam.serve.guard import LOCAL_NAMES, is_local
 from IS_Net.command_line import DONE, positive_int, print_text, run_command
 from IS_Net.errors import UserError, import_extra
+from IS_Net.machine import RUNTIMES
 from sam.backends import BACKENDS, BOX, available_model, model_argument, split_model
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--runtime",
         default="auto",
-        choices=("auto", "torch", "openvino"),
-        help="what runs stage 2; auto (default): OpenVINO on the CPU where it is installed, else PyTorch",
+        choices=RUNTIMES,
+        help="what runs stage 2; auto (default): on the CPU OpenVINO, else ONNX Runtime, if installed, else PyTorch",
     )
     group = parser.add_argument_group("saving")
     group.add_argument(

@@ -21,11 +21,11 @@ from IS_Net.checkpoint import save_weights
 from IS_Net.errors import CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
-from IS_Net.runtime import base, open_weights
+from IS_Net.runtime import base, kept, open_weights
 from IS_Net.runtime.base import choose_runtime
 from IS_Net.runtime.torch_runtime import TorchRuntime, fold_batchnorm
 from IS_Net.tensors import make_alpha, make_input
-from tests.thin_networks import Thin
+from tests.thin_networks import lively
 
 RNG = np.random.default_rng(0)
 SIZE = (128, 160)
@@ -36,17 +36,6 @@ openvino = openvino_runtime.openvino
 
 def planes(in_ch: int = 5, size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (in_ch, *size), dtype=np.uint8)
-
-
-def lively(in_ch: int = 5) -> Thin:
-    """Return a network whose alpha mattes vary."""
-    torch.manual_seed(in_ch)
-    network = Thin(in_ch).train()
-    with torch.no_grad():
-        for _ in range(3):  # statistics of BatchNorm that are not those of a new network
-            network(torch.rand(2, in_ch, 128, 128))
-        network.side1.weight.mul_(30)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +54,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(base, "_may_have_gpu", lambda: gpu)
 
     return set_up
+
+
+def test_auto_takes_the_next_where_the_first_is_missing(machine, monkeypatch: pytest.MonkeyPatch):
+    machine(installed=True, gpu=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else object())
+    assert choose_runtime("auto", "cpu") == "onnx"
+    assert choose_runtime("auto", "cuda") == "torch"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +85,16 @@ def test_requests_that_cannot_be_met(machine):
     machine(installed=False, gpu=False)
     with pytest.raises(DeviceError, match=r"pip install 'dis-sam\[fast\]'"):
         choose_runtime("openvino", "cpu")
+    with pytest.raises(DeviceError, match=r"package onnxruntime is not installed; run pip install 'dis-sam\[onnx\]'"):
+        choose_runtime("onnx", "cpu")
     machine(installed=True, gpu=True)
     with pytest.raises(DeviceError, match="runs on the CPU, but found device 'cuda:1'"):
         choose_runtime("openvino", "cuda:1")
-    with pytest.raises(DeviceError, match="runtime 'onnx' is unknown; expected one of auto, torch, openvino"):
-        choose_runtime("onnx", "cpu")
+    assert choose_runtime("onnx", "cuda:1") == "onnx"
+    with pytest.raises(DeviceError, match="on the CPU and on CUDA devices, but found device 'mps'"):
+        choose_runtime("onnx", "mps")
+    with pytest.raises(DeviceError, match="runtime 'jax' is unknown; expected one of auto, torch, openvino, onnx"):
+        choose_runtime("jax", "cpu")
 
 
 def test_environment_says_what_auto_is(machine, monkeypatch: pytest.MonkeyPatch):
@@ -301,7 +302,7 @@ def test_file_of_another_openvino_is_not_used(weights: Path, monkeypatch: pytest
 
 
 def test_few_networks_are_kept(weights: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(openvino_runtime, "KEPT", 2)
+    monkeypatch.setattr(kept, "KEPT", 2)
     (paths.cache() / "openvino").mkdir(parents=True)
     leftover = paths.cache() / "openvino" / ".x.json.host-000-1-1-00000000.part"
     for number in (1, 2, 1, 3):  # 1 was used after 2
