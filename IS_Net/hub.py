@@ -44,18 +44,18 @@ class HubModel(
 
     Args:
         checkpoint: A checkpoint that :meth:`IS_Net.predictor.DISPredictor.from_checkpoint` loads.
-        facts: The content of ``config.json``: ``architecture``, ``in_ch`` and ``input_size``, [height, width].
+        settings: The content of ``config.json``: ``architecture``, ``in_ch`` and ``input_size``, [height, width].
         metadata: The metadata of the checkpoint, for the model card.
     """
 
     def __init__(
-        self, checkpoint: Path, facts: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
+        self, checkpoint: Path, settings: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
         self.checkpoint, self.metadata = checkpoint, dict(metadata or {})
-        self._hub_mixin_config = dict(facts or {})
+        self._hub_mixin_config = dict(settings or {})
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The content of ``config.json``."""
         return self._hub_mixin_config
 
@@ -85,7 +85,7 @@ class HubModel(
             model, metadata = load_isnet(self.checkpoint)
             save_weights(path, model, metadata)
         with atomic_file(save_directory / CONFIG) as file:
-            file.write(f"{json.dumps(self.facts, indent=2, sort_keys=True)}\n".encode())
+            file.write(f"{json.dumps(self.settings, indent=2, sort_keys=True)}\n".encode())
 
     def generate_model_card(
         self, license: str | None = None, name: str = "USER/MODEL", **_: Any
@@ -111,7 +111,7 @@ class HubModel(
 
     def _card(self, license: str | None) -> str:
         channels = {3: "image", 4: "image and coarse mask", 5: "image, coarse mask and box"}
-        height, width = self.facts["input_size"]
+        height, width = self.settings["input_size"]
         rows = "".join(f"| {key} | {_cell(value)} |\n" for key, value in sorted(self.metadata.items()))
         about = (
             f"What the checkpoint records:\n\n| | |\n|---|---|\n{rows}" if rows else "The checkpoint records nothing.\n"
@@ -119,8 +119,8 @@ class HubModel(
         stated = f"`{license}`" if license else "not stated. Ask who trained them before you use or redistribute them"
         return (
             f"# {self.checkpoint.stem}\n\n"
-            f"Weights of DIS-SAM's second stage: an IS-Net with {self.facts['in_ch']} input channels "
-            f"({channels[self.facts['in_ch']]}) that works at {width} x {height}. It returns the alpha matte of an "
+            f"Weights of DIS-SAM's second stage: an IS-Net with {self.settings['in_ch']} input channels "
+            f"({channels[self.settings['in_ch']]}) that works at {width} x {height}. It returns the alpha matte of an "
             "object in a photograph.\n\n"
             f"License of the weights: {stated}.\n\n"
             "## Lineage\n\n"
@@ -165,7 +165,7 @@ def find_model(name_or_path: str | Path, **download: Any) -> HubModel:
         expected = "copy the folder again" if is_folder else "check the name and the network, or give a folder"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{name_or_path}: cannot be loaded ({reason}); {expected}") from error
-    size = model.facts.get("input_size")
+    size = model.settings.get("input_size")
     valid = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if size is not None and not valid:
         raise CheckpointError(f"{name_or_path}: {CONFIG}, key 'input_size': expected [height, width], found {size!r}")

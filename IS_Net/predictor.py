@@ -223,7 +223,7 @@ class DISPredictor:
         from IS_Net.hub import find_model
 
         model = find_model(name_or_path, **download)
-        size = model.facts.get("input_size")
+        size = model.settings.get("input_size")
         return cls.from_checkpoint(model.checkpoint, device, precision, tuple(size) if size else None, runtime)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
@@ -273,8 +273,8 @@ class DISPredictor:
         path, version = self._checkpoint
         if not path.is_file() or fingerprint(path) != version:
             raise CheckpointError(f"{path}: has changed or is gone since it was loaded; load it again")
-        facts = {"architecture": "ISNetDIS", "in_ch": self.in_ch, "input_size": list(self.input_size)}
-        return HubModel(path, facts, self.metadata)
+        settings = {"architecture": "ISNetDIS", "in_ch": self.in_ch, "input_size": list(self.input_size)}
+        return HubModel(path, settings, self.metadata)
 
     @property
     def in_ch(self) -> int:

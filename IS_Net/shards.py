@@ -119,7 +119,7 @@ class Work(Protocol):
         """Return the same without the pictures, for another process that is given some of them."""
 
     def run(self, items: Sequence[Any], part: Part) -> None:
-        """Make what is missing for these pictures, and add a row for each that was made, kept anew, or failed."""
+        """Make what is missing for these pictures, and add a row for each that was made or failed, or is kept now."""
 
     def finish(self) -> None:
         """Merge what else the workers have left; called with the folder's lock held when no worker is left."""
