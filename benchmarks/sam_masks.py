@@ -1,4 +1,4 @@
-"""Time the masks of a picture with several objects: one encoding for all of them against one for each.
+"""Time SAM's image encoder, and the masks of a picture with several objects: one encoding for all against one for each.
 
 SAM's weights are random, which does not change the time. The published procedure encodes the picture for each object
 and for the whole, so that k objects take k + 1 encodings.
@@ -7,6 +7,7 @@ and for the whole, so that k objects take k + 1 encodings.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 from collections.abc import Iterator
 from itertools import pairwise
@@ -29,19 +30,22 @@ def boxes_of(box: Box, number: int) -> list[Box]:
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Yield one row; none if segment_anything is not installed."""
+    """Yield two rows; none if segment_anything is not installed."""
     if importlib.util.find_spec("segment_anything") is None:
         print("  left out: segment_anything is not installed")
         return
     from segment_anything import SamPredictor
 
+    from sam.backends.attention import fuse_attention
     from sam.backends.segment_anything import BUILDERS, BatchedSamPredictor
     from tests.sam.tiny_sam import tiny_sam
 
     device = options.device
     torch.manual_seed(0)
     network = (tiny_sam if options.model == "tiny" else BUILDERS[options.model])().to(device).eval()
-    plain, ours = SamPredictor(network), BatchedSamPredictor(network, options.model)
+    fused = copy.deepcopy(network)
+    fuse_attention(fused.image_encoder)  # as load() does
+    plain, ours = SamPredictor(network), BatchedSamPredictor(fused, options.model)
     sample = draw(options.height, options.width)
     boxes = boxes_of(sample.box, options.objects)
     prompts = [Prompt("photo", str(index), tuple(map(float, box))) for index, box in enumerate(boxes)]
@@ -50,6 +54,20 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         ours.set_image(sample.image)
         return [mask for mask, _ in ours.predict_prompts(prompts, "first")]
 
+    pixels = torch.randn(1, 3, plain.model.image_encoder.img_size, plain.model.image_encoder.img_size).to(device)
+
+    @torch.inference_mode()
+    def encode(sam: torch.nn.Module) -> torch.Tensor:
+        return sam.image_encoder(pixels)
+
+    difference = (encode(network) - encode(fused)).abs().max().item()  # also warms both up
+    yield row(
+        f"SAM {options.model}, image encoder",
+        ("attention of segment_anything", "fused attention"),
+        compare(lambda: encode(network), lambda: encode(fused), device, options.runs, warm_up=0),
+        f"largest difference {difference:.1g}",
+        "random weights",
+    )
     results = published.make_masks(plain, sample.image, boxes), make_ours()  # also warms both up
     flips = 100 * np.mean([baseline != own for baseline, own in zip(*results, strict=True)])
     yield row(

@@ -192,6 +192,39 @@ def test_folders_agree_with_the_processors_of_transformers(build: Callable, tmp_
         assert 0.01 < found.mean() < 0.99
 
 
+@pytest.mark.parametrize(("name", "build"), [("SAM 2", tiny_sam2), ("SAM 3", tiny_sam3)], ids=["SAM 2", "SAM 3"])
+def test_published_folders_hold_the_models_for_video_too(name: str, build: Callable, tmp_path: Path) -> None:
+    """The weights of SAM 2 and SAM 3 are published in this form, of which only a part is read."""
+    pytest.importorskip("transformers")
+    from safetensors.torch import save_file
+
+    torch.manual_seed(7)
+    network = build()
+    folder = save_pretrained(tmp_path / "folder", lambda: network)
+    expected = [mask for mask, _ in load(name, folder).predict_prompts(PROMPTS)]
+    weights = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    config = json.loads((folder / "config.json").read_text())
+    if name == "SAM 2":
+        config |= {"model_type": "sam2_video", "memory_attention_num_layers": 1}
+        weights["memory_attention.layer_norm.weight"] = torch.ones(32)
+    else:
+        config = {"model_type": "sam3_video", "tracker_config": config}
+        of_others = {
+            "vision_encoder.backbone.": "detector_model.vision_encoder.backbone.",
+            "vision_encoder.neck.": "tracker_neck.",
+        }
+        moved = {}
+        for key, tensor in weights.items():
+            old = next((old for old in of_others if key.startswith(old)), "")
+            moved[of_others.get(old, "tracker_model.") + key.removeprefix(old)] = tensor
+        weights = {**moved, "detector_model.text_encoder.weight": torch.ones(3)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    found = [mask for mask, _ in load(name, folder).predict_prompts(PROMPTS)]
+    for mask, again in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(mask, again)
+
+
 def test_onnx_export_agrees_with_sam(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     checkpoint = save_sam(tmp_path / "sam.pth", seed=5)
