@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
+from IS_Net import distributed
 from IS_Net.augment import augment
 from IS_Net.cache import open_cache, read_planes
 from IS_Net.images import image_size, read_mask
@@ -178,7 +179,10 @@ class TrainDataset(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[TrainKey]) -> Tensor:
-        """Return (B, in_ch + 1, height, width) uint8, on the device where the samples are made."""
+        """Return (B, in_ch + 1, height, width) uint8, on the device where the samples are made; B may be 0."""
+        if not keys:
+            size = self.crop_size or self.dataset.datasets[0].input_size
+            return torch.empty((0, self.in_ch + 1, *size), dtype=torch.uint8, device=self.device)
         rngs = [np.random.default_rng((self.seed, key.epoch, key.index)) for key in keys]
         samples = self._composer.make([key.index for key in keys], rngs)
         channels, *size = samples[0].shape
@@ -203,29 +207,37 @@ class TrainDataset(Dataset):
 class EndlessBatches(Sampler[list[TrainKey]]):
     """Shuffled batches without end. Starting at a later batch, a resumed run gets the batches that it would have got.
 
+    The batches do not depend on the number of processes; iterating over them gives the :func:`distributed.share` of
+    this one.
+
     Args:
         length: Number of samples per epoch.
-        batch_size: Samples per batch; the last batch of an epoch may be smaller.
+        batch_size: Samples per batch, of all processes together; the last batch of an epoch may be smaller.
         seed: Seed of the shuffling.
         start: Number of the first batch, counted over all epochs.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
         self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self._order: tuple[int, np.ndarray] | None = None  # of an epoch
 
     @property
     def per_epoch(self) -> int:
         """Number of batches per epoch."""
         return -(-self.length // self.batch_size)
 
+    def batch(self, number: int) -> list[TrainKey]:
+        """Return a batch of all processes; batches are numbered over all epochs."""
+        epoch, position = divmod(number, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        indices = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return [TrainKey(epoch, int(index)) for index in indices]
+
     def __iter__(self) -> Iterator[list[TrainKey]]:
-        shuffled_epoch, order = -1, np.empty(0, dtype=int)
-        for batch in count(self.start):
-            epoch, position = divmod(batch, self.per_epoch)
-            if epoch != shuffled_epoch:
-                shuffled_epoch, order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
-            indices = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [TrainKey(epoch, int(index)) for index in indices]
+        for number in count(self.start):
+            keys = self.batch(number)
+            yield [keys[position] for position in distributed.share(len(keys))]
 
 
 def train_loader(
@@ -237,7 +249,7 @@ def train_loader(
 
     Args:
         dataset: The samples.
-        batch_size: Samples per batch.
+        batch_size: Samples per batch, of all processes together; each loads its share.
         workers: Number of worker processes; 0 loads in the main process.
         start: Number of the first batch, counted over all epochs.
         pin: Whether to pin the memory of batches, for faster copies to a GPU.
@@ -315,7 +327,9 @@ def collate_valid(items: list[ValidItem]) -> ValidBatch:
 def valid_loader(
     dataset: ValidDataset, batch_size: int, workers: int, pin: bool = False, timeout: float = 0
 ) -> DataLoader:
-    """Return a loader of :class:`ValidBatch` in order; the last batch may be smaller.
+    """Return a loader of :class:`ValidBatch` in order, with this process's share of the samples.
+
+    The last batch may be smaller.
 
     Args:
         dataset: The samples.
@@ -327,6 +341,7 @@ def valid_loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
+        sampler=distributed.share(len(dataset)),
         num_workers=workers,
         collate_fn=collate_valid,
         pin_memory=pin,

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from IS_Net import distributed
 from IS_Net.bounded import BoundedQueue
 from IS_Net.checkpoint import save_state, save_weights
 from IS_Net.device import autocast, training_format
-from IS_Net.errors import TrainingError, UserError
+from IS_Net.errors import PeerError, TrainingError, UserError
 from IS_Net.hypar import Settings
 from IS_Net.images import write_map
 from IS_Net.losses import orthogonal_loss
@@ -46,6 +47,7 @@ _LOG_EVERY = 10  # iterations between two readings of the loss, each of which ma
 
 STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """What a phase that a signal ended calls the end."""
+_REASONS = ("", *STOP_SIGNALS.values())
 
 
 class StopRequested(Exception):  # noqa: N818 - a request is no error
@@ -55,7 +57,9 @@ class StopRequested(Exception):  # noqa: N818 - a request is no error
 class StopRequests:
     """Turns the first Ctrl-C or SIGTERM into a request, which the loops answer between two batches.
 
-    A context manager; outside of it, and in threads other than the main one, signals act as before.
+    A context manager; outside of it, and in threads other than the main one, signals act as before. A second signal
+    ends the process at once, but not one of several: torchrun passes a signal on to processes that have received it
+    from the terminal or the cluster already, and kills them itself after its ``--shutdown-timeout``.
     """
 
     def __init__(self) -> None:
@@ -71,8 +75,11 @@ class StopRequests:
         return self
 
     def _request(self, number: int, _frame: Any) -> None:
+        if self.reason:
+            return
         self.reason = STOP_SIGNALS[signal.Signals(number)]
-        self._restore()  # a second one stops at once
+        if distributed.size() == 1:
+            self._restore()
         logger.info("%s: the training stops after this batch and is saved", signal.Signals(number).name)
 
     def _restore(self) -> None:
@@ -83,9 +90,14 @@ class StopRequests:
         self._restore()
 
     def check(self) -> None:
-        """Raise StopRequested if there is a request."""
+        """Raise StopRequested if there is a request to this process."""
         if self.reason:
             raise StopRequested
+
+    def agree(self) -> str:
+        """Return the reason of a request to any process, and make it that of all; collective."""
+        self.reason = _REASONS[distributed.highest(_REASONS.index(self.reason))]
+        return self.reason
 
 
 # --- validation -----------------------------------------------------------------------------------------------------
@@ -122,7 +134,8 @@ def predict_maps(
 
     Args:
         task: Provides the network and its input.
-        loader: Of :class:`IS_Net.data_loader.ValidDataset`, with any batch size.
+        loader: Of :class:`IS_Net.data_loader.ValidDataset`, with any batch size; of several processes, each has a
+            loader of its share.
         device: Where the network is.
         dtype: Of autocast; None is float32.
         out_dir: Folder of the maps, ``<out_dir>/<data set>/<name>.png``; none are written if it is empty.
@@ -136,14 +149,17 @@ def predict_maps(
         truth, (H, W) uint8 on the CPU, or None if the data set has none.
 
     Raises:
-        StopRequested: If a request to stop arrived.
+        StopRequested: If a request to stop arrived in this process.
     """
     name = loader.dataset.name
+    total = len(distributed.share(len(loader.dataset)))
     writer = _MapWriter(Path(out_dir) / name) if out_dir else None
     was_training = task.model.training
     model = (task.model if model is None else model).eval()
     try:
-        with tqdm(total=len(loader.dataset), desc=f"valid {name}", unit="image", leave=False) as bar:
+        with tqdm(
+            total=total, desc=f"valid {name}", unit="image", leave=False, disable=not distributed.is_main()
+        ) as bar:
             for batch in loader:
                 if stop is not None:
                     stop.check()
@@ -179,19 +195,33 @@ def validate(
     """Score a network on one data set, at the size of each ground truth and on maps rounded to uint8 as they are saved.
 
     The metrics are computed on the device; nothing is copied from it before the end, unless maps are written. The
-    arguments are those of :func:`predict_maps`.
+    arguments are those of :func:`predict_maps`. Collective: the figures of the images, not their means, are exchanged,
+    and summed up in the order of the data set, so that any number of processes gets the same result.
 
     Returns:
         ``max_f_mean_pr``, ``max_f_mean_curve`` and ``mae``; nan if the data set has no ground truth.
+
+    Raises:
+        StopRequested: If a request to stop arrived in any process.
     """
+    measured = []
+    with suppress(StopRequested):
+        for _, alpha, gt in predict_maps(task, loader, device, dtype, out_dir, model, stop=stop):
+            if gt is not None:
+                gt = gt.to(device, non_blocking=True)
+                if device.type == "mps":  # has no float64, which exact sums need
+                    alpha, gt = alpha.cpu(), gt.cpu()
+                one = FMeasure(), MAE()
+                for metric in one:
+                    metric.update(alpha, gt)
+                measured.append([metric.mean() for metric in one])
+    if stop is not None and stop.agree():
+        raise StopRequested
     f_measure, mae = FMeasure(), MAE()
-    for _, alpha, gt in predict_maps(task, loader, device, dtype, out_dir, model, stop=stop):
-        if gt is not None:
-            gt = gt.to(device, non_blocking=True)
-            if device.type == "mps":  # has no float64, which exact sums need
-                alpha, gt = alpha.cpu(), gt.cpu()
-            f_measure.update(alpha, gt)
-            mae.update(alpha, gt)
+    on_cpu = [(torch.as_tensor(curves).cpu().numpy(), float(error)) for curves, error in measured]
+    for curves, error in distributed.gather_shares(on_cpu):
+        f_measure.add(curves)
+        mae.add(error)
     return {**f_measure.compute(), **mae.compute()}
 
 
@@ -301,13 +331,13 @@ class Run:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether ``max_minutes`` have passed since the start."""
+        """Whether ``max_minutes`` have passed since the start, for any process; collective."""
         limit = self.settings.max_minutes
-        return bool(limit) and time.monotonic() - self.started >= 60 * limit
+        return bool(limit) and distributed.any_process(time.monotonic() - self.started >= 60 * limit)
 
 
 def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
-    """Train a network until an end condition is met; always validate and save at the end.
+    """Train a network until an end condition is met; always validate and save at the end; collective.
 
     The end conditions are: ``max_ite`` iterations; ``max_epoch_num`` epochs; ``early_stop`` validations in which
     neither max F nor MAE improved; in phase 1, a max F above ``gt_encoder_stop_f``; ``max_minutes``; and a request to
@@ -339,7 +369,13 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
     first, started = progress.iteration, time.perf_counter()
     with (
         StopRequests() as stop,
-        tqdm(total=total, initial=progress.iteration, desc=f"train {task.name}", unit="it") as bar,
+        tqdm(
+            total=total,
+            initial=progress.iteration,
+            desc=f"train {task.name}",
+            unit="it",
+            disable=not distributed.is_main(),
+        ) as bar,
     ):
         try:
             if training.validation_is_due:  # the state was saved before its validation was complete
@@ -347,7 +383,7 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
                 training.save()
             while not progress.done:
                 progress.epoch = progress.batch // per_epoch
-                if stop.reason:
+                if stop.agree():
                     progress.done = stop.reason
                 elif progress.iteration >= task.max_ite:
                     progress.done = "max_ite"
@@ -386,7 +422,7 @@ def fit(task: Task, run: Run, resume: dict[str, Any] | None = None) -> Progress:
             training.save()
         except OSError as error:
             raise training.write_error(error) from error
-        progress.done = stop.reason or progress.done  # a request during the last validation or save counts, too
+        progress.done = stop.agree() or progress.done  # a request during the last validation or save counts, too
     logger.info("%s: stopped at iteration %d (%s)", task.name, progress.iteration, progress.done)
     return progress
 
@@ -404,6 +440,8 @@ class Training:
         self.task, self.run = task, run
         task.memory_format = training_format(run.device, run.dtype)
         task.model.to(run.device, memory_format=task.memory_format)
+        if run.settings.sync_batchnorm:
+            distributed.synchronize_batchnorm(task.model, run.device)
         task.train()
         if task.gt_encoder is not None:
             task.gt_encoder.to(run.device, memory_format=torch.channels_last)
@@ -417,6 +455,7 @@ class Training:
         self.ema = EMA(task.model, task.ema_decay) if task.ema_decay else None
         if run.settings.compile and isinstance(task, SegmentationTask):
             task.model.compile()
+        task.network = distributed.parallel(task.model, run.device)
         if resume:
             self._load(resume)
         run.log.begin(task.name, self.progress.iteration, self.progress.validated)
@@ -445,7 +484,14 @@ class Training:
         return self.ema.model if self.ema else self.task.model
 
     def step(self, batches: Iterator[Tensor]) -> None:
-        """Take one optimizer step on ``accumulation`` batches; none if loss or gradient are not finite."""
+        """Take one optimizer step on ``accumulation`` batches; none if loss or gradient are not finite; collective.
+
+        Args:
+            batches: The training batches; of several processes, each has its share of every batch.
+
+        Raises:
+            PeerError: If a batch could not be loaded in another process.
+        """
         settings, device = self.run.settings, self.run.device
         lr = self._lr()
         for group in self.optimizer.param_groups:
@@ -453,17 +499,25 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros_like(self._losses)
         for index in range(settings.accumulation):
-            planes = next(batches).to(device, non_blocking=True)
-            planes = self.task.prepare(planes, self.progress.batch + index, self.run.dtype)
-            with autocast(device, self.run.dtype):
-                loss = self.task.loss(planes)
-            if settings.orthogonal_weight:
-                loss = loss + settings.orthogonal_weight * orthogonal_loss(self.task.model)
-            self.scaler.scale(loss / settings.accumulation).backward()
+            with distributed.together():
+                planes = next(batches)
+            samples = distributed.total(len(planes))
+            share = distributed.size() * len(planes) / samples  # the gradients' mean is then that over all samples
+            planes = planes.to(device, non_blocking=True)
+            planes = self.task.prepare(planes, self.progress.batch + index, self.run.dtype, samples)
+            with distributed.unsynchronized(self.task.network, index + 1 < settings.accumulation):
+                with autocast(device, self.run.dtype):
+                    loss = share * self.task.loss(planes)
+                if settings.orthogonal_weight:  # of the weights, which are the same in all processes
+                    loss = loss + settings.orthogonal_weight * orthogonal_loss(self.task.model)
+                self.scaler.scale(loss / settings.accumulation).backward()
             losses += torch.stack((loss.detach(), torch.ones_like(loss)))
+        losses = distributed.mean(losses)
         self._step_if_finite(losses)
         self.progress.iteration += 1
         self.progress.batch += settings.accumulation
+        if not settings.sync_batchnorm:
+            distributed.average_buffers(self.task.model)
         if self.ema:
             self.ema.update(self.task.model, self.progress.iteration - self.task.start_ite)
 
@@ -520,9 +574,9 @@ class Training:
         )
 
     def _files(self, batch: int) -> list[str]:
-        """Return the names of the samples of a batch."""
+        """Return the names of the samples of a batch of all processes."""
         loader = self.run.make_train_loader(batch)
-        return loader.dataset.names(next(iter(loader.batch_sampler)))
+        return loader.dataset.names(loader.batch_sampler.batch(batch))
 
     @contextmanager
     def failures_saved(self) -> Iterator[None]:
@@ -534,10 +588,13 @@ class Training:
         try:
             yield
         except (RuntimeError, MemoryError, OSError, UserError) as error:
+            if isinstance(error, PeerError) or distributed.is_lost(error):
+                self._write()
+                raise
             remedy = _remedy(error, self.run.settings)
             if remedy is None:
                 raise
-            self.save()
+            self._write()
             raise TrainingError(
                 f"{self.task.name}, iteration {self.progress.iteration + 1}: {remedy}. The training is saved: "
                 f"restore_model={STATE_FILE} resumes it"
@@ -560,7 +617,7 @@ class Training:
         return at_end and progress.validated < progress.iteration and progress.iteration > self.task.start_ite
 
     def validate(self, stop: StopRequests | None = None) -> None:
-        """Score the network on all data sets, log the metrics, and save the weights if they are the best so far.
+        """Score the network on all data sets, log the metrics, and save the weights if they are the best; collective.
 
         Raises:
             StopRequested: If a request to stop arrived; the validation is then repeated when the run is resumed.
@@ -580,7 +637,7 @@ class Training:
         for row in rows:
             run.log.validation(row)
         metrics = mean_figures(results)
-        if progress.record(metrics):
+        if progress.record(metrics) and distributed.is_main():
             save_weights(run.folder / task.weights_file, self.ema_model, self._metadata() | {"metrics": metrics})
 
     def _metadata(self) -> dict[str, Any]:
@@ -594,22 +651,30 @@ class Training:
 
     @property
     def save_is_due(self) -> bool:
-        """Whether ``save_minutes`` have passed since the last save."""
+        """Whether ``save_minutes`` have passed since the last save, for any process; collective."""
         every = self.run.settings.save_minutes
-        return bool(every) and time.monotonic() - self._saved >= 60 * every
+        return bool(every) and distributed.any_process(time.monotonic() - self._saved >= 60 * every)
 
     def save(self) -> None:
-        """Write ``last.pt``: everything that the run needs to resume.
+        """Write ``last.pt``: everything that the run needs to resume; collective.
 
         Raises:
             TrainingError: If loss, gradient or weights are not finite; the state that was saved before is kept.
+            PeerError: If the process that writes could not.
         """
+        with distributed.together():
+            self._write()
+
+    def _write(self) -> None:
         self._check_finite()
         if not all(_is_finite(tensor) for tensor in self.task.model.state_dict().values()):
             raise TrainingError(
                 f"{self.task.name}: the weights are not finite at iteration {self.progress.iteration}; reduce the "
                 f"learning rate. The checkpoints in {self.run.folder} were saved before and are intact"
             )
+        self._saved = time.monotonic()
+        if not distributed.is_main():
+            return
         gt_encoder = self.task.gt_encoder
         state = {
             "phase": self.task.name,
@@ -624,7 +689,6 @@ class Training:
             "settings": self.run.settings.as_dict(),
         }
         save_state(self.run.folder / STATE_FILE, state)
-        self._saved = time.monotonic()
 
 
 def _speed(device: torch.device, seconds: float) -> str:

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-_MAX_LISTED = 60
+_MAX_LISTED = 80
 """Names in a message."""
 
 
@@ -65,6 +65,12 @@ class TrainingError(UserError, RuntimeError):
 
 class ScoringError(UserError, RuntimeError):
     """A scoring run that cannot continue."""
+
+    exit_code = 1
+
+
+class PeerError(UserError, RuntimeError):
+    """A run of several processes in which another one has failed."""
 
     exit_code = 1
 

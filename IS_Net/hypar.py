@@ -88,6 +88,10 @@ class Settings:
     )
     gt_encoder_model: str = setting("", "trained GT encoder; skips phase 1", path=CHECKPOINT)
 
+    resume: bool = setting(
+        False, "train: continue from last.pt of model_path if there is one, for jobs that a cluster starts again"
+    )
+
     # network
     model: Any = setting(  # noqa: RUF009 - a network or a number, not changed
         4, "input channels: 3 image | 4 image + mask | 5 image + mask + box; or an ISNetDIS", choices=(3, 4, 5)
@@ -151,7 +155,7 @@ class Settings:
         "stop", "at a loss or gradient that is not finite: stop | skip (the iteration)", choices=("stop", "skip")
     )
     loader_minutes: float = setting(10.0, "minutes without a batch from the workers after which a training ends")
-    workers: int = setting(4, "processes that load data, and in mode valid also processes that score; 0 uses none")
+    workers: int = setting(4, "worker processes that load data, and in mode valid also score; 0 uses none")
 
     # schedule
     start_ite: int = setting(0, "number of the first iteration")
@@ -161,11 +165,11 @@ class Settings:
     early_stop: int = setting(20, "patience: validations without a better max F or MAE before training ends", minimum=1)
     model_save_fre: int = setting(2000, "iterations between validations, each of which saves", minimum=1)
     save_minutes: float = setting(0.0, "minutes between further saves, without validation; 0 is none")
-    batch_size_train: int = setting(6, "batch size of training", minimum=1)
+    batch_size_train: int = setting(6, "batch size of training, of all processes of torchrun together", minimum=1)
     auto_batch: bool = setting(
         False, "CUDA: train with the largest batch that fits into the GPU's memory, instead of batch_size_train"
     )
-    batch_size_valid: int = setting(1, "batch size of validation and inference", minimum=1)
+    batch_size_valid: int = setting(1, "batch size of validation and inference, of each process", minimum=1)
     accumulation: int = setting(1, "gradient accumulation: batches per iteration", minimum=1)
 
     # optimizer (AdamW) and loss
@@ -174,6 +178,9 @@ class Settings:
     lr_stem_factor: float = setting(1.0, "phase 2: learning rate of the first convolution, as a multiple of lr")
     ema: float = setting(
         0.0, "phase 2: decay of the EMA of the weights, which is validated and saved; 0 is off", maximum=1
+    )
+    sync_batchnorm: bool = setting(
+        True, "training with torchrun: BatchNorm statistics of the whole batch instead of each process's share"
     )
     freeze_bn: bool = setting(False, "phase 2: keep BatchNorm statistics and weights fixed")
     weight_decay: float = setting(0.0, "weight decay")

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from IS_Net import distributed
+
 IOU_SMOOTH = 1.0
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean; 0 of no values, because a process may get none of the last samples of an epoch."""
+    return values.sum() / max(values.numel(), 1)
 
 
 def bce_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -23,7 +30,7 @@ def bce_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Te
         target: In [0, 1], of the same shape.
         weight: Weights of the pixels, of the same shape and mean 1; None weights all pixels equally.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), target, weight)
+    return _mean(F.binary_cross_entropy_with_logits(logits.float(), target, weight, reduction="none"))
 
 
 def edge_weights(target: Tensor, edge_weight: float, reach: int = 31) -> Tensor:
@@ -38,14 +45,19 @@ def edge_weights(target: Tensor, edge_weight: float, reach: int = 31) -> Tensor:
         reach: Side of the square window of the local mean in pixels, odd.
 
     Returns:
-        (B, 1, H, W) of the dtype of ``target``, with mean 1 over the batch.
+        (B, 1, H, W) of the dtype of ``target``, with mean 1 over the batch: that of all processes together.
     """
     mean = target
     for side in ((1, reach), (reach, 1)):  # separable: 62 additions per pixel instead of 961
         padding = side[0] // 2, side[1] // 2
         mean = F.avg_pool2d(mean, side, stride=1, padding=padding, count_include_pad=False)
-    weight = 1 + edge_weight * (mean - target).abs()
-    return weight / weight.mean()
+    return _scaled(1 + edge_weight * (mean - target).abs())
+
+
+def _scaled(weight: Tensor) -> Tensor:
+    """Return weights of pixels with mean 1 over the samples of all processes."""
+    total, number = distributed.mean(torch.stack((weight.sum(), weight.new_full((), weight.numel()))))
+    return weight * (number / total)
 
 
 def iou_loss(logits: Tensor, target: Tensor, smooth: float = IOU_SMOOTH) -> Tensor:
@@ -59,7 +71,7 @@ def iou_loss(logits: Tensor, target: Tensor, smooth: float = IOU_SMOOTH) -> Tens
     probability = torch.sigmoid(logits.float())
     intersection = (probability * target).flatten(1).sum(1)
     union = probability.flatten(1).sum(1) + target.flatten(1).sum(1) - intersection
-    return (1 - (intersection + smooth) / (union + smooth)).mean()
+    return _mean(1 - (intersection + smooth) / (union + smooth))
 
 
 def side_output_loss(
@@ -84,7 +96,7 @@ def side_output_loss(
     weight = edge_weights(target, edge_weight) if edge_weight else None
     if extra_weight is not None:
         weight = extra_weight + (1 if weight is None else weight)
-        weight = weight / weight.mean()
+        weight = _scaled(weight)
     return torch.stack(
         [bce_weight * bce_loss(side, target, weight) + iou_weight * iou_loss(side, target) for side in sides]
     ).sum()
@@ -98,7 +110,9 @@ def feature_loss(features: Sequence[Tensor], gt_features: Sequence[Tensor]) -> T
         gt_features: Six feature maps of the frozen GT encoder, of the same shapes.
     """
     pairs = zip(features, gt_features, strict=True)
-    return torch.stack([F.mse_loss(found.float(), wanted.float()) for found, wanted in pairs]).sum()
+    return torch.stack(
+        [_mean(F.mse_loss(found.float(), wanted.float(), reduction="none")) for found, wanted in pairs]
+    ).sum()
 
 
 def _flat_weights(model: nn.Module) -> Iterable[Tensor]:

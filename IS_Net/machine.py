@@ -27,6 +27,11 @@ def requested_threads() -> int:
     return int(threads) if threads.isdecimal() and int(threads) else available_cores()
 
 
+def launched_processes() -> int:
+    """Return the number of processes that torchrun has started for this run; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 @cache
 def has_amx() -> bool:
     """Return whether the CPU has AMX, with which bfloat16 is several times as fast as float32 (known on Linux only)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from IS_Net import datalist
+from IS_Net import datalist, distributed
 from IS_Net.checkpoint import assign_weights, load_state, load_weights
 from IS_Net.data_loader import (
     DISDataset,
@@ -34,13 +34,13 @@ from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, I
 from IS_Net.files import is_file_name, prepare_output, refuse_to_replace, remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
-from IS_Net.machine import available_cores
+from IS_Net.machine import cores_per_process
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.paths import resolve
 from IS_Net.preflight import describe, find_batch_size
 from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL, Size
 from IS_Net.report import MEAN, Scores
-from IS_Net.run_log import RunLog
+from IS_Net.run_log import RunLog, SilentLog
 from IS_Net.scoring import Job, Scorer
 from IS_Net.tasks import GTEncoderTask, SegmentationTask
 from IS_Net.worker import workers_that_fit
@@ -54,7 +54,7 @@ _INPUTS = ("im_dir", "gt_dir", "mid_dir", "mask_dir")
 """Keys of an entry that name folders which are read."""
 
 _FREE_TO_CHANGE = (
-    *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics"),
+    *("restore_model", "model_path", "device", "workers", "valid_out_dir", "metrics", "resume"),
     *("max_minutes", "save_minutes", "loader_minutes", "check", "recompute"),
 )
 """Settings that do not affect the result of a resumed training."""
@@ -68,20 +68,24 @@ class Session:
 
     Raises:
         DeviceError: If the device or the precision is not available.
+        HyparError: If a setting does not fit the number of processes.
     """
 
     def __init__(self, settings: Settings) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if settings.mode == "train":
+            distributed.require_divisible("batch_size_train", settings.batch_size_train)
+        if settings.auto_batch and distributed.size() > 1:
             raise HyparError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: the processes of torchrun would each do the whole run and "
-                "write the same files; start the script without torchrun"
+                "hypar['auto_batch']: tries batch sizes for one GPU alone; with torchrun, set batch_size_train, the "
+                "batch size of all processes together"
             )
         self.settings = settings
-        torch.manual_seed(settings.seed)
-        self.device = pick_device(settings.device)
+        torch.manual_seed(settings.seed)  # of the weights of a new network; nothing else draws from this generator
+        self.device = pick_device(distributed.local_device(settings.device))
         self.dtype = autocast_dtype(self.device, settings.model_digit)
         self.model: ISNetDIS = ISNetDIS(settings.model) if isinstance(settings.model, int) else settings.model
-        self.workers = min(settings.workers, available_cores())  # more would only wait for each other
+        # more would only wait for each other
+        self.workers = min(settings.workers, cores_per_process())
         self._pin = self.device.type == "cuda"
 
     def dataset(self, entry: dict[str, str], in_ch: int, need_gt: bool, preload: bool, size: Size = ()) -> DISDataset:
@@ -90,13 +94,15 @@ class Session:
         return DISDataset(entry, in_ch, self.settings.cache_size, size, need_gt=need_gt, preload=preload)
 
     def require_usable(self, train: Datasets, valid: Datasets) -> None:
-        """Read all files that the run uses, as :func:`IS_Net.doctor.require_usable` does."""
+        """Read all files that the run uses, as :func:`IS_Net.doctor.require_usable` does, in the main process."""
 
         def used(entries: Datasets, masks: bool) -> Datasets:
             return entries if masks else [{**entry, "mask_dir": "", "mid_dir": ""} for entry in entries]
 
         masks = self.model.in_ch > MASK_CHANNEL
-        require_usable(used(train, masks and self.settings.simulate_mask < 1), used(valid, masks))
+        with distributed.together():
+            if distributed.is_main():
+                require_usable(used(train, masks and self.settings.simulate_mask < 1), used(valid, masks))
 
     def valid_loaders(self, datasets: Datasets, need_gt: bool) -> list[DataLoader]:
         """Return a loader for each data set, in order."""
@@ -104,7 +110,8 @@ class Session:
         opened = [self.dataset(entry, self.model.in_ch, need_gt, settings.cache_boost_valid) for entry in datasets]
         size, timeout = settings.batch_size_valid, 60 * settings.loader_minutes
         # besides the planes, a batch holds ground truths at the sizes of the images, taken to be about as large
-        workers = workers_that_fit(self.workers, 2 * size * (self.model.in_ch + 1) * math.prod(settings.input_size))
+        batch_bytes = 2 * size * (self.model.in_ch + 1) * math.prod(settings.input_size)
+        workers = workers_that_fit(self.workers, batch_bytes * distributed.processes_here())
         return [valid_loader(ValidDataset(data), size, workers, self._pin, timeout) for data in opened]
 
     def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog, phase_1: bool = False) -> Run:
@@ -140,7 +147,7 @@ class Session:
             train_loader,
             data,
             batch_size,
-            workers_that_fit(self.workers, batch_bytes),
+            workers_that_fit(self.workers, batch_bytes * distributed.processes_here() // distributed.size()),
             pin=self._pin,
             timeout=60 * settings.loader_minutes,
         )
@@ -151,8 +158,8 @@ class Session:
         )
         logger.info("%s", describe(self.model, settings, self.device, self.dtype))
         logger.info(
-            "%d training samples in batches of %d, %d validation samples",
-            *(len(data), batch_size, sum(map(len, validated))),
+            "%d training samples in batches of %d, %d validation samples; processes: %d",
+            *(len(data), batch_size, sum(map(len, validated)), distributed.size()),
         )
         return Run(settings, self.device, self.dtype, valid_loaders, make_loader, log)
 
@@ -201,13 +208,16 @@ def train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) 
     _check_maps(valid_datasets, session.settings.valid_out_dir)
     if session.settings.check:
         session.require_usable(train_datasets, valid_datasets)
-    with lock_folder(session.settings.model_path, "a training"):
-        remove_leftovers(session.settings.model_path)
+    with ExitStack() as stack:
+        with distributed.together():
+            if distributed.is_main():
+                stack.enter_context(lock_folder(session.settings.model_path, "a training"))
+                remove_leftovers(session.settings.model_path)
         return _train(session, train_datasets, valid_datasets)
 
 
 def _train(session: Session, train_datasets: Datasets, valid_datasets: Datasets) -> Progress:
-    log = RunLog(Path(session.settings.model_path))
+    log = RunLog(Path(session.settings.model_path)) if distributed.is_main() else SilentLog()
     state = _state_to_resume(session)
     if state:
         # if phase 2 has not begun, it still starts from the weights that the run was started with
@@ -243,6 +253,9 @@ def _state_to_resume(session: Session) -> dict[str, Any] | None:
     """
     settings, folder = session.settings, Path(session.settings.model_path)
     path = Path(settings.restore_model)
+    if settings.resume and (folder / STATE_FILE).is_file():
+        path = folder / STATE_FILE
+        logger.info("resume: continuing from %s", path)
     if path.name != STATE_FILE:
         existing = [name for name in (STATE_FILE, SegmentationTask.weights_file) if (folder / name).is_file()]
         if existing:
@@ -332,7 +345,10 @@ def _collate_readable(items: list[ValidItem | str]) -> tuple[ValidBatch | None, 
 
 
 class _SkippingLoader:
-    """Yields the batches of a loader without the samples that cannot be read, and collects the errors of these."""
+    """Yields the batches of a loader without the samples that cannot be read, and collects the errors of these.
+
+    Of several processes, each gets its share.
+    """
 
     def __init__(self, loader: DataLoader) -> None:
         self.dataset = _SkippingDataset(loader.dataset)
@@ -340,6 +356,7 @@ class _SkippingLoader:
         self._loader = DataLoader(
             self.dataset,
             batch_size=loader.batch_size,
+            sampler=distributed.share(len(self.dataset)),
             num_workers=loader.num_workers,
             collate_fn=_collate_readable,
             pin_memory=loader.pin_memory,
@@ -356,7 +373,8 @@ class _SkippingLoader:
 def evaluate(session: Session, datasets: Datasets) -> Evaluation:
     """Run the network on data sets: score and optionally write maps (mode ``valid``), or only write maps.
 
-    An image that cannot be read is logged and skipped.
+    An image that cannot be read is logged and skipped. Collective: each process predicts and scores its share of the
+    images, and all return the result.
 
     Args:
         session: Of mode ``valid`` or ``inference``; its ``restore_model`` is loaded.
@@ -409,12 +427,16 @@ def _evaluate_one(
     scores = Scores(readable.dataset.name, method, settings.metrics)
     maps = predict_maps(task, readable, session.device, session.dtype, settings.valid_out_dir, passes=settings.passes)
     jobs = (Job(image, gt.numpy(), {method: alpha.cpu().numpy()}) for image, alpha, gt in maps if gt is not None)
+    # by its number: the outcome of each image of the share that has ground truth and could be read
+    numbers = {sample.name: number for number, sample in enumerate(loader.dataset.dataset.samples)}
+    outcomes = {numbers[outcome.name]: outcome for outcome in scorer.measure(jobs)}
+    share = [outcomes.get(number) for number in distributed.share(len(numbers))]
     problems = []
-    for outcome in scorer.measure(jobs):
+    for outcome in filter(None, distributed.gather_shares(share)):
         problems += outcome.problems
         if method in outcome.measured:
             scores.add(outcome.name, outcome.measured[method])
-    problems += readable.problems
+    problems += distributed.gather_lists(readable.problems)
     for problem in problems:
         logger.error("%s", problem)
     return scores, problems

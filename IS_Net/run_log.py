@@ -112,3 +112,22 @@ class RunLog:
                 self._board.close()
             except OSError as error:
                 self._give_up(error)
+
+
+class SilentLog(RunLog):
+    """Logs nothing, in processes other than the main one."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def begin(self, phase: str, iteration: int, validated: int) -> None:
+        """Do nothing."""
+
+    def validation(self, row: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def loss(self, iteration: int, value: float) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -26,6 +26,9 @@ class SegmentationTask:
         model: The network to train.
         gt_encoder: The trained GT encoder, or None to train without intermediate supervision. It is frozen.
         settings: The settings of the run.
+
+    Attributes:
+        network: What :meth:`loss` calls: the model, or what :func:`IS_Net.distributed.parallel` makes of it.
     """
 
     name = "segmentation"
@@ -35,6 +38,7 @@ class SegmentationTask:
 
     def __init__(self, model: ISNetDIS, gt_encoder: ISNetGTEncoder | None, settings: Settings) -> None:
         self.model, self.gt_encoder, self.settings = model, gt_encoder, settings
+        self.network: nn.Module = model
         model.recompute = settings.recompute
         self.lr, self.start_ite, self.max_ite = settings.lr, settings.start_ite, settings.max_ite
         self.cosine_decay, self.ema_decay = settings.lr_decay == "cosine", settings.ema
@@ -45,8 +49,8 @@ class SegmentationTask:
         if gt_encoder is not None:
             gt_encoder.eval().requires_grad_(False)  # eval: its BatchNorm statistics must not change
 
-    def _batchnorms(self) -> Iterator[nn.BatchNorm2d]:
-        return (layer for layer in self.model.modules() if isinstance(layer, nn.BatchNorm2d))
+    def _batchnorms(self) -> Iterator[nn.Module]:
+        return (layer for layer in self.model.modules() if isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)))
 
     def train(self) -> None:
         """Set the network to training mode, except for frozen BatchNorms."""
@@ -67,7 +71,7 @@ class SegmentationTask:
         return make_input(planes[:, : self.model.in_ch])
 
     @torch.no_grad()
-    def prepare(self, planes: Tensor, number: int, dtype: torch.dtype | None) -> Tensor:
+    def prepare(self, planes: Tensor, number: int, dtype: torch.dtype | None, total: int | None = None) -> Tensor:
         """Vary the prompts of a batch of the loader as the settings say; see :mod:`IS_Net.training_prompts`.
 
         It has to be called outside of autocast, which would keep the weights that it converts without gradients.
@@ -76,6 +80,7 @@ class SegmentationTask:
             planes: (B, in_ch + 1, H, W) uint8, on the device of the network.
             number: Number of the batch in the run.
             dtype: Of autocast, for the network's own masks; None is float32.
+            total: Samples in the batch of all processes; None means that there is only this one.
 
         Returns:
             (B, in_ch + 1, h, w) uint8, for :meth:`loss`.
@@ -90,7 +95,7 @@ class SegmentationTask:
             self.train()
             return make_alpha(logits, chosen.shape[-2:])
 
-        return prepare_batch(planes, self.model.in_ch, number, self.settings, predict_alpha)
+        return prepare_batch(planes, self.model.in_ch, number, self.settings, predict_alpha, total)
 
     def loss(self, planes: Tensor) -> Tensor:
         """Return the side-output loss plus the feature loss for (B, in_ch + 1, H, W) uint8 planes."""
@@ -98,7 +103,7 @@ class SegmentationTask:
         if settings.outside_weight:
             boxes = find_bounds(planes[:, BOX_CHANNEL] > 0)
             extra = settings.outside_weight * outside_boxes(boxes, _BOX_MARGIN, planes.shape[-2:])
-        sides, features = self.model(self.input(planes).contiguous(memory_format=self.memory_format))
+        sides, features = self.network(self.input(planes).contiguous(memory_format=self.memory_format))
         loss = side_output_loss(sides, target, settings.bce_weight, settings.iou_weight, settings.edge_weight, extra)
         if self.gt_encoder is not None:
             with torch.no_grad():
@@ -113,6 +118,9 @@ class GTEncoderTask:
     Args:
         model: The GT encoder to train.
         settings: The settings of the run.
+
+    Attributes:
+        network: As in :class:`SegmentationTask`.
     """
 
     name = "gt_encoder"
@@ -122,6 +130,7 @@ class GTEncoderTask:
 
     def __init__(self, model: ISNetGTEncoder, settings: Settings) -> None:
         self.model, self.settings = model, settings
+        self.network: nn.Module = model
         model.recompute = settings.recompute
         self.lr, self.start_ite, self.max_ite = settings.gt_encoder_lr, 0, settings.gt_encoder_max_ite
         self.cosine_decay, self.ema_decay = False, 0.0
@@ -139,14 +148,14 @@ class GTEncoderTask:
         """Return the ground truth of (B, in_ch + 1, H, W) uint8 planes: (B, 1, H, W) float32 in [0, 1]."""
         return make_target(planes[:, -1:])
 
-    def prepare(self, planes: Tensor, _number: int, _dtype: torch.dtype | None) -> Tensor:
+    def prepare(self, planes: Tensor, _number: int, _dtype: torch.dtype | None, _total: int | None = None) -> Tensor:
         """Return a batch of the loader at ``input_size`` if it has the size that windows are cut from."""
         return resize_batch(planes, self.settings.input_size) if self.settings.window_share else planes
 
     def loss(self, planes: Tensor) -> Tensor:
         """Return the side-output loss for (B, in_ch + 1, H, W) uint8 planes."""
         target = self.input(planes)
-        sides, _ = self.model(target.contiguous(memory_format=self.memory_format))
+        sides, _ = self.network(target.contiguous(memory_format=self.memory_format))
         return side_output_loss(sides, target, self.settings.bce_weight, self.settings.iou_weight)
 
 

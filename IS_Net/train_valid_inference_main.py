@@ -5,6 +5,7 @@ give settings as key=value:
 
     python IS_Net/train_valid_inference_main.py mode=valid restore_model=best.safetensors valid_datasets=dataset_te1
     dis-sam train train_datasets=data/mine/train valid_datasets=data/mine/valid cache_size=512
+    torchrun --nproc-per-node 4 IS_Net/train_valid_inference_main.py batch_size_train=12
 
 ``train_datasets`` and ``valid_datasets`` are names from datalist.py or folders that hold im/ (and gt/, mask/),
 separated by commas; FOLDER:SUB takes the coarse masks from FOLDER/SUB instead of FOLDER/mask.
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from IS_Net.command_line import DONE, FAILED, INTERRUPTED, TERMINATED, print_error, print_text, run_command
 from IS_Net.datalist import dataset_tr, dataset_vd, find_datasets
 from IS_Net.hypar import Settings, describe_settings, override, parse_assignments
+from IS_Net.machine import launched_processes
 
 if TYPE_CHECKING:
     from IS_Net.engine import Metrics, Progress
@@ -73,9 +76,19 @@ def main(
     Raises:
         UserError: If something cannot be used; the message names it and the remedy.
     """
-    settings = Settings.from_hypar(hypar)
-    result = _run(train_datasets, valid_datasets, settings)
+    with _joined():
+        settings = Settings.from_hypar(hypar)
+        result = _run(train_datasets, valid_datasets, settings)
     return result if settings.mode == "train" else {one.data_set: one.figures() for one in result.scores}
+
+
+def _joined() -> AbstractContextManager:
+    """Return the context of the processes that torchrun has started; without torchrun, one in which nothing happens."""
+    if launched_processes() == 1:
+        return nullcontext()
+    from IS_Net import distributed  # it imports PyTorch, which the messages of wrong settings need not wait for
+
+    return distributed.joined()
 
 
 def _run(
@@ -114,21 +127,30 @@ def command_line(arguments: Sequence[str]) -> int:
 
 
 def _run_command(arguments: Sequence[str]) -> int:
-    given = parse_assignments(arguments, extra=("train_datasets", "valid_datasets"))
-    train, valid = given.pop("train_datasets", None), given.pop("valid_datasets", None)
-    train = train_datasets if train is None else find_datasets(train, cache=True)
-    valid = valid_datasets if valid is None else find_datasets(valid, cache=False)
-    settings = Settings.from_hypar(override(hypar, given))
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    with _joined():
+        given = parse_assignments(arguments, extra=("train_datasets", "valid_datasets"))
+        train, valid = given.pop("train_datasets", None), given.pop("valid_datasets", None)
+        train = train_datasets if train is None else find_datasets(train, cache=True)
+        valid = valid_datasets if valid is None else find_datasets(valid, cache=False)
+        settings = Settings.from_hypar(override(hypar, given))
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
-    with logging_redirect_tqdm():
-        result = _run(train, valid, settings)
-    if settings.mode == "train":
+        with logging_redirect_tqdm():
+            result = _run(train, valid, settings)
+        return _end(result, settings.mode)
+
+
+def _end(result: Progress | Evaluation, mode: str) -> int:
+    """Print what did not end as it should have, in the main process, and return the exit code."""
+    from IS_Net.distributed import is_main
+
+    if mode == "train":
         if not result.interrupted:
             return DONE
-        print_error(f"{result.done}; restore_model=last.pt resumes the training", prefix="")
+        if is_main():
+            print_error(f"{result.done}; restore_model=last.pt resumes the training", prefix="")
         return TERMINATED if result.done == "terminated" else INTERRUPTED
-    if result.problems:
+    if result.problems and is_main():
         print_error(f"{len(result.problems)} images failed (see above)")
     return FAILED if result.problems else DONE
 

@@ -5,7 +5,8 @@ loose boxes, a box without a mask, its own alpha matte as the mask (a second pas
 native scale with the alpha matte of a whole pass. :func:`prepare_batch` makes such samples out of the loader's.
 
 All random numbers are drawn on the CPU from the seed and the number of the batch, so that a resumed run gets what it
-would have got. Nothing here makes the host wait for the device.
+would have got, and that each process of a run draws those of the whole batch and takes what concerns its samples.
+Nothing here makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from IS_Net import distributed
 from IS_Net.hypar import Settings
 from IS_Net.preprocess import BOX_CHANNEL, MASK_CHANNEL, Size
 from IS_Net.tensors import alpha_to_uint8, resize_alpha, resize_batch
@@ -27,7 +29,12 @@ _OFF_CENTER = 0.375  # how far from a window's center the edge is that it is pla
 
 
 def prepare_batch(
-    planes: Tensor, in_ch: int, number: int, settings: Settings, predict_alpha: Callable[[Tensor], Tensor]
+    planes: Tensor,
+    in_ch: int,
+    number: int,
+    settings: Settings,
+    predict_alpha: Callable[[Tensor], Tensor],
+    total: int | None = None,
 ) -> Tensor:
     """Vary the prompts of a batch as the settings say; see ``box_jitter`` and the keys after it in :mod:`IS_Net.hypar`.
 
@@ -40,23 +47,32 @@ def prepare_batch(
         number: Number of the batch in the run.
         settings: The settings of the run.
         predict_alpha: Runs the network on (n, in_ch, h, w) uint8 and returns alpha mattes, (n, 1, h, w) float32.
+        total: Samples in the batch of all processes, of which ``planes`` is this one's :func:`distributed.share`; None
+            means that there is only this one.
 
     Returns:
         (B, in_ch + 1, h, w) uint8: with ``window_share`` at ``input_size``, else at the size of ``planes``. The batch
         that was given is not modified.
     """
     rng = np.random.default_rng((settings.seed, number))
-    order = rng.permutation(len(planes)).tolist()
-    window_end = _count(settings.window_share, len(planes), rng)
-    own_end = min(window_end + _count(settings.own_mask, len(planes), rng), len(planes))
-    windows, own = order[:window_end], order[window_end:own_end]
-    dropped = rng.permutation(len(planes))[: _count(settings.drop_mask, len(planes), rng)].tolist()
-    framed = dropped[: _count(settings.whole_frame, len(dropped), rng)]
+    total = len(planes) if total is None else total
+    places = {position: index for index, position in enumerate(distributed.share(total))}
+
+    def here(positions: Sequence[int]) -> list[int]:
+        return [places[position] for position in positions if position in places]
+
+    order = rng.permutation(total).tolist()
+    window_end = _count(settings.window_share, total, rng)
+    own_end = min(window_end + _count(settings.own_mask, total, rng), total)
+    windows, own = here(order[:window_end]), here(order[window_end:own_end])
+    without = rng.permutation(total)[: _count(settings.drop_mask, total, rng)].tolist()
+    framed = here(without[: _count(settings.whole_frame, len(without), rng)])
+    dropped = here(without)
 
     boxes = find_bounds(planes[:, BOX_CHANNEL if in_ch > BOX_CHANNEL else -1] > 128)
     if settings.box_jitter:
-        shifts = rng.uniform(-settings.box_jitter, settings.box_jitter, (len(planes), 4)).astype(np.float32)
-        boxes = jitter_boxes(boxes, torch.from_numpy(shifts), planes.shape[-2:])
+        shifts = rng.uniform(-settings.box_jitter, settings.box_jitter, (total, 4)).astype(np.float32)
+        boxes = jitter_boxes(boxes, torch.from_numpy(shifts[list(places)]), planes.shape[-2:])
     for index in framed:
         boxes[index] = _whole_frame(boxes[index], planes.shape[-2:])
 
@@ -69,7 +85,8 @@ def prepare_batch(
         if own:
             batch[_index(own, planes), MASK_CHANNEL] = alpha_to_uint8(alpha[len(windows) :])[:, 0]
         for index, matte in zip(windows, alpha, strict=False):
-            top, left = place_window(planes[index, -1], size, rng)
+            own_rng = np.random.default_rng((settings.seed, number, distributed.share(total)[index]))
+            top, left = place_window(planes[index, -1], size, own_rng)
             batch[index] = cut_window(planes[index], matte[None], boxes[index], top, left, size, in_ch)
     return batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -70,29 +71,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def write_dataset(
+    base: Path, name: str = "tiny", sizes=((150, 200), (160, 140), (131, 177)), cache: bool = True
+) -> dict[str, str]:
+    """Write a split in the data contract's layout to ``base / name`` and return its entry for datalist."""
+    folder = base / name
+    for index, (height, width) in enumerate(sizes):
+        image, gt, mask = draw_sample(index, height, width)
+        write_image(folder / "im" / f"ring_{index}.png", image)
+        write_mask(folder / "gt" / f"ring_{index}.png", gt)
+        write_mask(folder / "mask" / f"ring_{index}.png", mask)
+    return {
+        "name": name,
+        "im_dir": str(folder / "im"),
+        "gt_dir": str(folder / "gt"),
+        "mid_dir": str(folder / "mask"),
+        "im_ext": ".png",
+        "gt_ext": ".png",
+        "mid_ext": ".png",
+        "cache_dir": str(base / "cache") if cache else "",
+    }
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path):
-    """Return a function that writes a split in the data contract's layout and returns its entry for datalist."""
-
-    def make(name: str = "tiny", sizes=((150, 200), (160, 140), (131, 177)), cache: bool = True) -> dict[str, str]:
-        folder = tmp_path / name
-        for index, (height, width) in enumerate(sizes):
-            image, gt, mask = draw_sample(index, height, width)
-            write_image(folder / "im" / f"ring_{index}.png", image)
-            write_mask(folder / "gt" / f"ring_{index}.png", gt)
-            write_mask(folder / "mask" / f"ring_{index}.png", mask)
-        return {
-            "name": name,
-            "im_dir": str(folder / "im"),
-            "gt_dir": str(folder / "gt"),
-            "mid_dir": str(folder / "mask"),
-            "im_ext": ".png",
-            "gt_ext": ".png",
-            "mid_ext": ".png",
-            "cache_dir": str(tmp_path / "cache") if cache else "",
-        }
-
-    return make
+    """Return a function that writes a split to a folder of the test, as :func:`write_dataset` does."""
+    return functools.partial(write_dataset, tmp_path)
 
 
 @pytest.fixture(scope="session")

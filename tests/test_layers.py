@@ -48,7 +48,10 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("the paper", "IS_Net.models IS_Net.losses IS_Net.metrics IS_Net.augment"),
     ("pixels", "IS_Net.preprocess IS_Net.tensors IS_Net.compositing IS_Net.manifest IS_Net.grabcut"),
-    ("machine", "IS_Net.images IS_Net.masks IS_Net.decoding IS_Net.device IS_Net.bounded IS_Net.worker"),
+    (
+        "machine",
+        "IS_Net.images IS_Net.masks IS_Net.decoding IS_Net.device IS_Net.bounded IS_Net.worker IS_Net.distributed",
+    ),
     (
         "ground",
         "IS_Net.hypar IS_Net.datalist IS_Net.paths IS_Net.metric_names IS_Net.command_line IS_Net.errors "

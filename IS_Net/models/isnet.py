@@ -103,10 +103,10 @@ class RSU(nn.Module):
 @contextmanager
 def _fixed_statistics(stage: nn.Module) -> Iterator[None]:
     """Keep the running statistics of BatchNorms as they are while these normalize with those of the batch."""
-    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in stage.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from IS_Net import worker
 from IS_Net.errors import HyparError
 from IS_Net.hypar import Settings
-from IS_Net.phases import Session
 from IS_Net.preflight import describe, find_batch_size, largest_batch, state_memory
 from IS_Net.worker import workers_that_fit
 from tests.thin_networks import Thin
@@ -68,10 +67,3 @@ def test_workers_are_as_many_as_shared_memory_holds(monkeypatch, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         assert workers_that_fit(4, 1_000_000) == expected
     assert ("--shm-size" in caplog.text) == (expected < 4)
-
-
-def test_several_processes_of_torchrun_are_refused(monkeypatch):
-    """Two equal trainings in one folder (row 16 of the list of faults)."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(HyparError, match=r"WORLD_SIZE is 2: .*without torchrun"):
-        Session(Settings())

@@ -15,7 +15,7 @@ from tests.processes import wait_for_end
 
 ENDLESS = (
     *("cache_size=128", "batch_size_train=2", "max_ite=1000000", "model_save_fre=100000", "interm_sup=False"),
-    *("device=cpu", "model_digit=full"),
+    *("device=cpu", "model_digit=full", "freeze_bn=True"),
 )
 SCRIPT = """
 import sys
@@ -35,10 +35,10 @@ def training(make_dataset, tmp_path: Path):
     script.write_text(SCRIPT)
     processes = []
 
-    def start(workers: int) -> subprocess.Popen:
+    def start(workers: int, *launcher: str) -> subprocess.Popen:
         process = subprocess.Popen(
             [
-                *(sys.executable, script, *ENDLESS, f"workers={workers}", f"model_path={tmp_path / 'run'}"),
+                *(sys.executable, *launcher, script, *ENDLESS, f"workers={workers}", f"model_path={tmp_path / 'run'}"),
                 *(f"train_datasets={folder}", f"valid_datasets={folder}"),
             ],
             stdout=subprocess.DEVNULL,
@@ -97,3 +97,14 @@ def test_workers_end_with_a_killed_training(training):
     process.kill()
     process.wait()
     wait_for_end(process.pid)
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_signal_on_and_the_training_is_saved(training, tmp_path: Path):
+    """To the whole group, so that each process gets it twice."""
+    process = training(0, *("-m", "torch.distributed.run", "--nproc-per-node=2", "--shutdown-timeout=100"))
+    os.killpg(process.pid, signal.SIGTERM)
+    printed = process.communicate(timeout=120)[1]
+    assert "terminated; restore_model=last.pt resumes the training" in printed
+    assert printed.count("the training stops after this batch and is saved") == 1
+    assert load_state(tmp_path / "run" / "last.pt")["progress"]["iteration"] >= 10
