@@ -293,7 +293,7 @@ def test_an_incomplete_environment_is_named(monkeypatch):
 
 
 def command(arguments: list[str], home: str, fail: str = "") -> None:
-    """Run the command with thin networks; the second process fails at iteration 2 if it is told how."""
+    """Run the command with thin networks; the second process fails at iteration 2 if asked to."""
     from IS_Net import engine, tasks
     from IS_Net.errors import ImageError
     from IS_Net.train_valid_inference_main import command_line
