@@ -21,7 +21,7 @@ from IS_Net.manifest import fingerprint
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import Detail, DISPredictor, PreparedImage, check_mask
 from IS_Net.preprocess import Box, check_box
-from sam.backends import available_model, find_checkpoint, load_predictor
+from sam.backends import available_model, find_checkpoint, load_predictor, split_model
 from sam.backends.base import StageOnePredictor
 from sam.prompts import check_points
 
@@ -408,7 +408,8 @@ def load(
     """
     model = available_model() if sam == "auto" else sam
     checkpoint = find_checkpoint(model)
-    logger.info("stage 1: %s", f"SAM {model}, {checkpoint}" if checkpoint else f"none; boxes go to stage 2 ({model})")
+    name = split_model(model)[0]
+    logger.info("stage 1: %s", f"SAM {name}, {checkpoint}" if checkpoint else f"none; boxes go to stage 2 ({name})")
     return DISSAM(lambda: load_predictor(model, checkpoint, device), _load_stage_2(weights, device, precision, runtime))
 
 
