@@ -65,7 +65,6 @@ def test_an_export_that_differs_is_not_kept(
     assert "too much" in captured.out and "3 of 3 exceed it" in captured.out
     assert "thin.pt: was not written" in captured.err
     assert (tmp_path / "thin.pt").read_bytes() == b"an earlier export" and len(files(tmp_path)) == 2
-    assert export("--overwrite", "--tolerance", "100") == 1  # the mean difference is too large too
 
 
 def test_pictures_of_the_user(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
