@@ -123,7 +123,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         kind = str(ours.run.dtype or torch.float32).removeprefix("torch.")
         print(f"  ours in {kind}: {difference}")
         sides = {"published": lambda: baseline.step(*batch), "ours": lambda: ours.step(iter([planes]))}
-        times = compare(*sides.values(), device, options.runs)
+        times = compare(*sides.values(), device, options.runs, warm_up=0 if options.quick else 1)
         memory = {side: measure_memory(options, side) / 2**30 for side in sides}
         name = f"training step, {options.size} x {options.size}, batch {options.batch}, {kind}"
         found = row(
