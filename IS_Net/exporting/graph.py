@@ -42,12 +42,12 @@ class StoredConvolution(nn.Module):
             self.scale = self.outliers = None
             return
         values, scale, outliers = int8.quantize(weight)
-        found = int8.find_outliers(values)
-        self.register_buffer("values", values.masked_fill(values == int8.OUTLIER, 0))
+        is_outlier = values == int8.OUTLIER
+        self.register_buffer("values", values.masked_fill(is_outlier, 0))
         self.register_buffer("scale", scale.view(-1, 1, 1, 1))
         self.register_buffer("outliers", outliers if len(outliers) else None)
-        for axis, places in enumerate(found):
-            self.register_buffer(f"axis{axis}", places)
+        # in the flat weight: OpenVINO cannot convert an assignment by four indices
+        self.register_buffer("places", is_outlier.flatten().nonzero()[:, 0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
@@ -55,7 +55,7 @@ class StoredConvolution(nn.Module):
         if self.scale is not None:
             weight = weight * self.scale
         if self.outliers is not None:
-            weight = weight.index_put(tuple(getattr(self, f"axis{axis}") for axis in range(4)), self.outliers)
+            weight = weight.flatten().scatter(0, self.places, self.outliers).view_as(weight)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation)
 
 
