@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,13 +126,19 @@ def _entry(row: Mapping[str, Any], where: str, folder: Path, needs: Sequence[str
             raise DatasetError(f"{where}: found no {key!r}; expected {', '.join(dict.fromkeys(('image', *needs)))}")
     paths = {key: row.get(key) for key in _PATHS}
     for key, value in paths.items():
-        if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+        if value is not None and not (isinstance(value, str) and _can_be_path(value)):
             raise DatasetError(f"{where}: {key!r}: expected the path of a file, found {value!r}")
     name = row.get("id") if row.get("name") is None else row["name"]
-    name = Path(paths["image"]).stem if name is None else str(name)
-    if not all(map(is_file_name, name.split("/"))) or (":" in name and Path(name).is_absolute()):
-        raise DatasetError(f"{where}: 'name': becomes the name of the outputs and cannot be {name!r}")
     label = row.get("object")
+    for key, value in (("name", name), ("object", label)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            raise DatasetError(f"{where}: {key!r}: expected a text or a number, found {value!r}")
+    name = Path(paths["image"]).stem if name is None else str(name)
+    is_relative = all(map(is_file_name, name.split("/"))) and not (":" in name and Path(name).is_absolute())
+    if not (is_relative and _can_be_path(name)):
+        raise DatasetError(f"{where}: 'name': becomes the name of the outputs and cannot be {name!r}")
+    if label is not None and not _can_be_path(str(label)):
+        raise DatasetError(f"{where}: 'object': becomes part of a file name and cannot be {label!r}")
     return Entry(
         unicodedata.normalize("NFC", name),
         **{key: None if value is None else folder / value for key, value in paths.items()},
@@ -139,3 +146,11 @@ def _entry(row: Mapping[str, Any], where: str, folder: Path, needs: Sequence[str
         prompt={key: row[key] for key in ("box", "points", "labels") if row.get(key) is not None},
         where=where,
     )
+
+
+def _can_be_path(text: str) -> bool:
+    try:
+        os.fsencode(text)  # JSON can hold half a pair of surrogates
+    except UnicodeEncodeError:
+        return False
+    return bool(text) and "\0" not in text

@@ -1,7 +1,8 @@
 """Photographs in .tar files in the layout of WebDataset, and outputs in such files.
 
 A sample is what lies under one key, the part of a member's name before the first dot of its last component:
-``KEY.jpg`` (or another image), ``KEY.json`` with ``box``, ``points`` and ``labels``, and ``KEY.mask.png``. Of each
+``KEY.jpg`` (or another image), ``KEY.json`` with ``box``, ``points`` and ``labels``, and ``KEY.mask.png``. Members
+without a key or an extension, such as hidden files, are no part of a sample. Of each
 ``IN/NAME.tar``, one ``OUT/NAME.tar`` is made, whole or not at all, with ``KEY.cutout.png`` (``KEY.alpha.png`` and so
 on) and ``KEY.json``, the row of the sample. Python's own ``tarfile`` reads and writes them.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -48,23 +50,39 @@ class Sample:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; ``tarfile`` would take it for the end of the file."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """Read the next header; after the end of a complete file, ``tarfile.EOFHeaderError`` is raised."""
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}; it is damaged or cut off") from error
+
+
 def read_samples(path: Path) -> Iterator[Sample]:
     """Yield the samples of a .tar file in its order, so that only one is in memory.
 
     Raises:
-        DatasetError: If the file is no .tar file, is cut off, or holds a key in two places; the message names file and
-            key.
+        DatasetError: If the file is no .tar file, is damaged or cut off, or holds a key in two places, a member twice,
+            or a key that leads out of its folder; the message names file and key.
     """
     sample: Sample | None = None
     seen: set[str] = set()
     try:
-        with tarfile.open(path, "r|*") as tar:
+        with tarfile.open(path, "r|*", tarinfo=_Member) as tar:
             for member in tar:
                 if not member.isfile():
                     continue
-                folder, _, base = member.name.rpartition("/")
+                folder, base = posixpath.split(posixpath.normpath(member.name))
                 stem, _, extension = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
+                if not stem or not extension:
+                    continue
+                key = posixpath.join(folder, stem)
+                if key.startswith(("/", "../")):
+                    raise DatasetError(f"{path}, {key}: leads out of the folder of the unpacked file; rename it")
                 if sample is None or key != sample.key:
                     if sample is not None:
                         yield sample
@@ -72,6 +90,8 @@ def read_samples(path: Path) -> Iterator[Sample]:
                         raise DatasetError(f"{path}, {key}: its members are not neighbors; expected one sample per key")
                     seen.add(key)
                     sample = Sample(key)
+                if extension in sample.files:
+                    raise DatasetError(f"{path}, {key}.{extension}: is there twice; expected one member of that name")
                 sample.files[extension] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError) as error:
         raise DatasetError(f"{path}: cannot be read as a .tar file: {error}") from error

@@ -106,7 +106,7 @@ def prompt_from_record(name: str, record: Mapping[str, Any], where: str = "") ->
 def _numbers(values: Any, count: int, where: str, expected: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(value) for value in values if not isinstance(value, bool))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an integer beyond the range of float
         numbers = ()
     if len(numbers) != count or not isinstance(values, list | tuple) or not all(map(math.isfinite, numbers)):
         raise PromptError(f"{where}: expected {expected}, found {values!r}")

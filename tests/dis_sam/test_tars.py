@@ -154,12 +154,35 @@ def test_damaged_files_are_named(content: bytes, message: str, capsys: pytest.Ca
     assert not Path("out/a.tar").exists()
 
 
-def test_a_file_that_is_cut_off_gives_no_output(capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("place", ["member", "header", "before a header", "damaged header"])
+def test_a_file_that_is_cut_off_gives_no_output(place: str, capsys: pytest.CaptureFixture):
     path = write_samples(Path("a.tar"))
-    path.write_bytes(path.read_bytes()[:7000])
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[-2].offset
+    content = path.read_bytes()
+    end = {"member": header + 600, "header": header + 100}.get(place, header)
+    path.write_bytes(content[:end] + (b"x" * 512 + content[end + 512 :] if place == "damaged header" else b""))
     assert main(["a.tar", "-o", "out"]) == 1
     assert "a.tar: cannot be read as a .tar file" in capsys.readouterr().err
     assert [found.name for found in Path("out").iterdir()] == ["rows.jsonl"]
+
+
+def test_names_of_members(model: FakeModel):
+    other = {"._0.png": b"", "./.hidden": b"", "README": b"", "./d//2.json": b'{"box": [1, 2, 20, 25]}'}
+    write_tar(Path("a.tar"), {"./d/0.png": photo(0), **other, "d/2.png": photo(1)})
+    assert main(["a.tar", "-o", "out"]) == 0
+    assert list(members("out/a.tar")) == ["d/0.cutout.png", "d/0.json", "d/2.cutout.png", "d/2.json"]
+
+
+@pytest.mark.parametrize("name", ["../a.png", "a/../../b.png", "/a.png"])
+def test_names_that_lead_out_of_the_folder_are_refused(name: str):
+    with pytest.raises(DatasetError, match="leads out of the folder"):
+        list(read_samples(write_tar(Path("a.tar"), {name: photo(0)})))
+
+
+def test_members_are_there_once():
+    with pytest.raises(DatasetError, match=r"a\.tar, 0\.png: is there twice"):
+        list(read_samples(write_tar(Path("a.tar"), {"0.png": b"", "./0.png": b""})))
 
 
 def test_samples_lie_together():

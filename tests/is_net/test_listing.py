@@ -55,6 +55,11 @@ def test_rows_are_read(tmp_path: Path, extension: str, caplog: pytest.LogCapture
         ('{"image": "b", "gt": "b", "name": "../b"}', r"line 2: 'name': becomes the name of the outputs .* '\.\./b'"),
         ('{"image": "b", "gt": "b", "name": "/b"}', "line 2: 'name': .* '/b'"),
         ('{"image": "b", "gt": "b", "name": ""}', "line 2: 'name': .* ''"),
+        ('{"image": "b", "gt": "b", "name": "\\ud800"}', "line 2: 'name': becomes the name of the outputs"),
+        ('{"image": "b", "gt": "\\ud800"}', "line 2: 'gt': expected the path of a file"),
+        ('{"image": "b", "gt": "b", "name": ["b"]}', r"line 2: 'name': expected a text or a number, found \['b'\]"),
+        ('{"image": "b", "gt": "b", "object": true}', "line 2: 'object': expected a text or a number, found True"),
+        ('{"image": "b", "gt": "b", "object": "\\u0000"}', "line 2: 'object': becomes part of a file name"),
     ],
 )
 def test_faulty_rows_are_named(tmp_path: Path, line: str, message: str):

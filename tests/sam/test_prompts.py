@@ -121,6 +121,7 @@ def test_csv_without_a_column(tmp_path: Path) -> None:
     [
         ({"box": [1, 2, 3]}, r"'cat'\[0\]: box: expected four numbers x0, y0, x1, y1, found \[1, 2, 3\]"),
         ({"box": [1, 2, 3, True]}, "expected four numbers"),
+        ({"box": [1, 2, 3, 10**400]}, "expected four numbers"),
         ({"box": "1234"}, "expected four numbers"),
         ({"box": {"x0": 1}}, "expected four numbers"),
         ({"bbox": [1, 2, 3, 4]}, "unknown key 'bbox'; did you mean 'box'"),
