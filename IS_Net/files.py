@@ -49,6 +49,8 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         OSError: If the file cannot be written; the message names ``path``.
     """
     path = Path(path)
+    if not path.name:  # "." and "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = _temporary(path)
     try:
         _make_folder(path.parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
 import statistics
 import sys
 import time
@@ -135,7 +136,11 @@ class Worker:
         self._pipe, other = context.Pipe()
         arguments = (other, weights, size, runtime, precision, device)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process inherits this; Ctrl-C is answered here
+        try:
+            self._process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
         other.close()
         found = self._receive()
         if isinstance(found, str):

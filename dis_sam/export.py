@@ -80,7 +80,10 @@ class Sample:
         image = np.ascontiguousarray(resize_uint8(self.image, size).transpose(1, 2, 0))
         mask = None if self.mask is None else resize_uint8(self.mask, size)[0]
         y, x = size[0] / self.image.shape[0], size[1] / self.image.shape[1]
-        box = self.box and (self.box[0] * x, self.box[1] * y, (self.box[2] + 1) * x - 1, (self.box[3] + 1) * y - 1)
+        box = self.box
+        if box is not None:  # both ends are included, so that a narrow box would otherwise end before it begins
+            x0, y0 = min(box[0] * x, size[1] - 1.5), min(box[1] * y, size[0] - 1.5)
+            box = x0, y0, max(x0 + 0.5, (box[2] + 1) * x - 1), max(y0 + 0.5, (box[3] + 1) * y - 1)
         return Sample(self.name, image, mask, box)
 
 
@@ -257,6 +260,8 @@ def _place(options: argparse.Namespace, weights: Path) -> Path:
 
     out = options.out or Path(f"{weights.stem}{SUFFIXES[options.format]}")
     for path in files_of(out):
+        if path.is_dir() and options.format != "coreml":
+            raise OutputExistsError(f"{path}: is a folder, expected a file; choose another name with --out")
         if path.exists() and path.resolve() == weights.resolve():
             raise OutputExistsError(f"{path}: is the file of the weights; choose another name with --out")
         if path.exists() and not options.overwrite:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from IS_Net import checkpoint
 from IS_Net.exporting import graph
 from IS_Net.exporting.formats import open_export
 from IS_Net.images import write_image, write_mask
+from IS_Net.preprocess import check_box
 from tests.thin_networks import lively
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,3 +171,33 @@ def test_the_table_of_the_benchmark():
     lines = benchmark.format_table([row]).splitlines()
     assert "2.000 s (1.000 .. 4.000)" in lines[1] and "700 MB" in lines[1] and "0.05 % flip" in lines[1]
     assert lines[0].index("prediction") == lines[1].index("2.000")
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (700, 300), (1994, 996)])
+def test_a_narrow_box_stays_a_box_when_its_picture_is_reduced(corner: tuple[int, int]):
+    x, y = corner
+    sample = Sample("narrow", np.zeros((1000, 2000, 3), np.uint8), None, (x, y, x + 5, y + 3))
+    x0, y0, x1, y1 = check_box(sample.resize((96, 128)).box, 96, 128)
+    assert (x0, y0) == pytest.approx((x * 128 / 2000, y * 96 / 1000), abs=1.5)
+    assert x0 < x1 <= x0 + 1 and y0 < y1 <= y0 + 1
+
+
+def test_a_folder_with_the_name_of_the_export_is_refused_before_the_conversion(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "thin.pt").mkdir()
+    assert export("--overwrite") == 2
+    printed = capsys.readouterr()
+    assert "thin.pt: is a folder, expected a file" in printed.err and "converting" not in printed.out
+
+
+def tell_signal(pipe: Connection, *_: object) -> None:
+    pipe.send(str(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+
+
+def test_processes_of_the_benchmark_leave_interrupts_to_the_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark, "_serve", tell_signal)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(benchmark.WorkerError, match="True"):
+        benchmark.Worker(Path("any"), None, "torch", "full", "cpu")
+    assert signal.getsignal(signal.SIGINT) is before

@@ -215,3 +215,9 @@ def test_reports_never_replace_the_data_that_they_are_about(tmp_path: Path):
         with pytest.raises(DatasetError, match="would replace the input"):
             refuse_to_replace_data([output], [tmp_path])
     refuse_to_replace_data([report, tmp_path / "new.png"], [tmp_path])
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_path_without_a_name_is_refused_as_a_folder(path: str):
+    with pytest.raises(IsADirectoryError), atomic_file(path):
+        pass
