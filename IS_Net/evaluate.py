@@ -208,7 +208,10 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _work(options: argparse.Namespace) -> evaluation.EvaluationWork:
     from IS_Net import evaluation
+    from IS_Net.files import refuse_to_replace
 
+    reports = [getattr(options, key) for key in OUTPUTS]
+    refuse_to_replace([Path(options.rows) / shards.ROWS], [options.manifest, *reports])
     return evaluation.EvaluationWork.plan(_request(options), options.rows, _shows_maps(options))
 
 

@@ -40,7 +40,7 @@ from IS_Net.manifest import fingerprint, read_manifest
 from IS_Net.metric_names import ALL
 from IS_Net.paths import resolve, starter_weights
 from IS_Net.predictor import DISPredictor
-from IS_Net.preprocess import MASK_CHANNEL
+from IS_Net.preprocess import MASK_CHANNEL, four_numbers
 from IS_Net.report import (
     MEAN,
     Picture,
@@ -224,6 +224,7 @@ def find_listed(path: Path, limit: int | None = None) -> DataSet:
 
     Raises:
         DatasetError: If the list is faulty, or holds a name twice.
+        BoxError: If a box is not four finite numbers.
     """
     entries: dict[str, Entry] = {}
     for entry in read_listing(path, ["gt"]):
@@ -240,7 +241,11 @@ def find_listed(path: Path, limit: int | None = None) -> DataSet:
         images={name: entry.image for name, entry in found.items()},
         masks=masks,
         kinds={OWN: path} if masks else {},
-        boxes={name: entry.prompt["box"] for name, entry in found.items() if "box" in entry.prompt},
+        boxes={
+            name: four_numbers(entry.prompt["box"], f"{entry.where}: box")
+            for name, entry in found.items()
+            if "box" in entry.prompt
+        },
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from IS_Net.errors import CheckpointError, import_extra
-from IS_Net.files import atomic_file, content_hash, refuse_to_replace
+from IS_Net.files import atomic_file, content_hash, is_existing_file, refuse_to_replace
 from IS_Net.paths import starter_weights
 
 huggingface_hub = import_extra("huggingface_hub", "hub")
@@ -153,9 +153,13 @@ def find_model(name_or_path: str | Path, **download: Any) -> HubModel:
             ``force_download``, ``local_files_only``.
 
     Raises:
-        CheckpointError: If the folder has no weights or a damaged ``config.json``, or the repository cannot be
-            downloaded.
+        CheckpointError: If this is a file, the folder has no weights or a damaged ``config.json``, or the repository
+            cannot be downloaded.
     """
+    if is_existing_file(name_or_path):
+        raise CheckpointError(
+            f"{name_or_path}: is a file; expected a folder or USER/MODEL. For a checkpoint, use from_checkpoint"
+        )
     is_folder = Path(name_or_path).is_dir()
     try:
         model = HubModel.from_pretrained(name_or_path, **download)

@@ -73,10 +73,15 @@ def box_from_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def _four_numbers(box: Box, where: str) -> list[float]:
+def four_numbers(box: Box, where: str) -> list[float]:
+    """Return the numbers of a box.
+
+    Raises:
+        BoxError: If it is not four finite numbers; the message begins with ``where``.
+    """
     try:
         values = np.asarray(box, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = np.empty(0)
     if values.size != 4 or not np.isfinite(values).all():
         raise BoxError(f"{where}: expected four finite numbers x0, y0, x1, y1, found {box!r}")
@@ -84,7 +89,7 @@ def _four_numbers(box: Box, where: str) -> list[float]:
 
 
 def _clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = _four_numbers(box, where)
+    x0, y0, x1, y1 = four_numbers(box, where)
     if x1 < x0 or y1 < y0:
         message = f"{where}: {[x0, y0, x1, y1]} has its corners in the wrong order; expected x0 < x1 and y0 < y1"
         if x1 > 0 and y1 > 0 and x0 + x1 <= width and y0 + y1 <= height:
@@ -116,7 +121,7 @@ def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[fl
             is a single point.
     """
     clipped = _clip_box(box, height, width, where)
-    x0, y0, x1, y1 = _four_numbers(box, where)
+    x0, y0, x1, y1 = four_numbers(box, where)
     if x1 == x0 and y1 == y0:
         raise BoxError(f"{where}: {[x0, y0, x1, y1]} is a single point; expected a box with an area")
     return clipped

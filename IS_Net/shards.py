@@ -37,6 +37,7 @@ PATIENCE = 60.0
 """Seconds that a worker waits for the others, which hold the lock of the folder only while they merge a file."""
 DONE, KEPT, FAILED = "done", "kept", "failed"
 """The status of a picture: made in this run, up to date from an earlier run, or failed."""
+_STATUS = (DONE, KEPT, FAILED)
 
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
@@ -168,9 +169,11 @@ def read_rows(out: str | Path) -> dict[str, Row]:
         out: The folder of the run.
 
     Returns:
-        The last row of each picture, by its id; empty if there are none. Incomplete lines are ignored.
+        The last row of each picture, by its id; empty if there are none. Incomplete lines, and those that are no rows
+        of a run, are ignored.
     """
-    return {row["id"]: row for row in read_lines(Path(out) / ROWS) if isinstance(row.get("id"), str)}
+    rows = read_lines(Path(out) / ROWS)
+    return {row["id"]: row for row in rows if isinstance(row.get("id"), str) and row.get("status") in _STATUS}
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -371,5 +374,5 @@ def print_results(label: str, counts: Mapping[str, int], errors: Sequence[str]) 
     """Print the errors of a run, and how many pictures have which status."""
     for message in errors:
         command_line.print_error(message)
-    found = ", ".join(f"{counts.get(status, 0)} {status}" for status in (DONE, KEPT, FAILED))
+    found = ", ".join(f"{counts.get(status, 0)} {status}" for status in _STATUS)
     command_line.print_text(f"{label}: {found}")

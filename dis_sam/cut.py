@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from dis_sam.arguments import STANDARD, add_model, add_prompts, check_prompts, numbers, prompts_of
 from IS_Net import shards
 from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
+from IS_Net.files import refuse_to_replace
 
 if TYPE_CHECKING:
     from dis_sam import batch
@@ -363,6 +364,7 @@ def _plan_work(options: argparse.Namespace, plan: Plan) -> tuple[list[shards.Wor
     destination = Destination(Path(options.out), how.kinds)
     inputs = (choice.weights, getattr(options, "prompts", None), options.manifest)
     destination.check_names(tasks, [path for path in inputs if path is not None])
+    refuse_to_replace([Path(options.out) / shards.ROWS], inputs)
     return [PhotoWork(tasks, destination, LazyModel(choice), how, options.overwrite, options.workers)], failed
 
 

@@ -126,6 +126,7 @@ def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
     """Find the images and check all that can be known before the model is loaded and the first mask is made."""
     from IS_Net.files import refuse_to_replace
     from IS_Net.lock import lock_folder
+    from IS_Net.manifest import MANIFEST
     from IS_Net.shards import PATIENCE
     from sam.mask_run import MaskWork, check_files, check_folders, find_items, find_listed
 
@@ -149,6 +150,7 @@ def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
     if options.manifest:
         items = find_listed(options.manifest)
         refuse_to_replace([options.out], {path.parent for item in items for path in (item.image, item.gt) if path})
+        refuse_to_replace([options.out / name for name in (shards.ROWS, MANIFEST)], [options.manifest])
         works = [MaskWork(items, options.out, load, **how)]
     for work in works:
         with lock_folder(work.out, "a mask run", wait=PATIENCE if options.shard else False):

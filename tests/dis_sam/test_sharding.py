@@ -226,6 +226,18 @@ def test_lists_that_say_two_things(rows: list[dict], message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
+def test_rows_do_not_replace_a_list(capsys: pytest.CaptureFixture):
+    Path("out").mkdir()
+    text = json.dumps({"id": "0", "image": "../photos/0.png"}) + "\n"
+    Path("out/rows.jsonl").write_text(text)
+    assert cut("--manifest", "out/rows.jsonl", "-o", "out", "--shard", "0/1") == 2
+    assert "out/rows.jsonl: the output would replace the input" in capsys.readouterr().err
+    assert Path("out/rows.jsonl").read_text() == text
+    Path("out/list.jsonl").write_text(text)
+    assert cut("--manifest", "out/list.jsonl", "-o", "out", "--shard", "0/1") == 0  # a line that is no row is ignored
+    assert statuses("out") == ["done"]
+
+
 def test_refine_takes_the_masks_of_a_list(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     model = FakeModel()
     monkeypatch.setattr(ModelChoice, "load", lambda _: model)

@@ -94,6 +94,18 @@ def test_a_list_of_pictures(split: Path, capsys: pytest.CaptureFixture):
     Path("split.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[0]) + "\n")
     assert main(options) == 2
     assert "split.jsonl, line 2: the name '0' is given twice" in capsys.readouterr().err
+    Path("split.jsonl").write_text(json.dumps({**rows[0], "box": [1, 2, 10**400, 4]}) + "\n")
+    assert main(options) == 2
+    assert "split.jsonl, line 1: box: expected four finite numbers" in capsys.readouterr().err
+
+
+def test_rows_replace_nothing_and_are_not_replaced(split: Path, capsys: pytest.CaptureFixture):
+    assert run("--rows", "rows") == 0
+    path = Path("rows/rows.jsonl")
+    before = path.read_bytes()
+    assert run("--rows", "rows", "--csv", str(path)) == 2
+    assert main(["--manifest", str(path), "--pred", "maps", "--rows", "rows"]) == 2
+    assert capsys.readouterr().err.count("would replace the input") == 2 and path.read_bytes() == before
 
 
 def test_contradictions_are_named(split: Path, capsys: pytest.CaptureFixture):

@@ -52,6 +52,12 @@ def predict(predictor: DISPredictor) -> np.ndarray:
     return predictor.predict(image, mask)
 
 
+def test_a_file_is_no_model_of_the_hub(weights, no_network):
+    with pytest.raises(CheckpointError, match="is a file; expected a folder or USER/MODEL"):
+        DISPredictor.from_pretrained(weights)
+    assert not no_network
+
+
 def test_a_folder_gives_the_same_alpha_without_the_network(saved, weights, no_network):
     assert {path.name for path in saved.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert (saved / "model.safetensors").read_bytes() == weights.read_bytes()
