@@ -223,7 +223,7 @@ def compare(
             try:
                 requests.append(_checked(request, photograph.shape[:2]))
             except (BoxError, PromptError) as error:
-                failed.append(_with_name(error, request.name))
+                failed.append(f"{request.name}: {error}")
         for request, maps in zip(requests, models.maps(photograph, requests), strict=True):
             truth = None
             if known_truths is not None:

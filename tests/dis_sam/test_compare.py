@@ -336,3 +336,8 @@ def test_a_run_that_cannot_start_says_why(arguments, message, photos, network, c
     assert main(["compare", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(Path().glob("*.jpg"))
+
+
+def test_a_faulty_box_is_named_by_its_photograph(photos, capsys):
+    assert main(["compare", "im/a.png", "--box", "500,500,600,600", "--sam", "box", "--methods", "coarse"]) == 2
+    assert "error: a: box: [500.0, 500.0, 600.0, 600.0] lies outside" in capsys.readouterr().err
