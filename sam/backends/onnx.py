@@ -68,10 +68,12 @@ def load(model: str, checkpoint: Path, device: str | torch.device) -> OnnxPredic
     encoder = next(session for session in sessions if session is not decoder)
     kind = _kind_of(decoder, files[sessions.index(decoder)])
     outputs = _names(encoder.get_outputs())
-    if kind == "SAM 2" and not _INPUTS[kind] <= set(outputs):
+    of_sam2 = _INPUTS["SAM 2"]
+    if not of_sam2 <= set(outputs) if kind == "SAM 2" else of_sam2 & set(outputs):
+        wanted = ", ".join(sorted(of_sam2)) if kind == "SAM 2" else "image_embeddings, as the decoder of SAM takes it"
         raise CheckpointError(
-            f"{files[sessions.index(encoder)]}: found the outputs {', '.join(outputs)}, expected "
-            f"{', '.join(sorted(_INPUTS[kind]))}; {how_to_fetch(model)}"
+            f"{files[sessions.index(encoder)]}: found the outputs {', '.join(outputs)}, expected {wanted}; "
+            f"{how_to_fetch(model)}"
         )
     return OnnxPredictor(encoder, decoder, kind, model, hash_weights(weight_files(checkpoint)))
 

@@ -441,6 +441,18 @@ def test_onnx_folders_that_do_not_fit(tmp_path: Path) -> None:
     assert "decoder.onnx: found the inputs" in error() and "as samexporter writes them" in error()
 
 
+def test_an_onnx_encoder_with_the_decoder_of_another_model(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    sam, sam2 = export_sam(tmp_path / "sam"), export_sam2(tmp_path / "sam2")
+    (sam / "encoder.onnx").rename(tmp_path / "encoder")
+    (sam2 / "encoder.onnx").rename(sam / "encoder.onnx")
+    (tmp_path / "encoder").rename(sam2 / "encoder.onnx")
+    with pytest.raises(CheckpointError, match=r"encoder.onnx: found the outputs high_res.*expected image_embeddings"):
+        load_predictor("onnx", sam)
+    with pytest.raises(CheckpointError, match=r"encoder.onnx: found the outputs .*expected high_res_feats_0"):
+        load_predictor("onnx", sam2)
+
+
 def test_a_checkpoint_of_hq_sam_is_not_one_of_sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("segment_anything_hq")
     replace_dimensions(monkeypatch, FAMILIES["SAM"])
