@@ -776,6 +776,8 @@ class _Run:
                 if model is None and self._needs_model(loading):
                     model = self.load_model()
                 work = loading.result()
+                if any(item.request.uses_stage_1 for item in work.items):
+                    _ = model.sam  # loads stage 1; weights that cannot be used end the run, not each photograph
                 with self._working_on(work.outcome, 1 + len(work.items)):
                     self._segment(model, work, writes)
             writes.close()

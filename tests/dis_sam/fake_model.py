@@ -34,6 +34,7 @@ class FakeModel:
 
     seconds: float = 0.0
     """How long each object takes."""
+    sam: None = None
     images: list[np.ndarray] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 

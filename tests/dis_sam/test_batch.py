@@ -255,6 +255,23 @@ def test_weights_that_cannot_be_loaded_end_the_run(photos: Path, tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_of_stage_1_that_cannot_be_loaded_end_the_run(
+    photos: Path, tmp_path: Path, choice: ModelChoice, monkeypatch: pytest.MonkeyPatch
+):
+    class Model(FakeModel):
+        @property
+        def sam(self) -> None:
+            raise CheckpointError("sam.pth: damaged")
+
+        @sam.setter
+        def sam(self, value: None) -> None: ...
+
+    monkeypatch.setattr(ModelChoice, "load", lambda _: Model())
+    with pytest.raises(CheckpointError, match="damaged"):
+        cut(choice, photos, tmp_path / "out", objects=[Request("", (2, 2, 20, 20))])
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
 def test_prompts_reach_the_model(photos: Path, tmp_path: Path, model: FakeModel, choice: ModelChoice):
     options = Options(detail="max", keep_better=True)
     objects = [Request("", box=(1, 2, 9, 9)), Request("", points=((4.0, 5.0),), labels=(1,))]
