@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(days=1)  # of the small exchanges, in which processes wait while another one builds a cache
 _VALUES = (0, 2, 3)  # the dimensions of (B, C, H, W) over which BatchNorm takes statistics
+_GRACE = 2.0  # seconds that the main process, which may hold the store, leaves the others to fail in as well
 _VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _control: dist.ProcessGroup | None = None  # for numbers and objects on the CPU, while the default group has gradients
@@ -172,9 +174,13 @@ def _logging_of_main() -> Iterator[None]:
 def _is_first_to_fail() -> bool:
     """Return whether no other process has failed before, so that the error of this one is the one to be told."""
     try:
-        return _store.add("failed", 1) == 1
+        before = _store.add("failed", 1) - 1
+        end = time.monotonic() + _GRACE
+        while is_main() and _store.add("failed", 0) < size() and time.monotonic() < end:
+            time.sleep(0.02)
     except (RuntimeError, OSError):  # the process that held the store has ended
         return True
+    return before == 0
 
 
 def _leave(error: BaseException) -> None:
