@@ -17,7 +17,7 @@ import numpy as np
 
 from IS_Net.errors import DeviceError
 from IS_Net.files import content_hash
-from IS_Net.machine import has_amx, requested_threads
+from IS_Net.machine import available_cores, has_amx, requested_threads
 from IS_Net.preprocess import Size
 from IS_Net.runtime.base import pick_size
 from IS_Net.runtime.kept import KeptNetwork
@@ -87,10 +87,13 @@ class OpenVINORuntime:
 
 
 def _config(precision: str) -> dict[str, Any]:
+    threads = requested_threads()
     return {
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": requested_threads(),
+        "INFERENCE_NUM_THREADS": threads,
+        # threads stay on their cores, which OpenVINO counts from 0: several processes would all choose the same ones
+        "ENABLE_CPU_PINNING": threads >= available_cores(),
     }
 
 

@@ -125,6 +125,16 @@ def test_openvino_computes_what_pytorch_computes(in_ch: int, size: tuple[int, in
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("threads", "cores", "pinned"), [(1, 2, False), (2, 4, False), (2, 2, True)])
+def test_processes_that_share_a_machine_do_not_choose_the_same_cores(
+    threads: int, cores: int, pinned: bool, converted: openvino.Model, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    monkeypatch.setattr(openvino_runtime, "available_cores", lambda: cores)
+    compiled = openvino_runtime.compile_network(converted, "float32")
+    assert compiled.get_property("ENABLE_CPU_PINNING") == pinned
+
+
 @pytest.mark.parametrize(("in_ch", "size"), [(3, (128, 128)), (4, (200, 136)), (5, (96, 131))])
 def test_weights_that_are_converted_once_compute_what_autocast_computes(in_ch: int, size: tuple[int, int]):
     network = lively(in_ch)
