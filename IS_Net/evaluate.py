@@ -298,11 +298,12 @@ def _check_writable(outputs: Mapping[str, Path]) -> None:
     Raises:
         EvaluationError: If a folder cannot be created or written; all are listed.
     """
+    from IS_Net.files import require_writable
+
     problems = []
     for key, path in outputs.items():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.").close()
+            require_writable(path)
         except OSError as error:
             problems.append(_not_writable(key, path, error))
     if problems:

@@ -238,7 +238,21 @@ def prepare_output(path: str | Path, inputs: Iterable[str | Path | None] = (), o
     refuse_to_replace([path], inputs)
     if os.path.lexists(path) and not overwrite:
         raise DatasetError(f"{path}: exists already; choose another name, remove it, or replace it with --overwrite")
-    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file; choose another name", str(path))
+    require_writable(path)
+
+
+def require_writable(path: str | Path) -> None:
+    """Find out, before a long work, that a file or folder can be made; folders around it may be missing.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        OSError: If it cannot be made; the message names it.
+    """
+    folder = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from IS_Net.errors import CheckpointError, import_extra
-from IS_Net.files import atomic_file, content_hash, is_existing_file, refuse_to_replace
+from IS_Net.errors import CheckpointError, DatasetError, import_extra
+from IS_Net.files import atomic_file, content_hash, is_existing_file, refuse_to_replace, require_writable
 from IS_Net.paths import starter_weights
 
 huggingface_hub = import_extra("huggingface_hub", "hub")
@@ -72,6 +72,14 @@ class HubModel(
                 "from_checkpoint"
             )
         return cls(folder / WEIGHTS, config)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the files of the model; see :meth:`IS_Net.predictor.DISPredictor.save_pretrained`."""
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise DatasetError(f"{folder}: is a file; expected a folder for the files of the model")
+        require_writable(folder / WEIGHTS)
+        return super().save_pretrained(folder, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         path = save_directory / WEIGHTS

@@ -21,6 +21,8 @@ COLUMNS = ("name", "image", "object", "mask", "gt", "box", "points", "labels")
 EXTENSIONS = (".jsonl", ".parquet")
 _PATHS = ("image", "mask", "gt")
 _MAX_LISTED = 10
+_LONGEST_NAME = 230
+"""Bytes of a name and an object; file systems allow 255, and outputs have endings such as ``.cutout.png``."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,12 @@ def _entry(row: Mapping[str, Any], where: str, folder: Path, needs: Sequence[str
         raise DatasetError(f"{where}: 'name': becomes the name of the outputs and cannot be {name!r}")
     if label is not None and not _can_be_path(str(label)):
         raise DatasetError(f"{where}: 'object': becomes part of a file name and cannot be {label!r}")
+    longest = max(map(len, map(os.fsencode, name.split("/")))) + len(os.fsencode("" if label is None else str(label)))
+    if longest > _LONGEST_NAME:
+        raise DatasetError(
+            f"{where}: 'name' and 'object' become the name of a file and have {longest} bytes; expected at most "
+            f"{_LONGEST_NAME}"
+        )
     return Entry(
         unicodedata.normalize("NFC", name),
         **{key: None if value is None else folder / value for key, value in paths.items()},

@@ -240,7 +240,8 @@ class DISPredictor:
         Raises:
             MissingExtraError: If huggingface_hub is not installed.
             CheckpointError: If this was not loaded from a checkpoint, or the file has changed since.
-            DatasetError: If the folder is the one that this was loaded from.
+            DatasetError: If this is a file, or the folder that this was loaded from.
+            OSError: If the folder cannot be written.
         """
         return self._hub_model().save_pretrained(save_directory, **options)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dis_sam import __version__
-from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
+from IS_Net.command_line import DONE, FAILED, NOT_STARTED, positive_int, print_error, print_text, run_command
 from IS_Net.errors import CheckpointError, UserError
 from IS_Net.machine import RUNTIMES
 
@@ -234,16 +234,22 @@ def format_table(found: Sequence[Measured]) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from IS_Net.files import atomic_file
+    from IS_Net.files import atomic_file, prepare_output
     from IS_Net.paths import starter_weights
     from IS_Net.runtime.base import EXTRAS, is_installed
 
     weights = options.weights or starter_weights()
     if not weights.is_file():
         raise CheckpointError(f"{weights}: the checkpoint does not exist; check the path, or omit --weights")
-    names = options.runtimes or [name for name in RUNTIMES if name != "auto" and is_installed(name)]
+    if options.json:
+        prepare_output(options.json, [weights], overwrite=True)
+    names = list(dict.fromkeys(options.runtimes or filter(is_installed, RUNTIMES[1:])))
     size = options.size and (options.size, options.size)
     found, problems = measure(weights, names, size, options.precision, options.runs, options.device)
+    if not found:
+        for problem in dict.fromkeys(problems.values()):  # of the weights or the device, the same for all
+            print_error(problem)
+        return NOT_STARTED
     for where in dict.fromkeys(row.where for row in found):
         print_text(where)
     print_text(format_table(found))
@@ -257,11 +263,11 @@ def _run(options: argparse.Namespace) -> int:
         content = {"dis-sam": __version__, "weights": str(weights), "rows": rows, "problems": problems}
         with atomic_file(options.json, "w") as file:
             json.dump(content, file, indent=2)
-    return FAILED if problems or not found else DONE
+    return FAILED if problems else DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dis-sam benchmark``; return 1 if a runtime could not be used."""
+    """Run ``dis-sam benchmark``; return 1 if a runtime could not be used, 2 if none could."""
     parser = argparse.ArgumentParser(
         prog="dis-sam benchmark",
         description="Time the runtimes of stage 2 that are installed, at equal precision: seconds of a prediction of "

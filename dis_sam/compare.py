@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from dis_sam import comparison
     from dis_sam.batch import Request
-    from IS_Net.files import refuse_to_replace_data
+    from IS_Net.files import prepare_output, refuse_to_replace_data
     from IS_Net.images import atomic_file, encode_image
 
     objects = [Request("", *prompt) for prompt in prompts_of(options)]
@@ -134,6 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     methods = comparison.find_methods(options.methods or comparison.default_methods(tasks))
     sources = [*options.photos, *(path for path in (options.gt, options.mask, options.prompts) if path)]
     refuse_to_replace_data([options.out], [*sources, *(m.source for m in methods if isinstance(m.source, Path))])
+    prepare_output(options.out, overwrite=True)
     settings = comparison.Settings(
         options.sam,
         options.device,
@@ -146,8 +147,9 @@ def _run(options: argparse.Namespace) -> int:
     found = comparison.compare(tasks, methods, settings, options.gt)
     with atomic_file(options.out) as file:
         file.write(encode_image(found.figure, options.out.suffix.lower(), quality=90))
-    count = f"{found.rows} {'object' if found.rows == 1 else 'objects'}, {len(methods)} methods"
-    print_text(f"wrote {options.out}: {count}")
+    counts = {"object": found.rows, "method": len(methods)}
+    text = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
+    print_text(f"wrote {options.out}: {text}")
     for message in (*failed, *found.failed):
         print_error(message)
     return FAILED if failed or found.failed else DONE

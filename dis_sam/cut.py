@@ -131,9 +131,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("expected either .tar files or other photographs, found both")
     if options.shard or any(tars):
         if not options.out or options.out == STANDARD or Path(options.out).suffix.lower() == ".png":
-            parser.error(f"{'--shard' if options.shard else '.tar files'}: expected -o, a folder")
+            what = ".tar files" if any(tars) else "--shard and --processes"
+            parser.error(f"{what}: expected -o, a folder, for the outputs")
         if STANDARD in (*options.photos, getattr(options, "mask", None)) or not (options.photos or options.manifest):
-            parser.error("--shard: expected photographs in files, or --manifest")
+            parser.error("--shard and --processes: expected photographs in files, or --manifest")
     if options.manifest or any(tars):
         for name in ("box", "point", "prompts", "mask", "recursive"):
             if getattr(options, name, None):

@@ -257,6 +257,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 def _place(options: argparse.Namespace, weights: Path) -> Path:
     """Return where the export is written."""
     from IS_Net.exporting.formats import files_of
+    from IS_Net.files import require_writable
 
     out = options.out or Path(f"{weights.stem}{SUFFIXES[options.format]}")
     for path in files_of(out):
@@ -266,6 +267,7 @@ def _place(options: argparse.Namespace, weights: Path) -> Path:
             raise OutputExistsError(f"{path}: is the file of the weights; choose another name with --out")
         if path.exists() and not options.overwrite:
             raise OutputExistsError(f"{path}: exists; choose another name with --out, or add --overwrite")
+        require_writable(path)
     return out
 
 

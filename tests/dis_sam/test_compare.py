@@ -329,6 +329,7 @@ def test_missing_ground_truths_and_prompts_are_named(photos, network, rows, caps
         (["im", "--metrics", "f"], "no effect without --gt"),
         (["im", "-o", "figure.gif"], "ends in .jpg or .png"),
         (["im", "--column", "20"], "at least 160"),
+        (["im", "--methods", "coarse", "-o", "im/a.png/figure.jpg"], "im/a.png/figure.jpg"),
     ],
 )
 def test_a_run_that_cannot_start_says_why(arguments, message, photos, network, capsys, monkeypatch):

@@ -141,10 +141,25 @@ def test_a_sample_is_resized_with_its_prompt():
 
 
 @pytest.mark.slow
-def test_benchmark_of_weights_that_cannot_be_used(tmp_path: Path):
-    (tmp_path / "thin.pth").write_bytes(b"not weights")
-    found, problems = benchmark.measure(tmp_path / "thin.pth", ["torch"], runs=1)
-    assert not found and "thin.pth" in problems["torch"]
+def test_benchmark_of_weights_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture):
+    weights = tmp_path / "thin.pth"
+    weights.write_bytes(b"not weights")
+    assert main(["benchmark", "--weights", str(weights), "--runtimes", "torch", "torch", "--runs", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("thin.pth") == 1 and "runtime" not in printed.out
+
+
+def test_outputs_that_cannot_be_written_are_reported_before_the_work(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert export("-o", "thin.safetensors/thin.pt") == 2
+    monkeypatch.setattr(benchmark, "measure", None)
+    for path in ("thin.safetensors", "thin.safetensors/found.json", "."):
+        assert main(["benchmark", "--weights", "thin.safetensors", "--json", path]) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == 4 and all("thin.safetensors" in line for line in lines[:3]) and "is a folder" in lines[3]
+    assert "converting" not in printed.out
 
 
 @pytest.mark.slow

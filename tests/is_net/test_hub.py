@@ -178,6 +178,11 @@ def test_what_cannot_be_saved_is_named(saved, weights, isnet, tmp_path):
         DISPredictor(isnet, "cpu").save_pretrained(tmp_path / "out")
     with pytest.raises(DatasetError, match="would replace the input"):
         DISPredictor.from_pretrained(saved, "cpu").save_pretrained(saved)
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="file: is a file; expected a folder"):
+        DISPredictor.from_pretrained(saved, "cpu").save_pretrained(tmp_path / "file")
+    with pytest.raises(OSError, match="file/folder"):
+        DISPredictor.from_pretrained(saved, "cpu").save_pretrained(tmp_path / "file" / "folder")
     copied = tmp_path / "copied.safetensors"
     shutil.copyfile(weights, copied)
     predictor = DISPredictor.from_checkpoint(copied, "cpu")

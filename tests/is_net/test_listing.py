@@ -59,6 +59,8 @@ def test_rows_are_read(tmp_path: Path, extension: str, caplog: pytest.LogCapture
         ('{"image": "b", "gt": "\\ud800"}', "line 2: 'gt': expected the path of a file"),
         ('{"image": "b", "gt": "b", "name": ["b"]}', r"line 2: 'name': expected a text or a number, found \['b'\]"),
         ('{"image": "b", "gt": "b", "object": true}', "line 2: 'object': expected a text or a number, found True"),
+        (f'{{"image": "b", "gt": "b", "name": "{"n" * 250}"}}', "line 2: 'name' and 'object' .* 250 bytes"),
+        (f'{{"image": "{"é" * 116}.png", "gt": "b"}}', "line 2: 'name' and 'object' .* 232 bytes"),
         ('{"image": "b", "gt": "b", "object": "\\u0000"}', "line 2: 'object': becomes part of a file name"),
     ],
 )
