@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from IS_Net.errors import DeviceError
+from IS_Net.errors import CheckpointError, DeviceError
 from IS_Net.machine import RUNTIMES
 from IS_Net.preprocess import Size
 
@@ -25,6 +25,8 @@ _PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 VARIABLE = "DIS_SAM_RUNTIME"
 """Environment variable: the runtime that ``auto`` stands for."""
 
+_SIDES = range(33, (1 << 14) + 1)
+"""Sides of the network's input in pixels: it halves the picture five times, and needs 2 pixels then."""
 DEFAULT_SIZE: Size = (1024, 1024)
 """(height, width) that networks work at whose checkpoints do not name a size."""
 
@@ -108,6 +110,15 @@ def _may_have_gpu() -> bool:
 
 
 def pick_size(input_size: Size | None, metadata: dict[str, Any]) -> Size:
-    """Return the (height, width) that is given, else the one in a checkpoint's metadata, else 1024 x 1024."""
-    height, width = input_size or metadata.get("input_size") or DEFAULT_SIZE
-    return int(height), int(width)
+    """Return the (height, width) that is given, else the one in a checkpoint's metadata, else 1024 x 1024.
+
+    Raises:
+        CheckpointError: If a side is too small for the network, or far too large for any memory.
+    """
+    height, width = map(int, input_size or metadata.get("input_size") or DEFAULT_SIZE)
+    if not all(side in _SIDES for side in (height, width)):
+        raise CheckpointError(
+            f"input_size: the network works at sides of {_SIDES[0]} to {_SIDES[-1]} pixels, found [{height}, {width}]; "
+            "the metadata of the checkpoint, config.json, or the caller names the size"
+        )
+    return height, width

@@ -167,6 +167,9 @@ def test_what_cannot_be_loaded_is_named(saved, tmp_path):
         (damaged / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
             DISPredictor.from_pretrained(damaged)
+    (damaged / "config.json").write_text('{"input_size": [16, 5000000]}')
+    with pytest.raises(CheckpointError, match=r"sides of 33 to 16384 pixels, found \[16, 5000000\]"):
+        DISPredictor.from_pretrained(damaged)
     (damaged / "config.json").unlink()
     (damaged / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"damaged/model\.safetensors"):
