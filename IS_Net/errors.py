@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 _MAX_LISTED = 80
@@ -107,5 +107,10 @@ def did_you_mean(found: object, known: Iterable[str], cutoff: float = 0.5) -> st
     close = difflib.get_close_matches(str(found), names, n=1, cutoff=cutoff)
     if close:
         return f"; did you mean {close[0]!r}?"
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"; known names: {', '.join(names[:_MAX_LISTED])}{more}"
+    return f"; known names: {join_some(names, _MAX_LISTED)}"
+
+
+def join_some(items: Sequence[str], most: int = 10) -> str:
+    """Return items as messages list them: the first ones, and the number of the others, as in ``a, b and 3 more``."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

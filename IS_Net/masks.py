@@ -33,7 +33,7 @@ MASK_THRESHOLD = 128
 LEVELS_KEYWORD = "dis-sam levels"
 """Keyword of the text in a PNG file that says that its gray values are levels, which need no interpretation."""
 
-_OUTPUT_KEYWORD = "dis-sam"  # of dis_sam.batch, in files of 8 or 16 bits
+_OUTPUT_KEYWORD = "dis-sam"  # of dis_sam.records, in files of 8 or 16 bits
 _FEW = 16
 """Classes or objects are stored as at most this many values; soft edges give more."""
 _FEW_COLORS, _MANY_COLORS = 32, 128

@@ -18,7 +18,10 @@ import numpy as np
 
 from benchmarks.samples import draw_several
 from benchmarks.timing import Benchmark, Row, compare, idle_share, row
-from dis_sam.batch import Destination, ModelChoice, Options, Request, Task, run
+from dis_sam.batch import Options, run
+from dis_sam.destination import Destination
+from dis_sam.inputs import Request, Task
+from dis_sam.model_choice import ModelChoice
 from dis_sam.pipeline import DISSAM
 from IS_Net.images import read_image, write_image
 from IS_Net.paths import starter_weights

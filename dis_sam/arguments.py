@@ -99,7 +99,7 @@ def check_prompts(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 def prompts_of(options: argparse.Namespace) -> list[tuple[Any, ...]]:
     """Return the objects that ``--box`` and ``--point`` ask for: the box, points and labels of each.
 
-    They are the fields of :class:`dis_sam.batch.Request`; points and labels are missing where there are none.
+    They are the fields of :class:`dis_sam.inputs.Request`; points and labels are missing where there are none.
     """
     if not options.point:
         return [(box,) for box in options.box]

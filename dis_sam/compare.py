@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from dis_sam import comparison
-    from dis_sam.batch import Request
+    from dis_sam.inputs import Request
     from IS_Net.files import prepare_output, refuse_to_replace_data
     from IS_Net.images import atomic_file, encode_image
 

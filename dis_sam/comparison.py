@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dis_sam.batch import Request, Task, find_photographs, needs_of, plan_cut, plan_refine
 from dis_sam.figure import COLUMN, PHOTOGRAPH, TRUTH, FigureError, Row, draw
+from dis_sam.inputs import Request, Task, find_photographs, plan_cut, plan_refine
+from dis_sam.model_choice import needs_of
 from IS_Net.errors import BoxError, DatasetError, PromptError, UserError, did_you_mean
 from IS_Net.images import list_images, read_image, read_mask, size_mismatch
 from IS_Net.metrics import GroundTruth, Pair
@@ -139,9 +140,9 @@ def plan(
 
     Args:
         photos: Photographs, and folders of them.
-        objects: The prompts of every photograph; see :func:`dis_sam.batch.plan_cut`.
+        objects: The prompts of every photograph; see :func:`dis_sam.inputs.plan_cut`.
         prompts: Instead, a prompt file.
-        masks: Instead, the coarse mask of a photograph, or a folder of them; see :func:`dis_sam.batch.plan_refine`.
+        masks: Instead, the coarse mask of a photograph, or a folder of them; see :func:`dis_sam.inputs.plan_refine`.
         truths: A folder of ground truths. If there is no prompt, their tight boxes are the prompts.
         recursive: Whether to search the subfolders of folders.
 

@@ -21,11 +21,13 @@ from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_t
 from IS_Net.files import refuse_to_replace
 
 if TYPE_CHECKING:
-    from dis_sam import batch
+    from dis_sam.batch import Options
     from dis_sam.formats.annotation import Refiner
     from dis_sam.formats.annotation import Summary as AnnotationSummary
+    from dis_sam.inputs import Source, Task
+    from dis_sam.model_choice import ModelChoice
 
-    Plan = Callable[[argparse.Namespace], tuple[list[batch.Task], list[str]]]
+    Plan = Callable[[argparse.Namespace], tuple[list[Task], list[str]]]
 
 _TAR = ".tar"
 _EXIT_CODES = "exit codes: 0 done; 1 some items failed, each named; 2 could not start; 130 interrupted; 143 terminated"
@@ -161,7 +163,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--recursive has no effect on a COCO file, which names its images; omit it")
 
 
-def _options(options: argparse.Namespace) -> batch.Options:
+def _options(options: argparse.Namespace) -> Options:
     from dis_sam.batch import Options
 
     kinds = [kind.strip() for text in options.kinds or ["rgba"] for kind in text.split(",")]
@@ -171,8 +173,8 @@ def _options(options: argparse.Namespace) -> batch.Options:
     )
 
 
-def _photographs(options: argparse.Namespace) -> list[tuple[str, batch.Source]]:
-    from dis_sam.batch import find_photographs
+def _photographs(options: argparse.Namespace) -> list[tuple[str, Source]]:
+    from dis_sam.inputs import find_photographs
 
     if options.photos == [STANDARD]:
         return [("photo", sys.stdin.buffer.read())]
@@ -180,8 +182,8 @@ def _photographs(options: argparse.Namespace) -> list[tuple[str, batch.Source]]:
     return list(find_photographs(list(map(Path, options.photos)), options.recursive, out))
 
 
-def _plan_cut(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
-    from dis_sam.batch import Request, plan_cut
+def _plan_cut(options: argparse.Namespace) -> tuple[list[Task], list[str]]:
+    from dis_sam.inputs import Request, plan_cut
 
     if options.manifest:
         from dis_sam.photo_work import plan_listing
@@ -191,8 +193,8 @@ def _plan_cut(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]
     return plan_cut(_photographs(options), objects, options.prompts), []
 
 
-def _plan_refine(options: argparse.Namespace) -> tuple[list[batch.Task], list[str]]:
-    from dis_sam.batch import plan_refine
+def _plan_refine(options: argparse.Namespace) -> tuple[list[Task], list[str]]:
+    from dis_sam.inputs import plan_refine
 
     if options.manifest:
         from dis_sam.photo_work import plan_listing
@@ -202,8 +204,8 @@ def _plan_refine(options: argparse.Namespace) -> tuple[list[batch.Task], list[st
     return plan_refine(_photographs(options), mask, options.recursive)
 
 
-def _choose_model(options: argparse.Namespace, **needs: bool) -> batch.ModelChoice:
-    from dis_sam.batch import choose_model
+def _choose_model(options: argparse.Namespace, **needs: bool) -> ModelChoice:
+    from dis_sam.model_choice import choose_model
 
     return choose_model(options.weights, options.sam, options.device, options.precision, options.runtime, **needs)
 
@@ -220,7 +222,9 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
         return _run_annotations(options)
     if options.shard or (options.photos and Path(options.photos[0]).suffix == _TAR):
         return _run_shard(options, plan)
-    from dis_sam.batch import Destination, needs_of, run
+    from dis_sam.batch import run
+    from dis_sam.destination import Destination
+    from dis_sam.model_choice import needs_of
     from dis_sam.outputs import OutputError
 
     how = _options(options)
@@ -249,7 +253,7 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
     return FAILED if summary.failed else DONE
 
 
-def _write_to_standard_output(tasks: Sequence[batch.Task], choice: batch.ModelChoice, how: batch.Options) -> int:
+def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: Options) -> int:
     from dis_sam.batch import run_one
     from dis_sam.outputs import OutputError
 
@@ -282,7 +286,7 @@ def _run_annotations(options: argparse.Namespace) -> int:
     return FAILED if summary.problems else DONE
 
 
-def _lazy_refiner(choice: batch.ModelChoice) -> Refiner:
+def _lazy_refiner(choice: ModelChoice) -> Refiner:
     """Return a refiner that loads the model when it is first called: nothing may be left to do."""
 
     @cache
@@ -354,7 +358,8 @@ def _plan_work(options: argparse.Namespace, plan: Plan) -> tuple[list[shards.Wor
         work = TarWork(tars, Path(options.out), LazyModel(choice), how, refines, options.overwrite, options.workers)
         work.check()
         return [work], []
-    from dis_sam.batch import Destination, needs_of
+    from dis_sam.destination import Destination
+    from dis_sam.model_choice import needs_of
     from dis_sam.outputs import OutputError
     from dis_sam.photo_work import LazyModel, PhotoWork
 

@@ -23,7 +23,7 @@ from IS_Net.exporting import FLIPS, SUFFIXES
 if TYPE_CHECKING:
     import numpy as np
 
-    from dis_sam.batch import Request
+    from dis_sam.inputs import Request
     from IS_Net.exporting.formats import Export
     from IS_Net.exporting.parity import Difference
     from IS_Net.predictor import DISPredictor
@@ -110,8 +110,8 @@ def read_samples(pictures: Sequence[Path], masks: Path | None, prompts: Path | N
 
     Args:
         pictures: Files, and folders of them.
-        masks: A mask, or a folder of masks; see :func:`dis_sam.batch.plan_refine`.
-        prompts: A file of boxes; see :func:`dis_sam.batch.plan_cut`.
+        masks: A mask, or a folder of masks; see :func:`dis_sam.inputs.plan_refine`.
+        prompts: A file of boxes; see :func:`dis_sam.inputs.plan_cut`.
         limit: The highest number of samples.
 
     Yields:
@@ -120,7 +120,7 @@ def read_samples(pictures: Sequence[Path], masks: Path | None, prompts: Path | N
     Raises:
         UserError: If a file cannot be used.
     """
-    from dis_sam.batch import find_photographs, plan_cut, plan_refine
+    from dis_sam.inputs import find_photographs, plan_cut, plan_refine
 
     photographs = find_photographs(pictures)
     tasks = plan_cut(photographs, file=prompts) if masks is None else plan_refine(photographs, masks)[0]

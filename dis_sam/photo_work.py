@@ -10,7 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dis_sam.batch import Destination, ModelChoice, Options, Outcome, Request, Task, inputs_of, run_tasks
+from dis_sam.batch import Options, Outcome, run_tasks
+from dis_sam.destination import Destination
+from dis_sam.inputs import Request, Task, inputs_of
+from dis_sam.model_choice import ModelChoice
 from IS_Net.errors import DatasetError
 from IS_Net.listing import Entry, read_listing
 from IS_Net.manifest import fingerprint

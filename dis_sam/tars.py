@@ -20,9 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dis_sam.batch import KEYWORD, Options, Outcome, Task, run_tasks
+from dis_sam.batch import Options, Outcome, run_tasks
+from dis_sam.inputs import Task
 from dis_sam.outputs import OutputError, file_label
 from dis_sam.photo_work import LazyModel, digest, request_of
+from dis_sam.records import KEYWORD
 from IS_Net.errors import DatasetError, UserError
 from IS_Net.files import atomic_file
 from IS_Net.images import IMAGE_EXTENSIONS

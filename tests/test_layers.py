@@ -26,6 +26,7 @@ LAYERS: list[tuple[str, str]] = [
         "dis_sam.export dis_sam.benchmark",
     ),
     ("runs over photographs", "dis_sam.batch dis_sam.photo_work dis_sam.tars dis_sam.comparison"),
+    ("inputs, model and outputs of a run", "dis_sam.inputs dis_sam.model_choice dis_sam.destination dis_sam.records"),
     ("front door, Python", "dis_sam"),
     ("annotations", "dis_sam.formats"),
     ("both stages", "dis_sam.pipeline"),

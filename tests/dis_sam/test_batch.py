@@ -19,27 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from dis_sam import batch
-from dis_sam.batch import (
-    Destination,
-    ModelChoice,
-    Options,
-    Request,
-    RunError,
-    Summary,
-    Task,
-    choose_model,
-    encode_outputs,
-    find_photographs,
-    needs_of,
-    plan_cut,
-    plan_refine,
-    read_record,
-    run,
-    run_one,
-)
+from dis_sam.batch import Options, RunError, Summary, encode_outputs, run, run_one
+from dis_sam.destination import Destination
+from dis_sam.inputs import Request, Task, find_photographs, plan_cut, plan_refine
+from dis_sam.model_choice import ModelChoice, choose_model, needs_of
 from dis_sam.outputs import OutputError, render
+from dis_sam.records import read_record
 from IS_Net.errors import CheckpointError, DatasetError, PromptError
-from IS_Net.images import read_image, write_image, write_mask
+from IS_Net.images import read_image, read_png_text, write_image, write_mask
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -222,7 +209,7 @@ def test_masks_in_subfolders(tmp_path: Path, model: FakeModel, choice: ModelChoi
 
 
 def test_only_what_is_needed_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(batch, "available_model", lambda: "box")
+    monkeypatch.setattr("dis_sam.model_choice.available_model", lambda: "box")
     weights = tmp_path / "weights.safetensors"
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: the file of the weights does not exist"):
         choose_model(weights)
@@ -325,9 +312,7 @@ def test_outputs_are_what_is_rendered(photos: Path, tmp_path: Path, model: FakeM
         for kind, label in zip(options.kinds, ("cutout", "mask" if options.crop else "white", "overlay"), strict=False):
             expected = render(result, kind, bits=options.bits, threshold=options.threshold, crop=options.crop)
             path = out / f"a.{label}.png"
-            assert (
-                path.read_bytes() == encode_outputs(result, options, {kind: batch.read_png_text(path, "dis-sam")})[kind]
-            )
+            assert path.read_bytes() == encode_outputs(result, options, {kind: read_png_text(path, "dis-sam")})[kind]
             if options.bits == 8:
                 np.testing.assert_array_equal(np.array(Image.open(path)), expected)
 
@@ -477,7 +462,7 @@ def test_a_changed_mask_is_refined_again(photos: Path, tmp_path: Path, model: Fa
 
 def test_stage_1_counts_only_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: ModelChoice):
     checkpoint = write(tmp_path / "sam.pth")
-    monkeypatch.setattr(batch, "find_checkpoint", lambda model: None if model == "box" else checkpoint)
+    monkeypatch.setattr("dis_sam.model_choice.find_checkpoint", lambda model: None if model == "box" else checkpoint)
     sam = replace(choice, sam="vit_l")
     assert sam.key(False) == choice.key(False)
     assert sam.key(True) != choice.key(True)
@@ -593,7 +578,7 @@ def test_a_full_disk_ends_the_run(
     def atomic_file(path: Path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(batch, "atomic_file", atomic_file)
+    monkeypatch.setattr("dis_sam.destination.atomic_file", atomic_file)
     tasks = plan_cut(find_photographs([tmp_path / "photos"]))
     summary = run(tasks, Destination(tmp_path / "out", ["rgba"]), choice, Options(), workers=1)
     assert not summary.written and 2 <= len(summary.failed) < 10

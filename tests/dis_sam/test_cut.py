@@ -16,8 +16,9 @@ from fake_model import FakeModel, write_photo
 from PIL import Image
 
 from dis_sam import cut as module
-from dis_sam.batch import ModelChoice, read_record
 from dis_sam.cut import main, refine
+from dis_sam.model_choice import ModelChoice
+from dis_sam.records import read_record
 from IS_Net.images import read_image, write_image, write_mask
 
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """Put a model that computes nothing in place of the one that is loaded, and run in an empty folder without SAM."""
     fake = FakeModel()
     monkeypatch.setattr(ModelChoice, "load", lambda _: fake)
-    monkeypatch.setattr("dis_sam.batch.available_model", lambda: "box")
+    monkeypatch.setattr("dis_sam.model_choice.available_model", lambda: "box")
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -77,8 +78,8 @@ def test_boxes_points_and_kinds(model: FakeModel, monkeypatch: pytest.MonkeyPatc
         ["photo.png", *(f"photo_{number}.{kind}.png" for number in (1, 2) for kind in ("alpha", "mask", "00FF00"))]
     )
     assert [call["box"] for call in model.calls] == [(1, 2, 20, 30), (5, 6, 30.5, 36)]
-    monkeypatch.setattr("dis_sam.batch.available_model", lambda: "vit_l")
-    monkeypatch.setattr("dis_sam.batch.find_checkpoint", lambda model: Path("photo.png"))
+    monkeypatch.setattr("dis_sam.model_choice.available_model", lambda: "vit_l")
+    monkeypatch.setattr("dis_sam.model_choice.find_checkpoint", lambda model: Path("photo.png"))
     assert main(["photo.png", "--point", "3,4", "--point", "9,9,0", "--point", "5,5,1", "-o", "one.png"]) == 0
     assert {key: model.calls[-1][key] for key in ("box", "points", "labels")} == {
         "box": None,
@@ -383,8 +384,8 @@ SLOW = """
 import sys
 sys.path.insert(0, {here!r})
 from fake_model import FakeModel
-from dis_sam import batch
-batch.ModelChoice.load = lambda _: FakeModel({seconds})
+from dis_sam.model_choice import ModelChoice
+ModelChoice.load = lambda _: FakeModel({seconds})
 from dis_sam.cut import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -17,7 +17,7 @@ from fake_model import FakeModel, write_photo
 from processes import members, wait_for_end
 
 from dis_sam import cli, sharding
-from dis_sam.batch import ModelChoice
+from dis_sam.model_choice import ModelChoice
 from IS_Net.errors import MissingExtraError
 from IS_Net.images import write_mask
 from IS_Net.shards import PARTS, read_rows

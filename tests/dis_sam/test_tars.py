@@ -14,8 +14,8 @@ from fake_model import FakeModel
 from PIL import Image
 
 from dis_sam import tars
-from dis_sam.batch import ModelChoice
 from dis_sam.cut import main, refine
+from dis_sam.model_choice import ModelChoice
 from dis_sam.tars import read_samples
 from IS_Net.errors import DatasetError
 from IS_Net.shards import read_rows
@@ -26,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """Put a model that computes nothing in place of the one that is loaded, and run in an empty folder without SAM."""
     fake = FakeModel()
     monkeypatch.setattr(ModelChoice, "load", lambda _: fake)
-    monkeypatch.setattr("dis_sam.batch.available_model", lambda: "box")
+    monkeypatch.setattr("dis_sam.model_choice.available_model", lambda: "box")
     monkeypatch.chdir(tmp_path)
     return fake
 

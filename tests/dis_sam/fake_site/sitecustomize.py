@@ -2,7 +2,7 @@
 
 from fake_model import FakeModel
 
-from dis_sam.batch import ModelChoice
+from dis_sam.model_choice import ModelChoice
 
 
 class Slow(FakeModel):
