@@ -22,6 +22,9 @@ from IS_Net.images import binarize, write_mask
 SMALLEST_PART = 0.004
 """Parts that cover less than this fraction of the image do not become samples."""
 
+FOLDERS = ("im", "gt", "mask")
+"""The folders of an enriched split, each with a file of every sample."""
+
 _SAMPLE = re.compile(r"(?P<stem>.+)_comp_\d+", re.DOTALL)
 
 
@@ -79,7 +82,7 @@ def require_own_files(split: Path, stems: Container[str]) -> None:
     Raises:
         DatasetError: If there are files named ``NAME_comp_K`` of one of the stems in im, gt or mask.
     """
-    for kind in ("im", "gt", "mask"):
+    for kind in FOLDERS:
         for path in sorted((split / kind).glob("*_comp_*")):
             match = _SAMPLE.fullmatch(path.stem)
             if match and match["stem"] in stems:
@@ -133,7 +136,7 @@ def remove_stale(
     """
     removed, kept = set(), set()
     own: dict[str, bool] = {}
-    for kind in ("im", "gt", "mask"):
+    for kind in FOLDERS:
         for path in sorted((split / kind).glob("*_comp_*")):
             match = _SAMPLE.fullmatch(path.stem)
             if match is None or match["stem"] in unreadable:

@@ -1,6 +1,6 @@
 """The command that turns prompts into coarse masks on disk: ``python -m sam.generate_masks``, ``dis-sam masks``.
 
-The library is :mod:`sam.mask_run`; this module imports it, and all that is heavy, only when there is work to do.
+The library is :mod:`sam.mask_work`; this module imports it, and all that is heavy, only when there is work to do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sam.backends import BACKENDS, model_argument
 from sam.backends.base import Select
 
 if TYPE_CHECKING:
-    from sam import mask_run
     from sam.backends.base import StageOnePredictor
+    from sam.mask_work import MaskWork
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,13 +122,14 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--prompts requires a single folder of images, and excludes --enrich")
 
 
-def _plan(options: argparse.Namespace) -> list[mask_run.MaskWork]:
+def _plan(options: argparse.Namespace) -> list[MaskWork]:
     """Find the images and check all that can be known before the model is loaded and the first mask is made."""
     from IS_Net.files import refuse_to_replace
     from IS_Net.lock import lock_folder
     from IS_Net.manifest import MANIFEST
     from IS_Net.shards import PATIENCE
-    from sam.mask_run import MaskWork, check_files, check_folders, find_items, find_listed
+    from sam.mask_items import check_files, check_folders, find_items, find_listed
+    from sam.mask_work import MaskWork
 
     load = partial(_load_model, options.model, options.checkpoint, options.device)
     how = {name: getattr(options, name) for name in ("select", "workers", "batch", "overwrite")}

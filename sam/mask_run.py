@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
@@ -28,34 +28,22 @@ from tqdm import tqdm
 
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.decoding import tell_once
-from IS_Net.doctor import require_usable
-from IS_Net.errors import DatasetError, ImageError, PromptError
-from IS_Net.files import atomic_file, refuse_to_replace, remove_leftovers
-from IS_Net.images import (
-    is_image,
-    list_images,
-    name_of,
-    read_header,
-    read_image,
-    read_mask,
-    size_mismatch,
-    write_mask,
-)
-from IS_Net.listing import Entry, read_listing
+from IS_Net.errors import DatasetError, ImageError, join_some
+from IS_Net.files import atomic_file, remove_leftovers
+from IS_Net.images import is_image, name_of, read_header, read_image, read_mask, size_mismatch, write_mask
 from IS_Net.lock import lock_folder
 from IS_Net.manifest import Manifest, identify, is_unchanged
-from IS_Net.shards import DONE, FAILED, KEPT, PATIENCE, Part, merge_parts
+from IS_Net.shards import merge_parts
 from sam import enrich
-from sam.backends import NEEDS_SAM
 from sam.backends.base import Select, StageOnePredictor
-from sam.prompts import Prompt, check_prompts, prompt_from_mask, prompt_from_record, read_prompts
+from sam.mask_items import Item, check_files, check_folders, find_items, require_boxes
+from sam.prompts import Prompt, prompt_from_mask, prompt_from_record
 
 logger = logging.getLogger(__name__)
 
 SOURCE_FILE = "enriched_from.json"
 """In an enriched split: the folders of images and ground truths that it was made from, relative to the split."""
 _MAX_LISTED = 20
-_KINDS = ("im", "gt", "mask")
 
 
 @dataclass
@@ -82,21 +70,16 @@ class Summary:
     def __str__(self) -> str:
         lines = [f"{self.written} masks written, {self.kept} kept"]
         if self.empty:
-            lines.append(f"all zero, because the ground truth is empty: {_list(self.empty)}")
+            lines.append(f"all zero, because the ground truth is empty: {join_some(self.empty, _MAX_LISTED)}")
         if self.by_hand:
             lines.append(
                 f"{len(self.by_hand)} kept as they are, because no run wrote them, or they were changed afterwards: "
-                f"{_list(self.by_hand)}; --overwrite replaces them"
+                f"{join_some(self.by_hand, _MAX_LISTED)}; --overwrite replaces them"
             )
         if self.removed:
-            lines.append(f"removed, because they are no longer requested: {_list(self.removed)}")
+            lines.append(f"removed, because they are no longer requested: {join_some(self.removed, _MAX_LISTED)}")
         lines += [f"failed: {message}" for message in self.failed.values()]
         return "\n".join(lines)
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def generate_masks(
@@ -129,7 +112,7 @@ def generate_masks(
         workers: Number of reader threads, and of writer threads; None means one per core, at most 4.
         batch: How many images the model encodes together; None takes what it prefers on its device, 1 on a CPU.
         overwrite: Whether to replace also the masks that no run wrote, or that were changed afterwards.
-        check: Whether to call :func:`check_files` first.
+        check: Whether to call :func:`sam.mask_items.check_files` first.
 
     Returns:
         What was done. An image that cannot be read is listed there and does not stop the others.
@@ -147,10 +130,10 @@ def generate_masks(
     items = find_items(images, gt, prompts)
     check_folders(images, gt, out)
     if predictor.box_only:
-        _require_boxes(items)
+        require_boxes(items)
     if check:
         check_files([(images, gt)])
-    return _Run(Path(out), predictor, select, overwrite, batch).make(items, workers)
+    return MaskRun(Path(out), predictor, select, overwrite, batch).make(items, workers)
 
 
 def enrich_split(
@@ -194,141 +177,13 @@ def enrich_split(
         ValueError: If ``select`` is unknown.
     """
     out = Path(out)
-    paths = list_images(images)
-    items = pair_with_gt(paths, gt)
-    _warn_of_unused(paths, gt)
+    items = find_items(images, gt)
     check_folders(images, gt, out, enriched=True)
     if check:
         check_files([(images, gt)])
-    return _Run(out / "mask", predictor, select, overwrite, batch, enriched=out, source=(Path(images), Path(gt))).make(
-        items, workers
-    )
-
-
-def check_folders(images: str | Path, gt: str | Path | None, out: str | Path, enriched: bool = False) -> None:
-    """Refuse a folder of masks, or an enriched split, in which inputs would be replaced.
-
-    Args:
-        images: Folder of images.
-        gt: Folder of ground truths, or None.
-        out: Folder of masks, or with ``enriched`` that of the enriched split.
-        enriched: See ``out``.
-
-    Raises:
-        DatasetError: If ``out``, or a folder in it that is written to, is one of the other folders.
-    """
-    try:
-        refuse_to_replace([out, *(Path(out) / kind for kind in _KINDS)] if enriched else [out], [images, gt])
-    except DatasetError as error:
-        if enriched:
-            raise DatasetError(f"{error}: write the enriched split to another folder") from error
-        raise
-
-
-def check_files(sources: Iterable[tuple[str | Path, str | Path | None]]) -> None:
-    """Read all files that masks are to be made from, as ``dis-sam check`` does; log what is doubtful.
-
-    Args:
-        sources: Folders of images, each with its folder of ground truths or None.
-
-    Raises:
-        DatasetError: If files cannot be used; the message names them.
-    """
-    folders = [(Path(images).absolute(), Path(gt).absolute() if gt else "") for images, gt in sources]
-    require_usable([], [{"name": str(im), "im_dir": str(im), "gt_dir": str(gt)} for im, gt in folders])
-
-
-def find_items(
-    images: str | Path, gt: str | Path | None = None, prompts: str | Path | Iterable[Prompt] | None = None
-) -> list[Item]:
-    """Return the images of a run; the arguments and errors are those of :func:`generate_masks`."""
-    paths = list_images(images)
-    if (gt is None) == (prompts is None):
-        raise ValueError("expected either gt, a folder of ground truths, or prompts; found both or neither")
-    if gt is not None:
-        items = pair_with_gt(paths, gt)
-        _warn_of_unused(paths, gt)
-        return items
-    found = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
-    of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
-    for name, prompt in check_prompts(found, paths).items():
-        of_image[prompt.name][name] = prompt
-    if len(of_image) < len(paths):
-        logger.info("%d of %d images have no prompt and are skipped", len(paths) - len(of_image), len(paths))
-    return [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
-
-
-def find_listed(path: str | Path) -> list[Item]:
-    """Return the images of a list (see :func:`IS_Net.listing.read_listing`) with their prompts or ground truths.
-
-    Rows with a box or points are prompts; the tight box of the ground truth is the prompt of the others.
-
-    Raises:
-        DatasetError: If the list is faulty, or says two things about an image.
-        PromptError: If prompts are faulty.
-    """
-    rows: dict[str, list[Entry]] = defaultdict(list)
-    for entry in read_listing(path):
-        rows[entry.name].append(entry)
-    items = []
-    for name, entries in rows.items():
-        first = entries[0]
-        if "/" in name:
-            raise DatasetError(f"{first.where}: 'name': becomes the name of a mask and cannot be {name!r}")
-        if any(entry.image != first.image for entry in entries):
-            raise DatasetError(f"{first.where}: the name {name!r} is that of several images")
-        if not first.prompt and first.gt is not None and len(entries) == 1:
-            items.append(Item(name, first.image, gt=first.gt))
-            continue
-        prompts = [prompt_from_record(name, {**e.prompt, "object": e.object}, e.where) for e in entries]
-        if without := next((prompt for prompt in prompts if prompt.empty), None):
-            raise PromptError(f"{without.where}: expected 'box', 'points' and 'labels', or 'gt', found none")
-        items.append(Item(name, first.image, prompts=check_prompts(prompts, {name: first.image})))
-    return items
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image of a run, with its prompts by mask name, or with the ground truth that they are derived from."""
-
-    stem: str
-    image: Path
-    gt: Path | None = None
-    prompts: Mapping[str, Prompt] | None = None
-
-
-def pair_with_gt(images: Mapping[str, Path], gt: str | Path) -> list[Item]:
-    """Pair images with the ground truths of the same name.
-
-    Args:
-        images: Path of each image by its stem.
-        gt: Folder of ground truths.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        DatasetError: If ground truths are missing; the message names all of them.
-    """
-    if not Path(gt).is_dir():
-        raise FileNotFoundError(f"{gt}: the folder of ground truths does not exist; create it, or provide prompts")
-    gts = list_images(gt)
-    missing, unused = sorted(images.keys() - gts.keys()), sorted(gts.keys() - images.keys())
-    if missing:
-        hint = f"; ground truths without an image: {', '.join(unused)}" if unused else ""
-        raise DatasetError(f"{gt}: no ground truth for the images {', '.join(missing)}; expected the same names{hint}")
-    return [Item(stem, path, gt=gts[stem]) for stem, path in images.items()]
-
-
-def _require_boxes(items: Iterable[Item]) -> None:
-    prompts = (prompt for item in items for prompt in (item.prompts or {}).values())
-    without = [prompt.where or prompt.name for prompt in prompts if prompt.box is None and not prompt.empty]
-    if without:
-        raise PromptError(f"{NEEDS_SAM}; found no box at {', '.join(without)}")
-
-
-def _warn_of_unused(images: Mapping[str, Path], gt: str | Path) -> None:
-    unused = sorted(list_images(gt).keys() - images.keys())
-    if unused:
-        logger.warning("%s: no image for the ground truths %s; skipped", gt, ", ".join(unused))
+    return MaskRun(
+        out / "mask", predictor, select, overwrite, batch, enriched=out, source=(Path(images), Path(gt))
+    ).make(items, workers)
 
 
 @dataclass
@@ -408,7 +263,7 @@ class _State(Enum):
     OTHER = "not written by a run, or changed since"
 
 
-class _Run:
+class MaskRun:
     """One run over one folder of masks.
 
     Args:
@@ -452,7 +307,7 @@ class _Run:
             items: The images.
             part: The folder of the worker, if this is one of several; see :class:`IS_Net.manifest.Manifest`.
         """
-        for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in _KINDS]:
+        for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in enrich.FOLDERS]:
             remove_leftovers(folder)
         self.part = part
         self.manifest = Manifest(self.mask_dir, part)
@@ -474,7 +329,6 @@ class _Run:
         Args:
             items: The images, or some of them.
             workers: See :func:`generate_masks`.
-        batch: See :func:`generate_masks`.
             report: Is called with what became of each image once its masks are written, one call at a time.
         """
         self.summary = Summary()
@@ -762,83 +616,6 @@ class _Run:
     def path(self, name: str) -> Path:
         """Return the file of a mask."""
         return self.mask_dir / f"{name}.png"
-
-
-@dataclass(frozen=True)
-class MaskWork:
-    """The masks of a folder, or an enriched split, in parts; see :class:`IS_Net.shards.Work`.
-
-    Attributes:
-        images: The images with their ground truths or prompts; see :func:`find_items` and :func:`find_listed`.
-        mask_dir: The folder of masks, manifest and rows.
-        load: Loads the model; it is called once in each process, and pickled for others.
-        select: See :func:`generate_masks`.
-        workers: See :func:`generate_masks`.
-        batch: See :func:`generate_masks`.
-        overwrite: See :func:`generate_masks`.
-        enriched: The enriched split that the masks belong to, or None.
-        source: The folders of images and ground truths that the enriched split is made from.
-    """
-
-    images: Sequence[Item]
-    mask_dir: Path
-    load: Callable[[], StageOnePredictor]
-    select: Select = "score"
-    workers: int | None = None
-    batch: int | None = None
-    overwrite: bool = False
-    enriched: Path | None = None
-    source: tuple[Path, Path] | None = None
-    what = "a mask run"
-
-    @property
-    def out(self) -> Path:
-        """The folder of masks and rows."""
-        return self.mask_dir
-
-    def items(self) -> Sequence[Item]:
-        """Return the images."""
-        return self.images
-
-    def without_items(self) -> MaskWork:
-        """Return the same without the images, for another process that is given some of them."""
-        return replace(self, images=())
-
-    def run(self, items: Sequence[Item], part: Part) -> None:
-        """Make the masks of these images that are missing; each image that is not as its row says gets a new row."""
-        run = part.state.get("run")
-        if run is None:
-            run = _Run(self.mask_dir, self.load(), self.select, self.overwrite, self.batch, self.enriched, self.source)
-            if run.predictor.box_only:
-                _require_boxes(items)
-            with lock_folder(self.mask_dir, "a mask run (start)", wait=PATIENCE):
-                run.prepare(items, part.folder)
-            part.state["run"] = run
-
-        def report(outcome: Outcome) -> None:
-            name, row = outcome.item.stem, part.rows.get(outcome.item.stem)
-            if outcome.error is not None:
-                part.add(name, FAILED, outcome.seconds, outcome.error, outputs=[])
-            elif outcome.written or row is None or row["status"] == FAILED:
-                status = DONE if outcome.written else KEPT
-                part.add(name, status, outcome.seconds, outputs=[f"{mask}.png" for mask in outcome.written])
-            else:
-                part.keep()
-
-        summary = run.make_all(items, self.workers, report)
-        for line in str(replace(summary, failed={})).splitlines()[1:]:  # those that failed have rows
-            logger.info("%s: %s", self.mask_dir, line)
-
-    def make_all(self, predictor: StageOnePredictor) -> Summary:
-        """Make all masks in this process; see :func:`generate_masks` and :func:`enrich_split`."""
-        if predictor.box_only:
-            _require_boxes(self.images)
-        run = _Run(self.mask_dir, predictor, self.select, self.overwrite, self.batch, self.enriched, self.source)
-        return run.make(self.images, self.workers)
-
-    def finish(self) -> None:
-        """Rewrite the manifest, sorted and without what is out of date."""
-        Manifest(self.mask_dir)
 
 
 def _includes(entry: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
