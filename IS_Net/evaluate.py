@@ -26,7 +26,8 @@ from IS_Net.errors import EvaluationError
 from IS_Net.metric_names import ALL, choose
 
 if TYPE_CHECKING:
-    from IS_Net import evaluation
+    from IS_Net.evaluation_data import Request
+    from IS_Net.evaluation_work import EvaluationWork
 
 _RESUMES = "interrupted; what was measured is kept, and the same command resumes"
 OUTPUTS = ("json", "csv", "html", "sheet")
@@ -206,13 +207,13 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _work(options: argparse.Namespace) -> evaluation.EvaluationWork:
-    from IS_Net import evaluation
+def _work(options: argparse.Namespace) -> EvaluationWork:
+    from IS_Net.evaluation_work import EvaluationWork
     from IS_Net.files import refuse_to_replace
 
     reports = [getattr(options, key) for key in OUTPUTS]
     refuse_to_replace([Path(options.rows) / shards.ROWS], [options.manifest, *reports])
-    return evaluation.EvaluationWork.plan(_request(options), options.rows, _shows_maps(options))
+    return EvaluationWork.plan(_request(options), options.rows, _shows_maps(options))
 
 
 def _shows_maps(options: argparse.Namespace) -> bool:
@@ -221,7 +222,9 @@ def _shows_maps(options: argparse.Namespace) -> bool:
 
 def _run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables and write the outputs; return the exit code."""
-    from IS_Net import evaluation, report
+    from IS_Net import report
+    from IS_Net.evaluation import evaluate
+    from IS_Net.evaluation_outputs import contents
     from IS_Net.files import refuse_to_replace_data
     from IS_Net.images import atomic_file
 
@@ -241,15 +244,15 @@ def _run(options: argparse.Namespace) -> int:
                 data_sets, results = work.data_sets, work.results(part.rows)
             else:
                 shown = Path(thumbnails) if _shows_maps(options) else None
-                data_sets, results = evaluation.evaluate(_request(options), shown)
+                data_sets, results = evaluate(_request(options), shown)
             if options.jitter:
                 print_text(f"{report.robustness_table(results)}\n{report.ROBUSTNESS_NOTE}")
             else:
                 print_text(report.text_table(results, every=options.metrics not in (None, ALL)))
                 if table := report.refinement_table(results):
                     print_text(f"\n{table}\n{report.REFINEMENT_NOTE}")
-            contents = evaluation.contents(data_sets, results, outputs, options.worst)
-        for key, content in contents.items():
+            files = contents(data_sets, results, outputs, options.worst)
+        for key, content in files.items():
             try:
                 with atomic_file(outputs[key]) as file:
                     file.write(content)
@@ -265,10 +268,10 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def _request(options: argparse.Namespace) -> evaluation.Request:
-    from IS_Net import evaluation
+def _request(options: argparse.Namespace) -> Request:
+    from IS_Net.evaluation_data import Request
 
-    return evaluation.Request(
+    return Request(
         gt=options.gt,
         pred=options.pred,
         weights=options.weights,

@@ -36,7 +36,10 @@ LAYERS: list[tuple[str, str]] = [
     ("stage 1, models", "sam.backends sam.enrich"),
     ("stage 1, prompts", "sam.prompts"),
     ("stage 2, commands", "IS_Net.train_valid_inference_main IS_Net.evaluate IS_Net.import_weights"),
-    ("stage 2, runs", "IS_Net.phases IS_Net.evaluation"),
+    (
+        "stage 2, runs",
+        "IS_Net.phases IS_Net.evaluation_work IS_Net.evaluation_outputs IS_Net.evaluation IS_Net.evaluation_data",
+    ),
     (
         "loops",
         "IS_Net.engine IS_Net.preflight IS_Net.data_loader IS_Net.scoring IS_Net.report IS_Net.robustness "

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import draw_sample
 
-from IS_Net import datalist, evaluation
+from IS_Net import datalist, evaluation, evaluation_outputs
 from IS_Net.evaluate import main
 from IS_Net.images import atomic_file, read_image, read_mask, write_image, write_mask
 from IS_Net.metrics import Pair, iou
@@ -411,7 +411,7 @@ def test_an_interrupted_run_writes_nothing(make_split, tmp_path, monkeypatch, ca
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    target = (evaluation.Scores, "add") if where == "measuring" else (evaluation, "html_page")
+    target = (Scores, "add") if where == "measuring" else (evaluation_outputs, "html_page")
     monkeypatch.setattr(*target, interrupted)
     split, out = make_split(), tmp_path / "out"
     outputs = ["--csv", out / "r.csv", "--json", out / "r.json", "--html", out / "r.html"]

@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import draw_sample
 
-from IS_Net import evaluation
+from IS_Net import evaluation, evaluation_outputs
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import EvaluationError
 from IS_Net.evaluate import main
+from IS_Net.evaluation_data import Request, gather
 from IS_Net.images import read_image, read_mask, write_image, write_mask
 from IS_Net.metrics import iou
 from IS_Net.metrics.suite import FIGURES, Suite
@@ -208,7 +209,7 @@ def test_the_prompt_of_the_manifest_is_the_box(photos: Path, lost: Lost):
 
 
 def test_the_worst_results_come_first(photos: Path, lost: Lost, tmp_path: Path):
-    request = evaluation.Request([str(photos)], weights=[Path("w.pth")], coarse=["disc"], workers=0)
+    request = Request([str(photos)], weights=[Path("w.pth")], coarse=["disc"], workers=0)
     thumbnails = tmp_path / "thumbnails"
     data_sets, results = evaluation.evaluate(request, thumbnails)
     worst = worst_results(results, 2)
@@ -216,7 +217,7 @@ def test_the_worst_results_come_first(photos: Path, lost: Lost, tmp_path: Path):
         ("a", "disc -> w", "y"),
         ("a", "disc -> w", "x"),
     ]
-    pictures = dict(evaluation._pictures(data_sets[0], "disc -> w", "y"))
+    pictures = dict(evaluation_outputs._pictures(data_sets[0], "disc -> w", "y"))
     assert list(pictures) == ["image", "ground truth", "coarse mask", "disc -> w"]
     assert not pictures["disc -> w"].any() and pictures["coarse mask"].any()
     assert len(list(thumbnails.iterdir())) == 3
@@ -258,7 +259,7 @@ def test_large_maps_are_kept_small(tmp_path: Path, lost: Lost):
     for kind in ("gt", "mask"):
         write_mask(tmp_path / "set" / kind / "a.png", gt)
     write_image(tmp_path / "set" / "im" / "a.jpg", np.zeros((600, 1200, 3), np.uint8))
-    request = evaluation.Request([str(tmp_path / "set")], weights=[Path("w.pth")], workers=0)
+    request = Request([str(tmp_path / "set")], weights=[Path("w.pth")], workers=0)
     data_sets, _ = evaluation.evaluate(request, tmp_path / "thumbnails")
     assert read_mask(data_sets[0].thumbnails["mask -> w"]["a"]).shape == (240, 480)
 
@@ -372,6 +373,6 @@ def test_images_without_a_ground_truth_do_not_count(photos: Path, lost: Lost, tm
 
 
 def test_scoring_without_networks_needs_no_predictor(photos: Path):
-    (data_set,) = evaluation.gather(evaluation.Request([str(photos / "a")], coarse=["disc"]))
+    (data_set,) = gather(Request([str(photos / "a")], coarse=["disc"]))
     (scores,) = evaluation.score([data_set], Scorer("mae"), "mae")
     assert scores.method == "disc" and list(scores.images) == ["x", "y"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import draw_sample
 
-from IS_Net import evaluation
+from IS_Net import evaluation, evaluation_work
 from IS_Net.evaluate import main
 from IS_Net.images import read_mask
 from IS_Net.metrics import iou
@@ -149,7 +149,8 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     found = Echo(4)
-    monkeypatch.setattr(evaluation, "load_networks", lambda _: {"echo": found})
+    for module in (evaluation, evaluation_work):
+        monkeypatch.setattr(module, "load_networks", lambda _: {"echo": found})
     return found
 
 
@@ -246,7 +247,7 @@ def test_a_network_without_prompts_is_refused(echo, make_dataset, capsys):
 
 
 def test_rows_of_an_earlier_run_are_kept_unless_the_seed_is_another(echo, make_dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "content_hash", lambda _: "echo")
+    monkeypatch.setattr(evaluation_work, "content_hash", lambda _: "echo")
     folder = str(Path(make_dataset("tiny")["gt_dir"]).parent)
     arguments = [
         "--gt",
