@@ -39,7 +39,7 @@ from IS_Net.decoding import (
     to_array,
     upright,
 )
-from IS_Net.errors import DatasetError, ImageError
+from IS_Net.errors import DatasetError, ImageError, join_some
 from IS_Net.files import atomic_file
 from IS_Net.masks import LEVELS_KEYWORD, MASK_THRESHOLD, binarize, decode_mask, mask_to_array, read_mask
 
@@ -82,7 +82,6 @@ _METERS_PER_INCH = 0.0254
 _MAX_TEXT = 1 << 16  # bytes of a text chunk that are read
 _RECORDS = (".json", ".jsonl", ".csv", ".txt", ".md")
 """Files that lie beside images for a reason; they are left out without a word."""
-_MAX_LISTED = 10
 
 
 def is_image(path: PurePath) -> bool:
@@ -152,10 +151,9 @@ def list_images(
     left_out = [path for path in others if path.suffix.lower() not in _RECORDS and not (skip and skip(path))]
     names = [f"{path.name}/" if path.is_dir() else path.name for path in left_out]
     if names and is_first(str(folder), *names):
-        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
         logger.warning(
-            "%s: left out, because only files that end in %s are read: %s%s",
-            *(folder, ", ".join(extensions), ", ".join(names[:_MAX_LISTED]), more),
+            "%s: left out, because only files that end in %s are read: %s",
+            *(folder, ", ".join(extensions), join_some(names)),
         )
     return images
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from IS_Net.decoding import is_first
-from IS_Net.errors import DatasetError, ImageError, did_you_mean
+from IS_Net.errors import DatasetError, ImageError, did_you_mean, join_some
 from IS_Net.images import list_images, read_header, size_mismatch
 from IS_Net.manifest import read_manifest
 from IS_Net.paths import resolve
@@ -212,10 +212,9 @@ def _check_sizes(where: str, samples: Sequence[Sample], skip_unreadable: bool) -
         raise DatasetError(f"{where}: {len(problems)} samples cannot be used:{format_list(problems)}")
     names = sorted(set(undecided))
     if names and any(file is not None for file in (samples[0].mask, samples[0].gt)) and is_first(where, *names):
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         logger.warning(
             "%s: %d images are turned by their EXIF orientation without a change of size (square, or by 180 degrees): "
-            "%s%s; their masks and ground truths must be of the upright image, which sizes do not tell: see "
+            "%s; their masks and ground truths must be of the upright image, which sizes do not tell: see "
             "`dis-sam check` (doubtful orientation)",
-            *(where, len(names), ", ".join(names[:5]), more),
+            *(where, len(names), join_some(names, 5)),
         )

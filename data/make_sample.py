@@ -35,7 +35,7 @@ from sample_scenes.photographs import BACKDROPS, MOTORCYCLE, TEXTURES, motorcycl
 from tqdm import tqdm
 
 from IS_Net.bounded import map_bounded
-from IS_Net.errors import DatasetError
+from IS_Net.errors import DatasetError, join_some
 from IS_Net.files import atomic_file, content_hash, refuse_to_replace
 from IS_Net.images import contact_sheet, read_image, read_mask, write_image, write_mask
 from IS_Net.lock import lock_folder
@@ -170,10 +170,9 @@ def _remove_own(out: Path) -> None:
         if not own:
             others.append(name)
     if others:
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         raise DatasetError(
-            f"{out}: holds files that this program did not write, or that were changed since: {', '.join(others[:5])}"
-            f"{more}; making the sample would remove them: choose another folder with --out, or remove them"
+            f"{out}: holds files that this program did not write, or that were changed since: {join_some(others, 5)}; "
+            "making the sample would remove them: choose another folder with --out, or remove them"
         )
     for path in found:
         path.unlink()

@@ -16,9 +16,6 @@ from IS_Net.errors import DatasetError, UserError
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM, Result
 
-_MAX_LISTED = 10
-"""Ids in a message."""
-
 
 @dataclass(frozen=True)
 class Annotation:
@@ -186,9 +183,3 @@ def is_far_outside(points: Iterable[Sequence[float]], size: tuple[int, int]) -> 
 def box_from_edges(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
     """Convert edges, which lie between pixels, to xyxy, whose ends are pixels: those of columns 2 and 3 are 2 and 4."""
     return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
-
-
-def list_ids(ids: Sequence[Any]) -> str:
-    """Return ids as messages show them."""
-    more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
-    return ", ".join(map(str, ids[:_MAX_LISTED])) + more

@@ -22,7 +22,6 @@ from dis_sam.formats.annotation import (
     Summary,
     box_from_edges,
     is_far_outside,
-    list_ids,
     read_json,
     refine_objects,
     to_json,
@@ -30,7 +29,7 @@ from dis_sam.formats.annotation import (
 )
 from dis_sam.formats.journal import Journal, digest
 from IS_Net.bounded import map_bounded
-from IS_Net.errors import DatasetError, UserError, import_extra
+from IS_Net.errors import DatasetError, UserError, import_extra, join_some
 from IS_Net.files import is_existing_file
 from IS_Net.images import image_size, read_image, size_mismatch
 from IS_Net.manifest import fingerprint
@@ -121,7 +120,7 @@ class CocoFile:
             if image not in images:
                 self._problem(f"annotation {number}: no usable image has the id {record.get('image_id')!r}")
             elif known and "category_id" in record and _as_key(category) not in known:
-                ids = list_ids([_id_of(known) for known in categories])
+                ids = join_some([str(_id_of(known)) for known in categories])
                 self._problem(f"annotation {number}: unknown category {category!r}; known ids: {ids}")
             elif record.get("iscrowd") == 1:
                 self.skipped += 1
@@ -169,7 +168,7 @@ class CocoFile:
 
     def image_failed(self, image: CocoImage, records: Sequence[dict[str, Any]], error: UserError) -> None:
         """Add the error of an image, whose annotations cannot be refined, to :attr:`problems`."""
-        ids = list_ids([record["id"] for record in records])
+        ids = join_some([str(record["id"]) for record in records])
         self._problem(f"image {image.id}: {error}; annotations that are left as they are: {ids}")
 
     def _annotation(
