@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(days=1)  # of the small exchanges, in which processes wait while another one builds a cache
 _VALUES = (0, 2, 3)  # the dimensions of (B, C, H, W) over which BatchNorm takes statistics
-_GRACE = 2.0  # seconds that the main process, which may hold the store, leaves the others to fail in as well
+_GRACE = 2.0  # seconds that failing processes wait for each other
 _VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _control: dist.ProcessGroup | None = None  # for numbers and objects on the CPU, while the default group has gradients
@@ -175,7 +175,8 @@ def _is_first_to_fail() -> bool:
     """Return whether no other process has failed before, so that the error of this one is the one to be told."""
     try:
         before = _store.add("failed", 1) - 1
-        end = time.monotonic() + _GRACE
+        # without torchrun's own store, it ends with the main process, and the others could not ask any more
+        end = time.monotonic() + (0 if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else _GRACE)
         while is_main() and _store.add("failed", 0) < size() and time.monotonic() < end:
             time.sleep(0.02)
     except (RuntimeError, OSError):  # the process that held the store has ended
@@ -185,6 +186,8 @@ def _is_first_to_fail() -> bool:
 
 def _leave(error: BaseException) -> None:
     """End this process because another one failed. A normal exit may wait for exchanges that never end."""
+    with suppress(KeyboardInterrupt):  # of torchrun, which ends all processes as soon as one has failed: so the first
+        time.sleep(_GRACE)  # one, which tells its error, has to be the first one to end
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if isinstance(error, KeyboardInterrupt):

@@ -34,12 +34,7 @@ from dis_sam.outputs import OutputError, Segmented, check_kind, check_options, e
 from dis_sam.records import KEYWORD, make_record
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.errors import DatasetError, UserError, join_some
-from IS_Net.images import (
-    Photograph,
-    decode_mask,
-    decode_photograph,
-    size_mismatch,
-)
+from IS_Net.images import Photograph, decode_mask, decode_photograph, size_mismatch
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM, Result

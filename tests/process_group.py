@@ -7,8 +7,10 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,24 @@ class Group:
         size: Their number.
         folder: For what they print and return.
         function: Runs in each of them, with ``arguments``.
+        agent: Whether to do what torchrun's agent does, beside starting them: hold the store, and end all processes as
+            soon as one of them has failed.
     """
 
-    def __init__(self, size: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(
+        self, size: int, folder: Path, function: Callable[..., Any], *arguments: Any, agent: bool = False
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)  # so that a process has imported PyTorch when it starts
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        of_agent = {}
+        if agent:
+            from torch.distributed import TCPStore
+
+            self.store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+            of_agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.processes = []
@@ -37,10 +49,20 @@ class Group:
             variables = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
             (folder / f"{rank}.txt").touch()
-            environment = {name: str(value) for name, value in variables.items()}
+            environment = {name: str(value) for name, value in variables.items()} | of_agent
             process = context.Process(target=_run, args=(folder, environment, function, arguments))
             process.start()
             self.processes.append(process)
+        if agent:
+            threading.Thread(target=self._end_together, daemon=True).start()
+
+    def _end_together(self) -> None:
+        running = {process.sentinel: process for process in self.processes}
+        while running:
+            for ended in connection.wait(running):
+                if running.pop(ended).exitcode:
+                    for process in running.values():
+                        process.terminate()
 
     def printed(self, rank: int) -> str:
         """Return what a process has printed."""

@@ -19,6 +19,7 @@ from IS_Net import distributed
 from IS_Net.checkpoint import load_state, save_weights
 from IS_Net.errors import HyparError
 from IS_Net.hypar import Settings
+from IS_Net.lock import lock_folder
 from IS_Net.losses import side_output_loss
 from IS_Net.training_prompts import prepare_batch
 from tests.conftest import write_dataset
@@ -330,11 +331,12 @@ def start(make_dataset, tmp_path: Path):
     folder = Path(make_dataset()["im_dir"]).parent
     groups = []
 
-    def begin(*settings: str, fail: str = "") -> Group:
+    def begin(*settings: str, fail: str = "", agent: bool = False) -> Group:
         endless = {**SMALL, "interm_sup": False, "freeze_bn": True, "max_ite": 1_000_000, "model_save_fre": 100_000}
         arguments = [f"{key}={value}" for key, value in endless.items()]
         arguments += [f"train_datasets={folder}", f"valid_datasets={folder}", f"model_path={tmp_path / 'run'}"]
-        groups.append(Group(2, tmp_path / "group", command, [*arguments, *settings], str(tmp_path / "home"), fail))
+        parameters = [*arguments, *settings], str(tmp_path / "home"), fail
+        groups.append(Group(2, tmp_path / "group", command, *parameters, agent=agent))
         return groups[-1]
 
     yield begin
@@ -365,6 +367,14 @@ def test_an_error_of_all_processes_is_told_once(start):
     assert group.wait() == [2, 2]
     told = [group.printed(rank).count("error: hypar['batch_size_train']: 3 is the number") for rank in (0, 1)]
     assert sorted(told) == [0, 1]
+
+
+def test_an_error_of_the_main_process_is_told_although_torchrun_ends_all(start, tmp_path):
+    with lock_folder(tmp_path / "run", "a training"):
+        group = start(agent=True)
+        assert group.wait()[0] == 2
+    assert "run: is in use by a training" in group.printed(0) and "terminated" not in group.printed(0)
+    assert not any(word in group.printed(1) for word in ("error:", "Traceback", "terminated"))
 
 
 def wait_for_state(group: Group, folder: Path) -> None:
