@@ -358,6 +358,7 @@ def run_shard(works: Sequence[Work], shard: Shard) -> int:
     Returns:
         The exit code: 0, or 1 if pictures failed, each of which is named.
     """
+    logging.disable(logging.NOTSET)
     code = command_line.DONE
     for work in works:
         part = run_part(work, shard.of(work.items()), f"{shard.index}-of-{shard.count}")

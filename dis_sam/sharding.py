@@ -42,7 +42,7 @@ _RESUMES = "all files written so far are complete, and the same command does wha
 _STOP_SECONDS = 30.0
 _RESTARTS = 3
 """How often Ray starts an actor again, and a batch: a picture that ends every process must not do so for ever."""
-_CHILD = "import sys; from dis_sam import cli, sharding; sharding.end_with_parent(); sys.exit(cli.main(sys.argv[1:]))"
+_CHILD = "import sys; from dis_sam import cli, sharding; sharding.begin_worker(); sys.exit(cli.main(sys.argv[1:]))"
 
 
 class DriverError(UserError, RuntimeError):
@@ -137,8 +137,13 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
             process.kill()
 
 
-def end_with_parent() -> None:
-    """End this process when the pipe to its parent closes, which it does even if the parent was killed."""
+def begin_worker() -> None:
+    """Prepare a process that :func:`drive` has started, before it runs the verb.
+
+    It ends when the pipe to its parent closes, which it does even if the parent was killed. What is noticed while the
+    work is planned is not logged, because the parent has planned it, too; :func:`IS_Net.shards.run_shard` ends that.
+    """
+    logging.disable(logging.WARNING)
 
     def watch() -> None:
         while os.read(0, 4096):

@@ -84,6 +84,14 @@ def test_processes_give_the_same_files_as_one(capfd: pytest.CaptureFixture):
     assert row["error"] is None and row["seconds"] >= 0 and set(row["outputs"]) == {"0/3.alpha.png", "0/3.cutout.png"}
 
 
+def test_what_planning_finds_is_told_once():
+    rows = [json.loads(line) for line in Path("list.jsonl").read_text().splitlines()]
+    Path("list.jsonl").write_text("".join(json.dumps({**row, "weather": "fine"}) + "\n" for row in rows[:4]))
+    process = start("-o", "two", "--processes", "2")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and errors.count("weather") == 1
+
+
 def test_a_launchers_processes_give_the_same_files(monkeypatch: pytest.MonkeyPatch):
     assert cut("-o", "one") == 0
     slurm = [start("-o", "two", "--driver", "env", SLURM_PROCID=str(rank), SLURM_NTASKS="2") for rank in range(2)]
