@@ -206,7 +206,12 @@ def _plan_refine(options: argparse.Namespace) -> tuple[list[Task], list[str]]:
 
 def _choose_model(options: argparse.Namespace, **needs: bool) -> ModelChoice:
     from dis_sam.model_choice import choose_model
+    from IS_Net.errors import PromptError
 
+    if options.command == "cut" and options.sam not in ("auto", "box") and not needs.get("uses_stage_1", True):
+        raise PromptError(
+            f"--sam {options.sam} has no effect without a prompt; add --box, --point or --prompts, or omit --sam"
+        )
     return choose_model(options.weights, options.sam, options.device, options.precision, options.runtime, **needs)
 
 

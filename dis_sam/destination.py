@@ -10,7 +10,7 @@ from dis_sam.inputs import Request, Task, inputs_of
 from dis_sam.outputs import OutputError, file_label
 from dis_sam.records import read_record
 from IS_Net.errors import join_some
-from IS_Net.files import atomic_file
+from IS_Net.files import atomic_file, require_writable
 from IS_Net.images import IMAGE_EXTENSIONS
 
 
@@ -63,7 +63,7 @@ class Destination:
         self.check_foreign(tasks, overwrite)
 
     def check_names(self, tasks: Sequence[Task], inputs: Iterable[Path] = ()) -> None:
-        """Check that no output is an input or another output.
+        """Check that no output is an input or another output, and that those that are missing can be written.
 
         Args:
             tasks: What is to be done.
@@ -71,9 +71,11 @@ class Destination:
 
         Raises:
             OutputError: If outputs would replace inputs or each other; the message names the files.
+            OSError: If a folder cannot be made or written to; the message names it.
         """
         owners: dict[Path, str] = {}
         doubled, existing = [], []
+        folders: dict[Path, Path] = {}
         for task in tasks:
             for path in self.paths(task):
                 if path in owners:
@@ -81,6 +83,10 @@ class Destination:
                 owners[path] = task.where
                 if path.exists():
                     existing.append(path)
+                else:
+                    folders.setdefault(path.parent, path)
+        for path in folders.values():
+            require_writable(path)
         if doubled and self.is_file:
             raise OutputError(f"{self.out}: is one file, but there are {len(doubled) + 1} outputs; expected a folder")
         if doubled:

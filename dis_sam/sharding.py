@@ -215,7 +215,8 @@ def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
             compute=data.ActorPoolStrategy(size=actors),
             num_cpus=max(1, cores),
             num_gpus=min(1, gpus / actors),
-            ray_remote_args_fn=lambda: {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS},
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
         )
         counts, errors = Counter(), []
         with tqdm(total=len(items), desc="pictures", unit="picture") as bar:

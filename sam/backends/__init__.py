@@ -156,8 +156,8 @@ def find_checkpoint(model: str, checkpoint: str | Path | None = None) -> Path | 
         names = " or ".join(weight_names()[model])
         found = f"{path} does not exist" if path else f"found no {names} in {' or '.join(folders)}"
         raise FileNotFoundError(
-            f"SAM {model}: {found}; {how_to_fetch(model)} into {folders[0]}, or pass the path of a checkpoint "
-            f"(--checkpoint, or --sam {model}=PATH). The model {BOX} needs no weights (--model {BOX})"
+            f"SAM {model}: {found}; {how_to_fetch(model)} into {folders[0]}, or name its place with the "
+            f"model, {model}=PATH. The model {BOX} needs no weights"
         )
     _module_for(model, path)
     return path

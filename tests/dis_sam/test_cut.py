@@ -116,6 +116,21 @@ def test_output_options(model: FakeModel):
     assert main(["photo.png", "-o", "out", "--as", "rbga"]) == 2
 
 
+@pytest.mark.parametrize("options", [(), ("--shard", "0/1")])
+def test_outputs_that_cannot_be_written_are_reported_before_the_work(
+    options: tuple[str, ...], capsys: pytest.CaptureFixture, model: FakeModel
+):
+    write_photo(Path("photo.png"))
+    assert main(["photo.png", "-o", "photo.png/out", *options]) == 2
+    assert "photo.png/out" in capsys.readouterr().err and not model.calls
+
+
+def test_a_model_of_stage_1_without_prompts_is_refused(capsys: pytest.CaptureFixture):
+    write_photo(Path("photo.png"))
+    assert main(["photo.png", "--sam", "vit_b"]) == 2
+    assert "--sam vit_b has no effect without a prompt" in capsys.readouterr().err
+
+
 def test_a_folder_with_failures(capsys: pytest.CaptureFixture):
     photos = folder()
     (photos / "broken é.jpg").write_bytes(b"\xff\xd8\xff damaged")

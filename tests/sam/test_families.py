@@ -321,7 +321,7 @@ def test_paths_after_names(folder: Path, tmp_path: Path) -> None:
     given.mkdir()
     assert find_checkpoint(f"sam2={given}") == given
     assert find_checkpoint("sam2", given) == given
-    with pytest.raises(FileNotFoundError, match=r"SAM sam3: .*nothing does not exist; download it from .*--sam sam3=P"):
+    with pytest.raises(FileNotFoundError, match=r"SAM sam3: .*nothing does not exist; download it from .*, sam3=P"):
         find_checkpoint("sam3=nothing")
     with pytest.raises(FileNotFoundError, match=r"SAM onnx: found no onnx in .*saved_models; export a model with"):
         find_checkpoint("onnx")
