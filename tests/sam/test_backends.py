@@ -166,7 +166,13 @@ def test_checkpoint_is_found_and_loaded(folders: tuple[Path, Path], image: np.nd
 def test_missing_checkpoint_error_names_where_to_find_it(folders: tuple[Path, Path]) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_predictor("vit_l")
-    for part in ("sam_vit_l_0b3195.pth", *map(str, folders), "dis-sam fetch vit_l", "vit_l=PATH", "The model box needs no weights"):
+    for part in (
+        "sam_vit_l_0b3195.pth",
+        *map(str, folders),
+        "dis-sam fetch vit_l",
+        "vit_l=PATH",
+        "The model box needs no weights",
+    ):
         assert part in str(error.value)
     assert "facebookresearch/segment-anything" in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"mine.pth does not exist; download it with `dis-sam fetch vit_b`"):
