@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--device", help="with --weights: auto (default), cpu, cuda, cuda:N or mps")
     run.add_argument("--precision", help="with --weights: auto (default), full (float32) or half (16 bits)")
-    run.add_argument("--runtime", help="with --weights: auto (default), torch, openvino or onnx")
+    run.add_argument("--runtime", help="with --weights: auto (default), torch, openvino, ncnn or onnx")
     run.add_argument(
         "--workers",
         type=non_negative_int,

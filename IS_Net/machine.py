@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-RUNTIMES = ("auto", "torch", "openvino", "onnx")
+RUNTIMES = ("auto", "torch", "openvino", "ncnn", "onnx")
 """What may run stage 2; see :func:`IS_Net.runtime.base.choose_runtime`."""
 
 

@@ -65,6 +65,8 @@ BOX_MARGIN = 0.1
 """Windows look at edges in the box and this share of its width and height around it."""
 OVERLAP = 0.25
 """Share of a window's side that neighboring windows overlap by."""
+_LARGE = 8_000_000
+"""Pixels of a photograph that, with its alpha matte and its colors, takes as much memory as the network does."""
 MAX_WINDOWS = 16
 """Number of windows up to which ``detail="auto"`` works at native scale; beyond it, at a lower scale."""
 
@@ -180,7 +182,8 @@ class DISPredictor:
             device: See the constructor.
             precision: See the constructor.
             input_size: None takes the size in the checkpoint's metadata, or 1024 x 1024 if it has none.
-            runtime: ``torch``, ``openvino``, ``onnx`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
+            runtime: ``torch``, ``openvino``, ``ncnn``, ``onnx`` or ``auto``; see
+                :func:`IS_Net.runtime.base.choose_runtime`.
 
         Raises:
             CheckpointError: If the file is missing, damaged, or belongs to another network.
@@ -385,11 +388,18 @@ class DISPredictor:
         keep = keep_better and mask is not None and self.in_ch > MASK_CHANNEL
         if keep and is_exact(resize_uint8(mask, self.input_size)[0] / np.float32(255), small):
             return Refined(mask.astype(np.float32) / 255, score, True)
+        self._make_room(image)
         alpha = resize_alpha(small, image.size)
         larger = image.size[0] > self.input_size[0] or image.size[1] > self.input_size[1]
         if larger and (detail == "max" or (detail == "auto" and self.metadata.get(WINDOWS) is True)):
             self._add_detail(image, alpha, small, box, MAX_WINDOWS if detail == "auto" else None)
+            self._make_room(image)
         return Refined(alpha, score, False)
+
+    def _make_room(self, image: PreparedImage) -> None:
+        """Free what the runtime keeps for its next call, where the photograph itself takes much memory."""
+        if image.size[0] * image.size[1] > _LARGE:
+            self.runtime.release()
 
     def _whole_passes(
         self, image: PreparedImage, mask: np.ndarray | None, box: Box | None, passes: int, need_agreement: bool

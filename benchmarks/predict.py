@@ -7,7 +7,6 @@ shares at ``full``; a precision of 16 bits is also compared with the published p
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -21,6 +20,7 @@ from IS_Net.checkpoint import load_isnet
 from IS_Net.device import fast_dtype, half_dtype
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import DISPredictor
+from IS_Net.runtime.base import is_installed, preferred
 
 STRETCH = "the published map is also stretched to 0..1, ours is not by design"
 
@@ -32,8 +32,7 @@ def choose_precisions(device: torch.device) -> list[str]:
 
 def choose_runtimes(device: torch.device) -> list[str]:
     """Return the runtimes that can be used."""
-    openvino = device.type == "cpu" and importlib.util.find_spec("openvino") is not None
-    return ["torch", "openvino"] if openvino else ["torch"]
+    return ["torch", *filter(is_installed, preferred() if device.type == "cpu" else ())]
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:

@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("full", "half"), default="full", help="default: %(default)s, float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps; default: %(default)s")
     parser.add_argument(
-        "--runtimes", nargs="+", choices=RUNTIMES[1:], metavar="NAME", help="torch, openvino, onnx; default: all"
+        "--runtimes", nargs="+", choices=RUNTIMES[1:], metavar="NAME", help="torch, openvino, ncnn, onnx; default: all"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured to FILE")
     options = parser.parse_args(argv)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     "torch": "", "numpy": "", "opencv-python-headless": "", "opencv-python": "", "pillow": "", "safetensors": "",
-    "tqdm": "", "platformdirs": "", "openvino": "fast", "onnxruntime": "onnx",
+    "tqdm": "", "platformdirs": "", "openvino": "fast", "ncnn": "fast", "onnxruntime": "onnx",
     "segment-anything": "sam", "torchvision": "sam", "tensorboard": "train", "scikit-image": "train",
     "onnx": "import", "matplotlib": "notebook",
 }  # fmt: skip

@@ -397,7 +397,7 @@ def load(
             ``auto`` for the best model whose weights are found, else ``box``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``, of stage 2.
-        runtime: What runs stage 2: ``torch``, ``openvino``, ``onnx`` or ``auto``; see
+        runtime: What runs stage 2: ``torch``, ``openvino``, ``ncnn``, ``onnx`` or ``auto``; see
             :func:`IS_Net.runtime.base.choose_runtime`.
 
     Raises:
@@ -432,7 +432,8 @@ def refine(
         weights: The checkpoint; None takes the starter weights.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``full`` or ``half``.
-        runtime: ``torch``, ``openvino``, ``onnx`` or ``auto``; see :func:`IS_Net.runtime.base.choose_runtime`.
+        runtime: ``torch``, ``openvino``, ``ncnn``, ``onnx`` or ``auto``; see
+            :func:`IS_Net.runtime.base.choose_runtime`.
 
     Returns:
         (H, W) float32 alpha matte in [0, 1]; all 0 if the mask is empty.

@@ -1,8 +1,8 @@
-"""What runs the network at prediction: PyTorch on any device; OpenVINO on the CPU, which is faster there; ONNX Runtime.
+"""What runs the network at prediction: PyTorch on any device; on the CPU, runtimes that are faster there.
 
-On the CPU, OpenVINO (the extra ``fast``) or ONNX Runtime (the extra ``onnx``) is used where it is installed, with
-weights that are converted once and kept in the cache folder. A process that finds them there does not import PyTorch,
-which alone takes about two seconds.
+On the CPU, ncnn or OpenVINO (the extra ``fast``) or ONNX Runtime (the extra ``onnx``) is used where it is installed,
+with weights that are converted once and kept in the cache folder. A process that finds them there does not import
+PyTorch, which alone takes about two seconds.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def open_weights(
         from IS_Net.runtime.openvino_runtime import open_weights as open_openvino
 
         return open_openvino(path, precision, input_size)
+    if chosen == "ncnn":
+        from IS_Net.runtime.ncnn_runtime import open_weights as open_ncnn
+
+        return open_ncnn(path, precision, input_size)
     if chosen == "onnx":
         from IS_Net.runtime.onnx_runtime import open_weights as open_onnx
 

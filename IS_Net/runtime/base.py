@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from IS_Net.errors import CheckpointError, DeviceError
-from IS_Net.machine import RUNTIMES
+from IS_Net.machine import RUNTIMES, has_amx
 from IS_Net.preprocess import Size
 
 if TYPE_CHECKING:
     import torch
 
-EXTRAS = {"openvino": "fast", "onnx": "onnx"}
-"""By runtime: the extra that installs it. On the CPU, ``auto`` takes the first one that is installed, else PyTorch."""
-_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+EXTRAS = {"openvino": "fast", "ncnn": "fast", "onnx": "onnx"}
+"""By runtime: the extra that installs it."""
+_PACKAGES = {"openvino": "openvino", "ncnn": "ncnn", "onnx": "onnxruntime"}
 
 VARIABLE = "DIS_SAM_RUNTIME"
 """Environment variable: the runtime that ``auto`` stands for."""
@@ -35,7 +35,7 @@ class Runtime(Protocol):
     """A network, ready to run."""
 
     name: str
-    """``torch``, ``openvino`` or ``onnx``."""
+    """``torch``, ``openvino``, ``ncnn`` or ``onnx``."""
     device: str
     """For example ``cpu`` or ``cuda:0``."""
     where: str
@@ -55,19 +55,23 @@ class Runtime(Protocol):
             (h, w) float32 alpha matte in [0, 1].
         """
 
+    def release(self) -> None:
+        """Free the computer's memory that is kept for the next call, which then takes a little longer."""
+
 
 def choose_runtime(name: str, device: str | torch.device) -> str:
-    """Return ``torch``, ``openvino`` or ``onnx``.
+    """Return ``torch``, ``openvino``, ``ncnn`` or ``onnx``.
 
     Args:
-        name: ``torch``, ``openvino``, ``onnx`` (ONNX Runtime), or ``auto``: what the environment variable
-            ``DIS_SAM_RUNTIME`` says; else, if the device is the CPU, the first that is installed of OpenVINO, ONNX
-            Runtime and PyTorch, which is the fastest; else PyTorch.
+        name: ``torch``, ``openvino``, ``ncnn``, ``onnx`` (ONNX Runtime), or ``auto``: what the environment variable
+            ``DIS_SAM_RUNTIME`` says; else, if the device is the CPU, the fastest that is installed, see
+            :func:`preferred`; else PyTorch.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        DeviceError: If the name is unknown; or if OpenVINO or ONNX Runtime was requested, and is not installed or does
-            not support the device. OpenVINO is used on the CPU, ONNX Runtime on the CPU and on CUDA devices.
+        DeviceError: If the name is unknown; or if another runtime than PyTorch was requested, and is not installed or
+            does not support the device. OpenVINO and ncnn are used on the CPU, ONNX Runtime on the CPU and on CUDA
+            devices.
     """
     where = "runtime"
     if name == "auto" and os.environ.get(VARIABLE):
@@ -76,20 +80,28 @@ def choose_runtime(name: str, device: str | torch.device) -> str:
         raise DeviceError(f"{where} {name!r} is unknown; expected one of {', '.join(RUNTIMES)}")
     if name == "auto":
         on_cpu = str(device) == "cpu" or (str(device) == "auto" and not _may_have_gpu())
-        return next(filter(is_installed, EXTRAS), "torch") if on_cpu else "torch"
+        return next(filter(is_installed, preferred()), "torch") if on_cpu else "torch"
     if not is_installed(name):
         raise DeviceError(
             f"{where} {name!r} was requested, but the package {_PACKAGES[name]} is not installed; run "
             f"pip install 'dis-sam[{EXTRAS[name]}]', or use auto or torch"
         )
     kind = str(device).partition(":")[0]
-    if name == "openvino" and kind not in ("auto", "cpu"):
-        raise DeviceError(f"{where} 'openvino' runs on the CPU, but found device {str(device)!r}; use cpu or torch")
+    if name in ("openvino", "ncnn") and kind not in ("auto", "cpu"):
+        raise DeviceError(f"{where} {name!r} runs on the CPU, but found device {str(device)!r}; use cpu or torch")
     if name == "onnx" and kind not in ("auto", "cpu", "cuda"):
         raise DeviceError(
             f"{where} 'onnx' runs on the CPU and on CUDA devices, but found device {str(device)!r}; use cpu or torch"
         )
     return name
+
+
+def preferred() -> tuple[str, ...]:
+    """Return the runtimes that are faster than PyTorch on this CPU, the fastest first.
+
+    With AMX, OpenVINO's 16 bits are the fastest; without, ncnn's convolutions are (see benchmarks/README.md).
+    """
+    return ("openvino", "ncnn", "onnx") if has_amx() else ("ncnn", "openvino", "onnx")
 
 
 def is_installed(name: str) -> bool:

@@ -102,6 +102,9 @@ class OnnxRuntime:
         """See :meth:`IS_Net.runtime.base.Runtime.alpha`."""
         return self._session.run(None, {"planes": planes[None]})[0][0, 0]
 
+    def release(self) -> None:
+        """See :meth:`IS_Net.runtime.base.Runtime.release`; the library has no call for that."""
+
 
 def convert_network(model: ISNetDIS) -> bytes:
     """Convert a network to ONNX: ``planes`` (1, in_ch, h, w) uint8 -> ``alpha`` (1, 1, h, w) float32, for any size.

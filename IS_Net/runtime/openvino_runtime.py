@@ -85,6 +85,9 @@ class OpenVINORuntime:
             request = self._local.request = self._compiled.create_infer_request()
         return np.array(request.infer({0: planes[None]}, share_inputs=True, share_outputs=True)[0][0, 0])
 
+    def release(self) -> None:
+        """See :meth:`IS_Net.runtime.base.Runtime.release`; the library has no call for that."""
+
 
 def _config(precision: str) -> dict[str, Any]:
     threads = requested_threads()

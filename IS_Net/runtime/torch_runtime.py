@@ -60,3 +60,6 @@ class TorchRuntime:
         x = make_input(torch.from_numpy(planes)[None].to(self.torch_device))
         logits = self.model.predict_logits(x.to(self.dtype))
         return make_alpha(logits, planes.shape[-2:])[0, 0].cpu().numpy()
+
+    def release(self) -> None:
+        """See :meth:`IS_Net.runtime.base.Runtime.release`; PyTorch keeps none of the computer's."""

@@ -48,29 +48,36 @@ def converted() -> openvino.Model:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def set_up(installed: bool, gpu: bool) -> None:
+    def set_up(installed: bool, gpu: bool, amx: bool = False) -> None:
         monkeypatch.delenv(base.VARIABLE, raising=False)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
         monkeypatch.setattr(base, "_may_have_gpu", lambda: gpu)
+        monkeypatch.setattr(base, "has_amx", lambda: amx)
 
     return set_up
 
 
 def test_auto_takes_the_next_where_the_first_is_missing(machine, monkeypatch: pytest.MonkeyPatch):
     machine(installed=True, gpu=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else object())
-    assert choose_runtime("auto", "cpu") == "onnx"
+    for missing, expected in (({"ncnn"}, "openvino"), ({"ncnn", "openvino"}, "onnx")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, gone=missing: None if name in gone else object())
+        assert choose_runtime("auto", "cpu") == expected
     assert choose_runtime("auto", "cuda") == "torch"
+
+
+def test_auto_takes_16_bits_where_they_are_fast(machine):
+    machine(installed=True, gpu=False, amx=True)
+    assert choose_runtime("auto", "cpu") == "openvino"
 
 
 @pytest.mark.parametrize(
     ("installed", "gpu", "device", "expected"),
     [
-        (True, False, "auto", "openvino"),
+        (True, False, "auto", "ncnn"),
         (True, True, "auto", "torch"),
-        (True, True, "cpu", "openvino"),
+        (True, True, "cpu", "ncnn"),
         (True, False, "cuda", "torch"),
-        (True, False, torch.device("cpu"), "openvino"),
+        (True, False, torch.device("cpu"), "ncnn"),
         (False, False, "auto", "torch"),
         (False, False, "cpu", "torch"),
     ],
@@ -90,10 +97,14 @@ def test_requests_that_cannot_be_met(machine):
     machine(installed=True, gpu=True)
     with pytest.raises(DeviceError, match="runs on the CPU, but found device 'cuda:1'"):
         choose_runtime("openvino", "cuda:1")
+    with pytest.raises(DeviceError, match="'ncnn' runs on the CPU, but found device 'mps'"):
+        choose_runtime("ncnn", "mps")
     assert choose_runtime("onnx", "cuda:1") == "onnx"
     with pytest.raises(DeviceError, match="on the CPU and on CUDA devices, but found device 'mps'"):
         choose_runtime("onnx", "mps")
-    with pytest.raises(DeviceError, match="runtime 'jax' is unknown; expected one of auto, torch, openvino, onnx"):
+    with pytest.raises(
+        DeviceError, match="runtime 'jax' is unknown; expected one of auto, torch, openvino, ncnn, onnx"
+    ):
         choose_runtime("jax", "cpu")
 
 
