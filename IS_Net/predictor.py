@@ -65,7 +65,7 @@ BOX_MARGIN = 0.1
 """Windows look at edges in the box and this share of its width and height around it."""
 OVERLAP = 0.25
 """Share of a window's side that neighboring windows overlap by."""
-_LARGE = 8_000_000
+_LARGE = 16_000_000
 """Pixels of a photograph that, with its alpha matte and its colors, takes as much memory as the network does."""
 MAX_WINDOWS = 16
 """Number of windows up to which ``detail="auto"`` works at native scale; beyond it, at a lower scale."""

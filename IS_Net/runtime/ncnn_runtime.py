@@ -1,7 +1,7 @@
 """The network in ncnn, on the CPU: fast convolutions by Winograd's algorithm (Lavin and Gray, CVPR 2016).
 
-They need about half of the multiplications of direct convolutions; results differ by rounding. OpenVINO, ONNX Runtime
-and PyTorch compute direct ones on CPUs, so that ncnn is the fastest wherever 16 bits are not faster still.
+They need a fraction of the multiplications of direct convolutions; results differ by rounding. OpenVINO, ONNX Runtime
+and PyTorch compute direct ones on CPUs, so that ncnn is the fastest where 16 bits are not faster still.
 
 Weights are converted once for each size, which takes some seconds and PyTorch. The converted network is kept in
 ``ncnn/`` of the cache folder (:mod:`IS_Net.runtime.kept`): the weights in ncnn's format, and the graph behind them.
