@@ -96,8 +96,10 @@ class StopRequests:
 
     def agree(self) -> str:
         """Return the reason of a request to any process, and make it that of all; collective."""
-        self.reason = _REASONS[distributed.highest(_REASONS.index(self.reason))]
-        return self.reason
+        agreed = _REASONS[distributed.highest(_REASONS.index(self.reason))]
+        if agreed:  # otherwise, a signal may have come during the exchange; the next one tells it
+            self.reason = agreed
+        return agreed
 
 
 # --- validation -----------------------------------------------------------------------------------------------------

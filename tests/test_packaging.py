@@ -116,6 +116,7 @@ def test_modules_import_the_core_alone_at_their_top(name: str):
         "sam.backends.segment_anything": {"segment-anything", "torchvision"},
         "dis_sam.serve.app": {"fastapi"},
         "IS_Net.runtime.openvino_runtime": {"openvino"},
+        "IS_Net.runtime.ncnn_runtime": {"ncnn"},
         "IS_Net.runtime.onnx_runtime": {"onnxruntime"},
     }
     assert third_party(top) <= set(CORE) | allowed.get(name, set())

@@ -589,6 +589,20 @@ def test_a_request_to_stop_is_answered_between_iterations(make_run, settings, si
     assert signal.getsignal(signal_number) is handler
 
 
+def test_a_signal_during_the_exchange_of_requests_is_not_lost(monkeypatch: pytest.MonkeyPatch):
+    """All processes may get it there: then nobody would stop."""
+
+    def exchange(number: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+    with StopRequests() as requests:
+        monkeypatch.setattr("IS_Net.distributed.highest", exchange)
+        assert requests.agree() == ""
+        monkeypatch.setattr("IS_Net.distributed.highest", lambda number: number)
+        assert requests.agree() == "terminated"
+
+
 def test_a_second_request_stops_at_once():
     with pytest.raises(KeyboardInterrupt), StopRequests() as requests:
         signal.raise_signal(signal.SIGINT)
