@@ -156,6 +156,15 @@ def content_hash(path: str | Path) -> str:
     return content.hexdigest()
 
 
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    content = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()
+
+
 def is_existing_file(path: str | Path) -> bool:
     """Return whether a file exists and can be looked up: a name may be too long, or in a folder that is closed."""
     try:

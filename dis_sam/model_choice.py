@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dis_sam.inputs import Task
 from IS_Net.errors import CheckpointError, PromptError
+from IS_Net.files import sha256
 from IS_Net.manifest import fingerprint
 from IS_Net.paths import starter_weights
 from sam.backends import BOX, NEEDS_SAM, available_model, find_checkpoint, split_model, weight_files
@@ -48,7 +48,7 @@ class ModelChoice:
 
     @cached_property
     def _stage_2(self) -> list[str]:
-        return [_hash_file(self.weights), self.precision]
+        return [sha256(self.weights), self.precision]
 
     @cached_property
     def _stage_1(self) -> list[str]:
@@ -70,14 +70,6 @@ def _garbage_collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _hash_file(path: Path) -> str:
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()
 
 
 def choose_model(

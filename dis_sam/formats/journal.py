@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from IS_Net.errors import DatasetError
+from IS_Net.files import sha256
 from IS_Net.images import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Journal:
         if any(file.exists() and path.samefile(file) for file in inputs):
             raise DatasetError(f"{path}: the output would replace its input; choose another output")
         written = {entry["sha256"] for entry in self._outputs.get(name, ())}
-        if path.is_dir() or not written or _file_hash(path) not in written:
+        if path.is_dir() or not written or sha256(path) not in written:
             raise DatasetError(
                 f"{path}: exists and was not written by an earlier run, or was changed since then; delete it, or "
                 "choose another output"
@@ -91,7 +92,7 @@ class Journal:
     def is_complete(self, path: Path, name: str, key: str) -> bool:
         """Return whether an output file exists, complete and unchanged, from the same input."""
         written = {entry["sha256"] for entry in self._outputs.get(name, ()) if entry["key"] == key}
-        return bool(written) and path.is_file() and _file_hash(path) in written
+        return bool(written) and path.is_file() and sha256(path) in written
 
     def compact(self, keys: Collection[str]) -> None:
         """Drop the results with other keys, and all but the last entry of each output file."""
@@ -111,11 +112,3 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def _file_hash(path: Path) -> str:
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from IS_Net.device import fast_dtype
+from IS_Net.files import sha256
 from sam.backends.base import Select, require_rgb
 from sam.prompts import Prompt, check_points
 
@@ -232,13 +233,5 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def hash_weights(files: Sequence[Path]) -> str:
     """Return what identifies weights: the SHA-256 of the file; of several, that of their SHA-256 in order."""
-    hashes = [_sha256(path) for path in files]
+    hashes = [sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
