@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is the machine's affair, and the same commit has the same examples on each machine.
-# `pytest --hypothesis-profile default` searches anew.
+# `pytest --hypothesis-profile default` searches for new ones.
 settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
 
