@@ -9,11 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from IS_Net.errors import DeviceError
-from IS_Net.machine import has_amx
+from IS_Net.machine import PRECISIONS, has_amx
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "full", "half")
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

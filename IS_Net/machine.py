@@ -8,6 +8,8 @@ from pathlib import Path
 
 RUNTIMES = ("auto", "torch", "openvino", "ncnn", "onnx")
 """What may run stage 2; see :func:`IS_Net.runtime.base.choose_runtime`."""
+PRECISIONS = ("auto", "full", "half")
+"""What stage 2 may compute in; see :func:`IS_Net.device.autocast_dtype`."""
 
 
 def available_cores() -> int:

@@ -24,7 +24,7 @@ from dis_sam.fetch import differs_from_published, hash_file
 from IS_Net import paths
 from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
 from IS_Net.errors import UserError
-from IS_Net.machine import RUNTIMES
+from IS_Net.machine import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,6 @@ PACKAGES = {
 }  # fmt: skip
 """Distributions, and the extras that install them ("" is the core)."""
 
-PRECISIONS = ("auto", "full", "half")
 SELF_TEST_IOU = 0.9
 """What the self test must exceed; the coarse mask that it refines has 0.78."""
 _SHORT = 12

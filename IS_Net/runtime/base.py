@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from IS_Net.errors import CheckpointError, DeviceError
-from IS_Net.machine import RUNTIMES, has_amx
+from IS_Net.machine import PRECISIONS, RUNTIMES, has_amx
 from IS_Net.preprocess import Size
 
 if TYPE_CHECKING:
@@ -94,6 +94,24 @@ def choose_runtime(name: str, device: str | torch.device) -> str:
             f"{where} 'onnx' runs on the CPU and on CUDA devices, but found device {str(device)!r}; use cpu or torch"
         )
     return name
+
+
+def require_known_precision(precision: str) -> None:
+    """Raise a DeviceError if a precision is not one of ``auto``, ``full`` and ``half``."""
+    if precision not in PRECISIONS:
+        raise DeviceError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
+
+
+def require_float32(precision: str, title: str) -> None:
+    """Raise a DeviceError if a runtime that computes in float32 is to compute in something else.
+
+    Args:
+        precision: ``auto`` and ``full`` are float32.
+        title: The runtime's name for a message.
+    """
+    require_known_precision(precision)
+    if precision == "half":
+        raise DeviceError(f"half precision was requested, but {title} is used in float32 here; use auto, or torch")
 
 
 def preferred() -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""Converted networks in the cache folder (see :func:`IS_Net.paths.cache`): one is a file with a record beside it."""
+"""Converted networks in the cache folder (see :func:`IS_Net.paths.cache`): one is a file with a record beside it.
+
+Weights are converted once for each size and precision, which takes some seconds and PyTorch. Later processes open what
+was kept, without PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,18 @@ import logging
 import os
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from IS_Net import paths
-from IS_Net.files import atomic_file, remove_leftovers
+from IS_Net.files import atomic_file, content_hash, remove_leftovers
 from IS_Net.preprocess import Size
+from IS_Net.runtime.base import Runtime, pick_size
+
+if TYPE_CHECKING:
+    from IS_Net.models import ISNetDIS
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +31,53 @@ KEPT = 4
 """Number of networks that are kept of each runtime; each takes four bytes per weight, 180 MB for IS-Net. The one that
 was used longest ago is removed when another is added."""
 
-Opened = TypeVar("Opened")
+Opened = TypeVar("Opened", bound=Runtime)
+
+
+def open_kept(
+    title: str,
+    path: str | Path,
+    parts: list[Any],
+    input_size: Size | None,
+    reopen: Callable[[Path, np.memmap, Size], Opened],
+    convert: Callable[[ISNetDIS, Size], tuple[Opened, bytes]],
+) -> tuple[Opened, dict[str, Any], Size]:
+    """Open the converted network of a checkpoint, or convert the checkpoint and keep the result.
+
+    Args:
+        title: The runtime's name for messages; in lower case, the subfolder.
+        path: The checkpoint.
+        parts: All that the converted network depends on beside the checkpoint and the size, as JSON values.
+        input_size: (height, width); None takes that of the checkpoint, see :func:`IS_Net.runtime.base.pick_size`.
+        reopen: Makes a runtime of a kept network: its file, the file's content and the input size. The content is
+            checked, and may be modified, which does not change the file.
+        convert: Makes a runtime of the checkpoint's network and the input size, and what is to be kept of it.
+
+    Returns:
+        The runtime, the checkpoint's metadata, and the input size.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or belongs to another network.
+    """
+    path = Path(path)
+    kept = None
+    if path.is_file():
+        kept = KeptNetwork(title.lower(), [content_hash(path), input_size, *parts])
+        found = kept.read(lambda content, size: reopen(kept.blob, content, size))
+        if found is not None:
+            logger.info("weights: %s", path)
+            logger.info("device: %s", found[0].where)
+            return found
+    from IS_Net.checkpoint import load_isnet
+
+    model, metadata = load_isnet(path)  # names a file that is missing
+    size = pick_size(input_size, metadata)
+    logger.info("converting %s for %s, once for this machine", path.name, title)
+    runtime, content = convert(model, size)
+    if kept is not None:
+        kept.write(content, metadata, size)
+    logger.info("device: %s", runtime.where)
+    return runtime, metadata, size
 
 
 class KeptNetwork:

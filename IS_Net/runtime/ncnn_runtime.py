@@ -9,7 +9,6 @@ Weights are converted once for each size, which takes some seconds and PyTorch. 
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,19 +17,15 @@ from typing import TYPE_CHECKING, Any
 import ncnn
 import numpy as np
 
-from IS_Net.errors import DeviceError
-from IS_Net.files import content_hash
 from IS_Net.machine import requested_threads
 from IS_Net.preprocess import MASK_CHANNEL, Size
-from IS_Net.runtime.base import pick_size
-from IS_Net.runtime.kept import KeptNetwork
+from IS_Net.runtime.base import require_float32
+from IS_Net.runtime.kept import open_kept
 
 if TYPE_CHECKING:
     import torch
 
     from IS_Net.models import ISNetDIS
-
-logger = logging.getLogger(__name__)
 
 _METHOD = 1
 """Part of every key. Increase it when the same weights give other networks than before."""
@@ -216,31 +211,13 @@ def open_weights(
     path: str | Path, precision: str = "auto", input_size: Size | None = None
 ) -> tuple[NcnnRuntime, dict[str, Any], Size]:
     """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
-    if precision not in ("auto", "full", "half"):
-        raise DeviceError(f"precision {precision!r} is unknown; expected one of auto, full, half")
-    if precision == "half":
-        raise DeviceError("half precision was requested, but ncnn is used in float32 here; use auto, or torch")
-    path = Path(path)
-    kept = None
-    if path.is_file():
-        kept = KeptNetwork("ncnn", [_METHOD, content_hash(path), input_size])
-        # the content was checked; ncnn reads the file again, which is in memory
-        found = kept.read(lambda content, size: open_content(kept.blob, content, size))
-        if found is not None:
-            logger.info("weights: %s", path)
-            logger.info("device: %s", found[0].where)
-            return found
-    from IS_Net.checkpoint import load_isnet
+    require_float32(precision, "ncnn")
+    return open_kept("ncnn", path, [_METHOD], input_size, open_content, _convert)
 
-    model, metadata = load_isnet(path)  # names a file that is missing
-    size = pick_size(input_size, metadata)
-    logger.info("converting %s for ncnn, once for this machine", path.name)
+
+def _convert(model: ISNetDIS, size: Size) -> tuple[NcnnRuntime, bytes]:
     content = convert_network(model, size)
-    if kept is not None:
-        kept.write(content, metadata, size)
     with tempfile.TemporaryDirectory(prefix="dis-sam-") as folder:  # ncnn's interface for Python takes no bytes
         file = Path(folder) / "network"
         file.write_bytes(content)
-        runtime = open_content(file, np.frombuffer(content, np.uint8), size)
-    logger.info("device: %s", runtime.where)
-    return runtime, metadata, size
+        return open_content(file, np.frombuffer(content, np.uint8), size), content

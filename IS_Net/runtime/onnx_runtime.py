@@ -6,7 +6,6 @@ Weights are converted once for each size, which takes some seconds and PyTorch. 
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +13,15 @@ import numpy as np
 import onnxruntime
 
 from IS_Net.errors import DeviceError
-from IS_Net.files import content_hash
 from IS_Net.machine import requested_threads
 from IS_Net.preprocess import Size
-from IS_Net.runtime.base import pick_size
-from IS_Net.runtime.kept import KeptNetwork
+from IS_Net.runtime.base import require_float32
+from IS_Net.runtime.kept import open_kept
 
 if TYPE_CHECKING:
     import torch
 
     from IS_Net.models import ISNetDIS
-
-logger = logging.getLogger(__name__)
 
 onnxruntime.disable_telemetry_events()  # its builds for Windows report what is run to their makers
 
@@ -130,29 +126,15 @@ def open_weights(
     path: str | Path, device: str | torch.device = "auto", precision: str = "auto", input_size: Size | None = None
 ) -> tuple[OnnxRuntime, dict[str, Any], Size]:
     """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
-    if precision not in ("auto", "full", "half"):
-        raise DeviceError(f"precision {precision!r} is unknown; expected one of auto, full, half")
-    if precision == "half":
-        raise DeviceError("half precision was requested, but ONNX Runtime is used in float32 here; use auto, or torch")
+    require_float32(precision, "ONNX Runtime")
     pick_provider(device)  # before seconds of work
-    path = Path(path)
-    kept = None
-    if path.is_file():
-        kept = KeptNetwork("onnx", [_METHOD, content_hash(path), input_size])
-        # the content was checked; ONNX Runtime reads the file again, which is in memory
-        found = kept.read(lambda _, size: OnnxRuntime(kept.blob, size, device))
-        if found is not None:
-            logger.info("weights: %s", path)
-            logger.info("device: %s", found[0].where)
-            return found
-    from IS_Net.checkpoint import load_isnet
 
-    model, metadata = load_isnet(path)  # names a file that is missing
-    size = pick_size(input_size, metadata)
-    logger.info("converting %s for ONNX Runtime, once for this machine", path.name)
-    content = convert_network(model)
-    if kept is not None:
-        kept.write(content, metadata, size)
-    runtime = OnnxRuntime(content, size, device)
-    logger.info("device: %s", runtime.where)
-    return runtime, metadata, size
+    # ONNX Runtime reads the file once more, which is in memory
+    def reopen(file: Path, _: np.memmap, size: Size) -> OnnxRuntime:
+        return OnnxRuntime(file, size, device)
+
+    def convert(model: ISNetDIS, size: Size) -> tuple[OnnxRuntime, bytes]:
+        content = convert_network(model)
+        return OnnxRuntime(content, size, device), content
+
+    return open_kept("ONNX", path, [_METHOD], input_size, reopen, convert)

@@ -6,7 +6,6 @@ The compiled network is kept in ``openvino/`` of the cache folder (:mod:`IS_Net.
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import warnings
@@ -16,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from IS_Net.errors import DeviceError
-from IS_Net.files import content_hash
 from IS_Net.machine import available_cores, has_amx, requested_threads
 from IS_Net.preprocess import Size
-from IS_Net.runtime.base import pick_size
-from IS_Net.runtime.kept import KeptNetwork
+from IS_Net.runtime.base import require_known_precision
+from IS_Net.runtime.kept import open_kept
 
 # OpenVINO reports every import and conversion to its makers over the network, and writes into the user's home folder,
 # unless this package of its is missing. It is hidden from the process.
@@ -29,8 +27,6 @@ import openvino  # noqa: E402
 
 if TYPE_CHECKING:
     from IS_Net.models import ISNetDIS
-
-logger = logging.getLogger(__name__)
 
 _METHOD = 1
 """Part of every key. Increase it when the same weights give other networks than before."""
@@ -48,8 +44,7 @@ def pick_precision(precision: str) -> str:
     Raises:
         DeviceError: If the precision is unknown, or if ``half`` is requested and the processor has no bfloat16.
     """
-    if precision not in ("auto", "full", "half"):
-        raise DeviceError(f"precision {precision!r} is unknown; expected one of auto, full, half")
+    require_known_precision(precision)
     if precision == "full" or (precision == "auto" and not has_amx()):
         return "float32"
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -146,34 +141,15 @@ def open_weights(
 ) -> tuple[OpenVINORuntime, dict[str, Any], Size]:
     """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
     chosen = pick_precision(precision)
-    path = Path(path)
-    kept = None
-    if path.is_file():
-        kept = _find_kept(path, chosen, input_size)
-        found = kept.read(lambda content, _: _import_network(content, chosen))
-        if found is not None:
-            logger.info("weights: %s", path)
-            logger.info("device: %s", found[0].where)
-            return found
-    from IS_Net.checkpoint import load_isnet
 
-    model, metadata = load_isnet(path)  # names a file that is missing
-    size = pick_size(input_size, metadata)
-    logger.info("converting %s for OpenVINO, once for this machine", path.name)
-    compiled = compile_network(convert_network(model, size), chosen)
-    if kept is not None:
-        kept.write(compiled.export_model().getvalue(), metadata, size)
-    runtime = OpenVINORuntime(compiled, chosen)
-    logger.info("device: %s", runtime.where)
-    return runtime, metadata, size
+    def reopen(_: Path, content: np.memmap, __: Size) -> OpenVINORuntime:
+        shared = openvino.Tensor(content, shared_memory=True)  # OpenVINO shares only what can be written
+        return OpenVINORuntime(openvino.Core().import_model(shared, "CPU", _config(chosen)), chosen, shared)
 
+    def convert(model: ISNetDIS, size: Size) -> tuple[OpenVINORuntime, bytes]:
+        compiled = compile_network(convert_network(model, size), chosen)
+        return OpenVINORuntime(compiled, chosen), compiled.export_model().getvalue()
 
-def _find_kept(path: Path, precision: str, input_size: Size | None) -> KeptNetwork:
     processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    parts = [_METHOD, content_hash(path), openvino.get_version(), processor, has_amx(), precision, input_size]
-    return KeptNetwork("openvino", parts)
-
-
-def _import_network(content: np.memmap, precision: str) -> OpenVINORuntime:
-    shared = openvino.Tensor(content, shared_memory=True)  # OpenVINO shares only what can be written
-    return OpenVINORuntime(openvino.Core().import_model(shared, "CPU", _config(precision)), precision, shared)
+    parts = [_METHOD, openvino.get_version(), processor, has_amx(), chosen]
+    return open_kept("OpenVINO", path, parts, input_size, reopen, convert)
