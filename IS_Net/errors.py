@@ -37,6 +37,10 @@ class ImageError(UserError, ValueError):
     """A file that is missing, damaged, or not an image."""
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or a folder that does not exist."""
+
+
 class BoxError(UserError, ValueError):
     """A box that is not four numbers, has no area, or lies outside its image."""
 

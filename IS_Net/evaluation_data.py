@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from IS_Net import datalist
-from IS_Net.errors import DatasetError, EvaluationError, ImageError
+from IS_Net.errors import DatasetError, EvaluationError, ImageError, MissingFileError
 from IS_Net.images import image_size, is_image, list_images, size_mismatch
 from IS_Net.listing import Entry, read_listing
 from IS_Net.metric_names import ALL
@@ -146,7 +146,7 @@ def find_data_set(
         limit: Highest number of ground truths.
 
     Raises:
-        FileNotFoundError: If a folder does not exist.
+        MissingFileError: If a folder does not exist.
         DatasetError: If a folder holds no image file, or two with the same stem.
     """
     known = datalist.named()
@@ -236,17 +236,17 @@ def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
         alone: Whether this is the only data set; otherwise there must be a subfolder for each.
 
     Raises:
-        FileNotFoundError: If a folder does not exist.
+        MissingFileError: If a folder does not exist.
         ValueError: If a folder holds no image file, or two with the same stem.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder does not exist; expected a folder of maps")
+        raise MissingFileError(f"{folder}: the folder does not exist; expected a folder of maps")
     for name in data_set.folders:
         if (folder / name).is_dir():
             return list_images(folder / name)
     tried = " or ".join(data_set.folders)
     if not alone:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: found no folder {tried} in it; with several data sets, maps are expected in "
             "DIR/<data set>/NAME.png"
         )

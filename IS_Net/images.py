@@ -39,7 +39,7 @@ from IS_Net.decoding import (
     to_array,
     upright,
 )
-from IS_Net.errors import DatasetError, ImageError, join_some
+from IS_Net.errors import DatasetError, ImageError, MissingFileError, join_some
 from IS_Net.files import atomic_file
 from IS_Net.masks import LEVELS_KEYWORD, MASK_THRESHOLD, binarize, decode_mask, mask_to_array, read_mask
 
@@ -116,13 +116,13 @@ def list_images(
         extension (see :func:`name_of`): the stem of a file that lies directly in the folder.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        MissingFileError: If the folder does not exist.
         DatasetError: If the folder contains no such file, or two that differ only in the extension, whose masks would
             have the same name.
     """
     folder, extensions = Path(folder), (extension.lower(),) if extension else IMAGE_EXTENSIONS
     if not folder.is_dir():
-        raise FileNotFoundError(_missing_folder(folder))
+        raise MissingFileError(_missing_folder(folder))
     images: dict[str, Path] = {}
     duplicates, others = [], []
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):

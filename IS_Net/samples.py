@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from IS_Net.decoding import is_first
-from IS_Net.errors import DatasetError, ImageError, did_you_mean, join_some
+from IS_Net.errors import DatasetError, ImageError, MissingFileError, did_you_mean, join_some
 from IS_Net.images import list_images, read_header, size_mismatch
 from IS_Net.manifest import read_manifest
 from IS_Net.paths import resolve
@@ -150,7 +150,7 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
 def _list_files(what: str, folder: Path, extension: str, remedy: str) -> dict[str, Path]:
     try:
         return list_images(folder, extension=extension)
-    except (DatasetError, FileNotFoundError) as error:
+    except (DatasetError, MissingFileError) as error:
         raise DatasetError(f"{what}: {error}; {remedy}") from error
 
 

@@ -150,7 +150,7 @@ def plan(
         A task for each photograph, and a message for each photograph without a mask or ground truth.
 
     Raises:
-        FileNotFoundError: If a file or folder does not exist.
+        MissingFileError: If a file or folder does not exist.
         DatasetError: If photographs and masks do not belong together.
         PromptError: If prompts of the file are faulty.
     """
@@ -203,7 +203,7 @@ def compare(
     Raises:
         CheckpointError: If weights are damaged, or belong to another network.
         DeviceError: If the device, the precision or the runtime is not available.
-        FileNotFoundError: If a folder, or the checkpoint of a model of stage 1, does not exist.
+        MissingFileError: If a folder, or the checkpoint of a model of stage 1, does not exist.
         PromptError: If there are points without a box, and the model of stage 1 is not SAM.
         MissingExtraError: If the package of a model of stage 1 is not installed.
         FigureError: If the figure would be too large, or no photograph can be used.

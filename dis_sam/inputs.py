@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dis_sam.records import read_record
-from IS_Net.errors import DatasetError, join_some
+from IS_Net.errors import DatasetError, MissingFileError, join_some
 from IS_Net.images import is_image, list_images, name_of
 from IS_Net.manifest import read_manifest
 
@@ -83,12 +83,12 @@ def find_photographs(
         without extension.
 
     Raises:
-        FileNotFoundError: If files or folders do not exist; the message names all of them.
+        MissingFileError: If files or folders do not exist; the message names all of them.
         DatasetError: If a folder contains no photograph, or two that differ only in the extension.
     """
     missing = [str(path) for path in inputs if not path.exists()]
     if missing:
-        raise FileNotFoundError(f"{', '.join(missing)}: does not exist; expected photographs, or folders of them")
+        raise MissingFileError(f"{', '.join(missing)}: does not exist; expected photographs, or folders of them")
     found: dict[Path, tuple[str, Path]] = {}
     for path in inputs:
         named = {name_of(Path(path.name)): path} if path.is_file() else _list_folder(path, recursive, out)
@@ -173,7 +173,7 @@ def plan_refine(
         A task for each photograph that has masks, and a message for each of the others.
 
     Raises:
-        FileNotFoundError: If the masks do not exist.
+        MissingFileError: If the masks do not exist.
         DatasetError: If there is one mask for several photographs, the folder contains no mask or also a photograph, or
             no photograph has a mask.
     """
@@ -186,7 +186,7 @@ def plan_refine(
         [(name, image)] = photographs
         return [Task(name, image, (Request(name, mask=masks),))], []
     if not masks.exists():
-        raise FileNotFoundError(f"{masks}: does not exist; expected a {kind}, or a folder of them")
+        raise MissingFileError(f"{masks}: does not exist; expected a {kind}, or a folder of them")
     files = list_images(masks, recursive)
     mixed = {path.resolve() for path in files.values()} & {p.resolve() for _, p in photographs if isinstance(p, Path)}
     if mixed:

@@ -95,7 +95,7 @@ def choose_model(
 
     Raises:
         CheckpointError: If the weights do not exist.
-        FileNotFoundError: If stage 1 is used, and its checkpoint is not found.
+        MissingFileError: If stage 1 is used, and its checkpoint is not found.
         ValueError: If the model of stage 1 is unknown.
         PromptError: If SAM is needed, and the model of stage 1 is not SAM.
     """

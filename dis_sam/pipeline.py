@@ -402,7 +402,7 @@ def load(
 
     Raises:
         CheckpointError: If the weights are missing, damaged, or belong to another network.
-        FileNotFoundError: If there is no checkpoint of the model of stage 1.
+        MissingFileError: If there is no checkpoint of the model of stage 1.
         ValueError: If the model of stage 1 is unknown.
         DeviceError: If the device, the precision or the runtime is not available.
     """

@@ -25,7 +25,7 @@ from dis_sam.inputs import Task
 from dis_sam.outputs import OutputError, file_label
 from dis_sam.photo_work import LazyModel, digest, request_of
 from dis_sam.records import KEYWORD
-from IS_Net.errors import DatasetError, UserError
+from IS_Net.errors import DatasetError, MissingFileError, UserError
 from IS_Net.files import atomic_file
 from IS_Net.images import IMAGE_EXTENSIONS
 from IS_Net.manifest import fingerprint
@@ -205,11 +205,11 @@ class TarWork:
         """Check that the files exist and that no output replaces another file.
 
         Raises:
-            FileNotFoundError: If files do not exist.
+            MissingFileError: If files do not exist.
             OutputError: If outputs would replace inputs, each other, or files that this module did not write.
         """
         if missing := [str(path) for path in self.tars if not path.is_file()]:
-            raise FileNotFoundError(f"{', '.join(missing)}: does not exist; expected .tar files")
+            raise MissingFileError(f"{', '.join(missing)}: does not exist; expected .tar files")
         names = [path.name for path in self.tars]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise OutputError(f"several files are named {', '.join(doubled)}, and so would their outputs; rename them")

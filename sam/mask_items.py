@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from IS_Net.doctor import require_usable
-from IS_Net.errors import DatasetError, PromptError
+from IS_Net.errors import DatasetError, MissingFileError, PromptError
 from IS_Net.files import refuse_to_replace
 from IS_Net.images import list_images
 from IS_Net.listing import Entry, read_listing
@@ -87,11 +87,11 @@ def pair_with_gt(images: Mapping[str, Path], gt: str | Path) -> list[Item]:
         gt: Folder of ground truths.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        MissingFileError: If the folder does not exist.
         DatasetError: If ground truths are missing; the message names all of them.
     """
     if not Path(gt).is_dir():
-        raise FileNotFoundError(f"{gt}: the folder of ground truths does not exist; create it, or provide prompts")
+        raise MissingFileError(f"{gt}: the folder of ground truths does not exist; create it, or provide prompts")
     gts = list_images(gt)
     missing, unused = sorted(images.keys() - gts.keys()), sorted(gts.keys() - images.keys())
     if missing:

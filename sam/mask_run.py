@@ -118,7 +118,7 @@ def generate_masks(
         What was done. An image that cannot be read is listed there and does not stop the others.
 
     Raises:
-        FileNotFoundError: If a folder does not exist.
+        MissingFileError: If a folder does not exist.
         DatasetError: If ground truths are missing (the message names all of them), ``out`` is a folder of inputs, or
             ``check`` finds files that cannot be used; nothing is written.
         FolderInUseError: If another process writes to ``out``.
@@ -169,7 +169,7 @@ def enrich_split(
         What was done.
 
     Raises:
-        FileNotFoundError: If a folder does not exist.
+        MissingFileError: If a folder does not exist.
         DatasetError: If ground truths are missing, ``out`` contains the images or ground truths themselves, the
             enriched split of other images, or files that no run wrote, or ``check`` finds files that cannot be used.
         FolderInUseError: If another process writes to ``out``.

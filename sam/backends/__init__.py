@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from IS_Net.errors import CheckpointError, did_you_mean
+from IS_Net.errors import CheckpointError, MissingFileError, did_you_mean
 from IS_Net.paths import sam_checkpoint_folders
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def find_checkpoint(model: str, checkpoint: str | Path | None = None) -> Path | 
         ValueError: If the model is unknown.
         CheckpointError: If a checkpoint is given for a model that has no weights, or a folder for one that is read from
             a file, or a file for one that is read from a folder.
-        FileNotFoundError: If there is no checkpoint; the message says where to get it.
+        MissingFileError: If there is no checkpoint; the message says where to get it.
     """
     model, given = split_model(model)
     checkpoint = given if checkpoint is None else Path(checkpoint)
@@ -155,7 +155,7 @@ def find_checkpoint(model: str, checkpoint: str | Path | None = None) -> Path | 
         folders = list(map(str, sam_checkpoint_folders()))
         names = " or ".join(weight_names()[model])
         found = f"{path} does not exist" if path else f"found no {names} in {' or '.join(folders)}"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"SAM {model}: {found}; {how_to_fetch(model)} into {folders[0]}, or name its place with the "
             f"model, {model}=PATH. The model {BOX} needs no weights"
         )
@@ -191,7 +191,7 @@ def load_predictor(
 
     Raises:
         ValueError: If the model is unknown.
-        FileNotFoundError: If there is no checkpoint; the message says where to get it.
+        MissingFileError: If there is no checkpoint; the message says where to get it.
         CheckpointError: If the checkpoint is damaged, holds another model, or is given for a model without weights.
         MissingExtraError: If the package that the model needs is not installed.
         DeviceError: If the device is not available.

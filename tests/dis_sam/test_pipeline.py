@@ -18,7 +18,7 @@ from dis_sam.outputs import OutputError
 from dis_sam.pipeline import DISSAM, Result, load, refine
 from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
-from IS_Net.errors import BoxError, CheckpointError, ImageError, PromptError
+from IS_Net.errors import BoxError, CheckpointError, ImageError, MissingFileError, PromptError
 from IS_Net.images import read_image, read_mask, write_image, write_mask
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
@@ -458,7 +458,7 @@ def test_load_reports_unknown_or_missing_models_at_once(weights: Path, tmp_path:
     monkeypatch.setattr(backends, "sam_checkpoint_folders", lambda: [tmp_path])
     with pytest.raises(ValueError, match="unknown model 'vitl'; did you mean 'vit_l'"):
         load(weights, sam="vitl")
-    with pytest.raises(FileNotFoundError, match=r"found no sam_vit_l_0b3195\.pth"):
+    with pytest.raises(MissingFileError, match=r"found no sam_vit_l_0b3195\.pth"):
         load(weights, sam="vit_l")
     with pytest.raises(CheckpointError, match=r"gone\.safetensors"):
         load(tmp_path / "gone.safetensors")
