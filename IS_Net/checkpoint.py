@@ -16,6 +16,7 @@ import logging
 import mmap
 import pickle
 import re
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -201,9 +202,17 @@ def load_torch_file(path: str | Path) -> Any:
     return _load_pickled(_require_file(path))
 
 
+def _may_be_torch_file(path: Path) -> bool:
+    """Return whether a file begins as a ZIP archive, a pickle or, as those of the first versions, a tar archive."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
 def _load_pickled(path: Path) -> Any:
     try:
         _verify_zip(path)
+        if not _may_be_torch_file(path):
+            raise CheckpointError(f"{path}: is not a checkpoint; expected .safetensors, or what torch.save wrote")
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

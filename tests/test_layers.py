@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, str]] = [
     (
         "front door",
-        "dis_sam.cli dis_sam.sharding dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare dis_sam.serve "
-        "dis_sam.export dis_sam.benchmark",
+        "dis_sam.__main__ dis_sam.cli dis_sam.sharding dis_sam.check dis_sam.fetch dis_sam.cut dis_sam.compare "
+        "dis_sam.serve dis_sam.export dis_sam.benchmark",
     ),
     ("runs over photographs", "dis_sam.batch dis_sam.photo_work dis_sam.tars dis_sam.comparison"),
     ("inputs, model and outputs of a run", "dis_sam.inputs dis_sam.model_choice dis_sam.destination dis_sam.records"),
@@ -82,6 +82,7 @@ LIGHT = {
 }
 LIGHT |= {
     "dis_sam",
+    "dis_sam.__main__",
     "dis_sam.cli",
     "dis_sam.sharding",
     "dis_sam.check",
@@ -175,7 +176,7 @@ def test_imports_are_acyclic():
     assert list(TopologicalSorter({name: own_imports(name) for name in MODULES}).static_order())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"dis_sam.__main__"}))
 def test_no_module_imports_an_entry_point(name: str):
     assert not own_imports(name) & ENTRY_POINTS
 

@@ -321,7 +321,7 @@ def refine_coco(
     summary.kept = len(results)
 
     total = sum(len(records) for _, records in todo)
-    with ThreadPoolExecutor(1) as reader, tqdm(total=total, desc="refine", unit="object") as bar:
+    with ThreadPoolExecutor(1) as reader, tqdm(total=total, desc="objects", unit="object") as bar:
         loads = map_bounded(reader, lambda item: read_image(item[0].path), todo, _READ_AHEAD)
         for (image, records), load in zip(todo, loads, strict=True):
             try:

@@ -216,7 +216,7 @@ def refine_labelme(
         journal.check_output(target, name, paths)
         return key, 0, read(path)
 
-    with ThreadPoolExecutor(1) as reader, tqdm(total=len(paths), desc="refine", unit="file") as bar:
+    with ThreadPoolExecutor(1) as reader, tqdm(total=len(paths), desc="files", unit="file") as bar:
         for path, future in zip(paths, map_bounded(reader, load, paths, _READ_AHEAD), strict=True):
             bar.update()
             try:

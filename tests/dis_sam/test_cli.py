@@ -32,6 +32,11 @@ def test_version(capsys: pytest.CaptureFixture):
     assert capsys.readouterr().out == f"dis-sam {dis_sam.__version__}\n"
 
 
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "dis_sam", "evalute"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == "error: unknown verb 'evalute'; did you mean 'evaluate'?\n"
+
+
 def test_an_unknown_verb_is_named_with_its_neighbor(capsys: pytest.CaptureFixture):
     assert main(["evalute"]) == 2
     assert capsys.readouterr().err == "error: unknown verb 'evalute'; did you mean 'evaluate'?\n"

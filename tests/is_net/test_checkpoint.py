@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
@@ -369,6 +370,12 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, writer: Callable):
         with pytest.raises(CheckpointError, match=r"hostile\.pth: holds more than tensors and plain values"):
             read(tmp_path / "hostile.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_another_file_is_no_checkpoint(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    with pytest.raises(CheckpointError, match=r"photo\.jpg: is not a checkpoint; expected \.safetensors, or"):
+        load_isnet(tmp_path / "photo.jpg")
 
 
 def test_whole_network_is_refused(tmp_path: Path):
