@@ -12,6 +12,9 @@ PRECISIONS = ("auto", "full", "half")
 """What stage 2 may compute in; see :func:`IS_Net.device.autocast_dtype`."""
 
 
+_MOST_THREADS = 1024  # with far more, ncnn ends the process
+
+
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -26,7 +29,7 @@ def cores_per_process() -> int:
 def requested_threads() -> int:
     """Return how many threads a runtime may use: the environment variable ``OMP_NUM_THREADS``, else all cores."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return int(threads) if threads.isdecimal() and int(threads) else available_cores()
+    return min(int(threads), _MOST_THREADS) if threads.isdecimal() and int(threads) else available_cores()
 
 
 def launched_processes() -> int:

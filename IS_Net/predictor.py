@@ -66,7 +66,7 @@ BOX_MARGIN = 0.1
 OVERLAP = 0.25
 """Share of a window's side that neighboring windows overlap by."""
 _LARGE = 16_000_000
-"""Pixels of a photograph that, with its alpha matte and its colors, takes as much memory as the network does."""
+"""Photographs with more pixels are given the memory that the runtime would keep for its next prediction."""
 MAX_WINDOWS = 16
 """Number of windows up to which ``detail="auto"`` works at native scale; beyond it, at a lower scale."""
 
@@ -138,6 +138,9 @@ class Refined(NamedTuple):
 class DISPredictor:
     """Refines coarse masks with a trained IS-Net. It keeps no state between calls, and serves any number of threads.
 
+    Each process needs its own: start processes with ``spawn``, because those that are forked after a prediction may
+    wait for threads that only their parent has.
+
     Args:
         network: A network of PyTorch, which is copied; or one that is ready to run (:mod:`IS_Net.runtime`), with which
             ``device`` and ``precision`` are not used.
@@ -195,7 +198,7 @@ class DISPredictor:
             predictor = cls(network, input_size=size, metadata=metadata)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        predictor._checkpoint = Path(path), version
+        predictor._checkpoint = Path(path).absolute(), version
         return predictor
 
     # --- the Hugging Face Hub ---
@@ -384,11 +387,11 @@ class DISPredictor:
         if passes == "auto":
             passes = PASSES_WITHOUT_MASK if mask is None else PASSES_WITH_MASK
         small, agreed = self._whole_passes(image, mask, box, passes, need_score)
+        self._make_room(image)
         score = calibrate(agreed, self.calibration)
         keep = keep_better and mask is not None and self.in_ch > MASK_CHANNEL
         if keep and is_exact(resize_uint8(mask, self.input_size)[0] / np.float32(255), small):
             return Refined(mask.astype(np.float32) / 255, score, True)
-        self._make_room(image)
         alpha = resize_alpha(small, image.size)
         larger = image.size[0] > self.input_size[0] or image.size[1] > self.input_size[1]
         if larger and (detail == "max" or (detail == "auto" and self.metadata.get(WINDOWS) is True)):

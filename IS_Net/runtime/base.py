@@ -124,7 +124,10 @@ def preferred() -> tuple[str, ...]:
 
 def is_installed(name: str) -> bool:
     """Return whether the package of a runtime is installed, without importing it."""
-    return name == "torch" or importlib.util.find_spec(_PACKAGES[name]) is not None
+    if name == "torch":
+        return True
+    found = importlib.util.find_spec(_PACKAGES[name])
+    return found is not None and found.origin is not None  # a folder of that name without Python code has no origin
 
 
 def _may_have_gpu() -> bool:

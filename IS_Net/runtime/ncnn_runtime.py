@@ -77,7 +77,7 @@ class NcnnRuntime:
             extractor.input(_INPUT, content)
             code, found = extractor.extract(_OUTPUT)
             if code:
-                raise RuntimeError(f"ncnn ended with the error {code}; it may have lacked memory")
+                raise MemoryError(f"ncnn ended with the error {code}; it probably lacks memory")
             return np.array(found)[0]
 
     def release(self) -> None:
@@ -200,11 +200,26 @@ def _write_graph(layers: Iterator[tuple[str, str, list[str], str]]) -> str:
     return "\n".join([str(_MAGIC), f"{len(lines)} {outputs}", *lines, ""])
 
 
-def open_content(path: Path, content: np.ndarray, size: Size) -> NcnnRuntime:
-    """Load a file with what :func:`convert_network` returns."""
+def open_content(content: np.ndarray, size: Size, file: Path | None = None) -> NcnnRuntime:
+    """Load a network.
+
+    Args:
+        content: What :func:`convert_network` returns, as (N,) uint8.
+        size: (height, width) of the input.
+        file: A file with the same content; None writes a temporary one.
+
+    Raises:
+        ValueError: If the content is damaged.
+        OSError: If the temporary file cannot be written.
+    """
+    if file is None:
+        with tempfile.TemporaryDirectory(prefix="dis-sam-") as folder:  # ncnn's interface for Python takes no bytes
+            file = Path(folder) / "network"
+            file.write_bytes(content)
+            return open_content(content, size, file)
     length = int.from_bytes(content[-_LENGTH:].tobytes(), "little")
     graph = content[-_LENGTH - length : -_LENGTH].tobytes().decode()
-    return NcnnRuntime(path, graph, size)
+    return NcnnRuntime(file, graph, size)
 
 
 def open_weights(
@@ -212,12 +227,4 @@ def open_weights(
 ) -> tuple[NcnnRuntime, dict[str, Any], Size]:
     """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
     require_float32(precision, "ncnn")
-    return open_kept("ncnn", path, [_METHOD], input_size, open_content, _convert)
-
-
-def _convert(model: ISNetDIS, size: Size) -> tuple[NcnnRuntime, bytes]:
-    content = convert_network(model, size)
-    with tempfile.TemporaryDirectory(prefix="dis-sam-") as folder:  # ncnn's interface for Python takes no bytes
-        file = Path(folder) / "network"
-        file.write_bytes(content)
-        return open_content(file, np.frombuffer(content, np.uint8), size), content
+    return open_kept("ncnn", path, [_METHOD], input_size, open_content, convert_network)

@@ -99,7 +99,7 @@ class OnnxRuntime:
         return self._session.run(None, {"planes": planes[None]})[0][0, 0]
 
     def release(self) -> None:
-        """See :meth:`IS_Net.runtime.base.Runtime.release`; the library has no call for that."""
+        """See :meth:`IS_Net.runtime.base.Runtime.release`; ONNX Runtime frees memory only as a part of a prediction."""
 
 
 def convert_network(model: ISNetDIS) -> bytes:
@@ -129,12 +129,10 @@ def open_weights(
     require_float32(precision, "ONNX Runtime")
     pick_provider(device)  # before seconds of work
 
-    # ONNX Runtime reads the file once more, which is in memory
-    def reopen(file: Path, _: np.memmap, size: Size) -> OnnxRuntime:
-        return OnnxRuntime(file, size, device)
+    def reopen(content: np.ndarray, size: Size, file: Path | None) -> OnnxRuntime:
+        return OnnxRuntime(file or content.tobytes(), size, device)
 
-    def convert(model: ISNetDIS, size: Size) -> tuple[OnnxRuntime, bytes]:
-        content = convert_network(model)
-        return OnnxRuntime(content, size, device), content
+    def convert(model: ISNetDIS, _: Size) -> bytes:
+        return convert_network(model)
 
     return open_kept("ONNX", path, [_METHOD], input_size, reopen, convert)

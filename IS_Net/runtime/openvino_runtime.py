@@ -81,7 +81,7 @@ class OpenVINORuntime:
         return np.array(request.infer({0: planes[None]}, share_inputs=True, share_outputs=True)[0][0, 0])
 
     def release(self) -> None:
-        """See :meth:`IS_Net.runtime.base.Runtime.release`; the library has no call for that."""
+        """See :meth:`IS_Net.runtime.base.Runtime.release`; OpenVINO keeps little."""
 
 
 def _config(precision: str) -> dict[str, Any]:
@@ -142,13 +142,12 @@ def open_weights(
     """Make a checkpoint's network ready to run; see :func:`IS_Net.runtime.open_weights`."""
     chosen = pick_precision(precision)
 
-    def reopen(_: Path, content: np.memmap, __: Size) -> OpenVINORuntime:
+    def reopen(content: np.ndarray, _: Size, __: Path | None) -> OpenVINORuntime:
         shared = openvino.Tensor(content, shared_memory=True)  # OpenVINO shares only what can be written
         return OpenVINORuntime(openvino.Core().import_model(shared, "CPU", _config(chosen)), chosen, shared)
 
-    def convert(model: ISNetDIS, size: Size) -> tuple[OpenVINORuntime, bytes]:
-        compiled = compile_network(convert_network(model, size), chosen)
-        return OpenVINORuntime(compiled, chosen), compiled.export_model().getvalue()
+    def convert(model: ISNetDIS, size: Size) -> bytes:
+        return compile_network(convert_network(model, size), chosen).export_model().getvalue()
 
     processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
     parts = [_METHOD, openvino.get_version(), processor, has_amx(), chosen]

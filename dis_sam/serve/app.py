@@ -384,12 +384,15 @@ def _unique(stems: Sequence[str]) -> Iterator[str]:
         yield name
 
 
-def create_app(new_model: Callable[[], Model], settings: ServerSettings) -> Guard:
+def create_app(
+    new_model: Callable[[], Model], settings: ServerSettings, rest: Callable[[], None] | None = None
+) -> Guard:
     """Make the application.
 
     Args:
         new_model: Makes the model for one picture. All of them share their networks, and are called in one thread.
         settings: How the server works.
+        rest: Frees what the networks keep for their next call; it is called when nobody uses the server for a while.
 
     Returns:
         An ASGI application.
@@ -397,7 +400,7 @@ def create_app(new_model: Callable[[], Model], settings: ServerSettings) -> Guar
     server = _Server(
         settings,
         new_model,
-        Worker(settings.max_queue, settings.max_queue_per_client),
+        Worker(settings.max_queue, settings.max_queue_per_client, rest),
         PictureStore(int(settings.memory_mb * 1e6), settings.max_idle),
         find_examples(),
     )

@@ -167,7 +167,7 @@ def _serve(settings: ServerSettings, model: DISSAM, listener: socket.socket, hos
 
     from dis_sam.serve.app import create_app
 
-    app = create_app(lambda: _new_model(model), settings)
+    app = create_app(lambda: _new_model(model), settings, model.dis.runtime.release)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}{settings.prefix}/"
     what = "boxes" if settings.sam == "box" else f"boxes and points (SAM {settings.sam})"

@@ -1,7 +1,6 @@
 """A queue of jobs for the one model: a thread runs them one after the other, but none that nobody waits for.
 
-PyTorch uses all cores for one prediction, so that two at once would take as long as one after the other, and twice the
-memory.
+One prediction uses all cores, so that two at once would take as long as one after the other, and twice the memory.
 """
 
 from __future__ import annotations
@@ -64,10 +63,19 @@ class Worker:
     Args:
         limit: How many jobs may wait, those of all clients together.
         limit_per_client: How many jobs of one client may wait.
+        rest: Frees what the jobs kept for the next one; it is called when no job has come for a while. None: nothing.
+        rest_after: Seconds until then.
     """
 
-    def __init__(self, limit: int, limit_per_client: int) -> None:
+    def __init__(
+        self,
+        limit: int,
+        limit_per_client: int,
+        rest: Callable[[], None] | None = None,
+        rest_after: float = 60.0,
+    ) -> None:
         self.limit, self.limit_per_client = limit, limit_per_client
+        self._rest, self._rest_after = rest, rest_after
         self._waiting: deque[Job] = deque()
         self._condition = threading.Condition()
         self._closed = False
@@ -117,7 +125,14 @@ class Worker:
         self._thread.join(timeout=2)
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
+        timeout = None  # there is nothing to free before the first job
+        while not self._closed:
+            job = self._next(timeout)
+            timeout = self._rest_after if job and self._rest else None
+            if job is None:
+                if self._rest and not self._closed:
+                    self._rest()
+                continue
             if not job.future.set_running_or_notify_cancel():
                 continue
             try:
@@ -128,7 +143,8 @@ class Worker:
                 job.future.set_result(result)
             del job  # a picture must not stay in memory until the next job comes
 
-    def _next(self) -> Job | None:
+    def _next(self, timeout: float | None) -> Job | None:
+        """Return the next job; None if none has come in time, or the queue is closed."""
         with self._condition:
-            self._condition.wait_for(lambda: self._waiting or self._closed)
+            self._condition.wait_for(lambda: self._waiting or self._closed, timeout)
             return self._waiting.popleft() if self._waiting else None

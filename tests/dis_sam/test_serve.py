@@ -473,6 +473,20 @@ def test_only_some_bodies_are_in_memory_at_once():
     asyncio.run(requests())
 
 
+def test_worker_rests_once_when_no_job_comes():
+    rested: list[int] = []
+    worker = Worker(limit=3, limit_per_client=2, rest=lambda: rested.append(1), rest_after=0.01)
+    time.sleep(0.05)
+    assert not rested  # nothing was computed
+    for number in (1, 2):
+        worker.submit(lambda _: None, "a").future.result(ANSWER_TIME)
+        wait_for(lambda n=number: len(rested) == n)
+    time.sleep(0.05)
+    assert len(rested) == 2
+    worker.close()
+    assert len(rested) == 2
+
+
 def test_worker_runs_jobs_in_order_and_counts_those_that_wait():
     worker, gate, order = Worker(limit=3, limit_per_client=2), threading.Event(), []
     first = worker.submit(lambda _: gate.wait(ANSWER_TIME), "a")

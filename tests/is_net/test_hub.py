@@ -70,6 +70,14 @@ def test_a_folder_gives_the_same_alpha_without_the_network(saved, weights, no_ne
     assert not no_network
 
 
+def test_a_relative_checkpoint_is_found_from_another_folder(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    predictor = DISPredictor.from_checkpoint(weights.name, "cpu", runtime="torch")
+    monkeypatch.chdir(tmp_path)
+    predictor.save_pretrained(tmp_path / "mine")
+    assert (tmp_path / "mine" / "config.json").is_file()
+
+
 def test_the_size_that_was_worked_at_is_kept(weights, tmp_path):
     original = DISPredictor.from_checkpoint(weights, "cpu", input_size=(64, 96))
     original.save_pretrained(tmp_path / "small")

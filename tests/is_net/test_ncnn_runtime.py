@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from IS_Net import checkpoint, paths
 from IS_Net.checkpoint import load_isnet
 from IS_Net.errors import DeviceError
 from IS_Net.paths import starter_weights
-from IS_Net.runtime import open_weights
+from IS_Net.runtime import kept, open_weights
 from IS_Net.runtime.torch_runtime import TorchRuntime
 from tests.thin_networks import lively
 
@@ -48,7 +51,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converted: bytes) -
 
 def opened(content: bytes, size: tuple[int, int], folder: Path):
     (folder / "content").write_bytes(content)
-    return ncnn_runtime.open_content(folder / "content", np.frombuffer(content, np.uint8), size)
+    return ncnn_runtime.open_content(np.frombuffer(content, np.uint8), size, folder / "content")
 
 
 @pytest.mark.parametrize(("in_ch", "size"), [(3, (128, 64)), (4, (33, 47)), (5, SIZE)])
@@ -122,6 +125,70 @@ def test_a_damaged_file_is_not_used(weights: Path, damage: bytes):
     blob.write_bytes(content[:-9] + damage)
     open_weights(weights, "cpu", runtime="ncnn")
     assert blob.read_bytes() == content
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_is_not_kept(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    before = weights.read_bytes()
+
+    def load(path: Path) -> tuple[nn.Module, dict]:
+        weights.write_bytes(b"of a training")
+        return lively(), {"input_size": list(SIZE)}
+
+    monkeypatch.setattr(checkpoint, "load_isnet", load)
+    assert open_weights(weights, "cpu", runtime="ncnn")[0].alpha(planes()).shape == SIZE
+    assert not (paths.cache() / "ncnn").exists()
+    weights.write_bytes(before)
+    monkeypatch.setattr(checkpoint, "load_isnet", lambda path: (lively(), {"input_size": list(SIZE)}))
+    open_weights(weights, "cpu", runtime="ncnn")
+    assert len(list((paths.cache() / "ncnn").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_read(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    open_weights(weights, "cpu", runtime="ncnn")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(kept.os, "utime", refuse)
+    monkeypatch.setattr(checkpoint, "load_isnet", None)
+    assert open_weights(weights, "cpu", runtime="ncnn")[0].alpha(planes()).shape == SIZE
+
+
+def test_what_a_killed_process_left_is_removed(weights: Path):
+    folder = paths.cache() / "ncnn"
+    folder.mkdir(parents=True)
+    old, new = folder / "old.blob", folder / "new.blob"
+    for file, age in ((old, 7200), (new, 60)):
+        file.write_bytes(b"no record")
+        os.utime(file, (time.time() - age,) * 2)
+    open_weights(weights, "cpu", runtime="ncnn")
+    assert not old.exists() and new.exists()
+
+
+def test_sizes_of_numpy(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    for _ in range(2):
+        _, _, size = open_weights(weights, "cpu", "auto", tuple(np.array(SIZE)), "ncnn")
+        assert size == SIZE
+        monkeypatch.setattr(checkpoint, "load_isnet", None)
+
+
+def test_lack_of_memory_has_its_class(converted: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runtime = opened(converted, SIZE, tmp_path)
+
+    class Extractor:
+        def __enter__(self) -> Extractor:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def extract(self, _: str) -> tuple[int, None]:
+            return -100, None
+
+        input = set_blob_allocator = set_workspace_allocator = lambda *_: None
+
+    monkeypatch.setattr(runtime, "_net", SimpleNamespace(create_extractor=Extractor))
+    with pytest.raises(MemoryError, match="error -100"):
+        runtime.alpha(planes())
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_error(converted: bytes, tmp_path: Path):

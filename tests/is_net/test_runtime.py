@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import json
 import logging
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from IS_Net import checkpoint, paths
+from IS_Net import machine as machine_module
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
@@ -45,12 +47,14 @@ def converted() -> openvino.Model:
 
 # --- which one ---
 
+INSTALLED = importlib.machinery.ModuleSpec("any", None, origin="any/__init__.py")
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def set_up(installed: bool, gpu: bool, amx: bool = False) -> None:
         monkeypatch.delenv(base.VARIABLE, raising=False)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: INSTALLED if installed else None)
         monkeypatch.setattr(base, "_may_have_gpu", lambda: gpu)
         monkeypatch.setattr(base, "has_amx", lambda: amx)
 
@@ -60,9 +64,26 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_auto_takes_the_next_where_the_first_is_missing(machine, monkeypatch: pytest.MonkeyPatch):
     machine(installed=True, gpu=False)
     for missing, expected in (({"ncnn"}, "openvino"), ({"ncnn", "openvino"}, "onnx")):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name, gone=missing: None if name in gone else object())
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, gone=missing: None if name in gone else INSTALLED)
         assert choose_runtime("auto", "cpu") == expected
     assert choose_runtime("auto", "cuda") == "torch"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", 5), ("0", 5), ("many", 5), ("3", 3), ("99999999", 1024)])
+def test_threads_are_those_of_the_environment(given: str, expected: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(machine_module, "available_cores", lambda: 5)
+    assert machine_module.requested_threads() == expected
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "converted_networks").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(base._PACKAGES, "ncnn", "converted_networks")
+    assert not base.is_installed("ncnn")
+    (tmp_path / "converted_networks" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert base.is_installed("ncnn")
 
 
 def test_auto_takes_16_bits_where_they_are_fast(machine):
