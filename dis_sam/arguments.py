@@ -107,12 +107,13 @@ def prompts_of(options: argparse.Namespace) -> list[tuple[Any, ...]]:
     return [(options.box[0] if options.box else None, points, labels)]
 
 
-def add_model(parser: argparse.ArgumentParser, weights: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser, weights: bool = True, detail: bool = True) -> None:
     """Add the choice of the model.
 
     Args:
         parser: The parser.
         weights: Whether to add ``--weights``.
+        detail: Whether to add ``--detail``.
     """
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -139,9 +140,10 @@ def add_model(parser: argparse.ArgumentParser, weights: bool = True) -> None:
         help="what runs stage 2; auto (default): on the CPU the fastest that is installed of ncnn, OpenVINO (with AMX, "
         "the fastest) and ONNX Runtime, else PyTorch",
     )
-    model.add_argument(
-        "--detail",
-        choices=("auto", "off", "max"),
-        help="work on parts of large photographs at their full resolution: auto (default) if the weights were trained "
-        "for it, off, or max for as many parts as it takes",
-    )
+    if detail:
+        model.add_argument(
+            "--detail",
+            choices=("auto", "off", "max"),
+            help="work on parts of large photographs at their full resolution: auto (default) if the weights were "
+            "trained for it, off, or max for as many parts as it takes",
+        )

@@ -65,6 +65,8 @@ MAX_BOXES = 100
 """Boxes of a request, and objects of a download."""
 _THREADS, _MAX_IN_THREADS = 2, 16
 """How many pictures are decoded or encoded at once, and how many of them may be in work or wait."""
+_LOOKS = 60
+"""How often the server looks for pictures that nobody uses, in the time after which they are dropped."""
 _CLOSED = 499
 """The status code, known from nginx, of a request whose client has gone; nobody sees it."""
 
@@ -200,6 +202,12 @@ class _Server:
 
     async def results(self, request: Request, picture: Picture, keys: Sequence[str]) -> list[Result]:
         return [await self.result(request, picture, key) for key in keys]
+
+    async def drop_idle(self) -> None:
+        """Drop the pictures that nobody uses, until the task is cancelled; no request may come that would do it."""
+        while True:
+            await asyncio.sleep(self.settings.max_idle / _LOOKS)
+            self.store.drop_idle()
 
 
 @contextlib.contextmanager
@@ -407,7 +415,9 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        dropping = asyncio.create_task(server.drop_idle())
         yield
+        dropping.cancel()
         await asyncio.to_thread(server.worker.close)
 
     # uploads larger than this are written to temporary files; nothing may be kept on disk, and the guard limits them
@@ -694,9 +704,8 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
             results = await server.results(request, picture, item.results)
             make = partial(_export_files, results, picture.decoded, name, what)
             files |= await server.in_thread(make)
-            prompts[name] = [
-                {"object": str(k), **picture.prompts[key].as_dict()} for k, key in enumerate(item.results, start=1)
-            ]
+            if what.kind == "zip":
+                prompts[name] = await server.in_thread(partial(_export_prompts, results, picture, item.results))
         if what.kind != "zip" and len(files) == 1:
             name, data = next(iter(files.items()))
             return Response(data, media_type="image/png", headers=_file_headers(name))
@@ -715,11 +724,22 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
         """Write image, ground truth and coarse mask into the folder of training pairs."""
         picture = server.picture(picture_id)
         result = join(await server.results(request, picture, what.results))
-        try:
-            files = await server.in_thread(lambda: save_pair(folder, picture.decoded.name, result, picture.source))
-        except OSError as error:
-            raise HTTPException(507, f"{folder}: cannot be written ({error}); check its rights and the disk") from error
+
+        def write() -> dict[str, Path]:
+            try:
+                return save_pair(folder, picture.decoded.name, result, picture.source)
+            except OSError as error:
+                message = f"{folder}: cannot be written ({error}); check its rights and the disk"
+                raise HTTPException(507, message) from error
+
+        files = await server.in_thread(write)
         return {"name": files["im"].stem, **{part: str(path.relative_to(folder)) for part, path in files.items()}}
+
+
+def _export_prompts(results: list[Result], picture: Picture, keys: list[str]) -> list[dict[str, Any]]:
+    """Return the objects of one picture as a prompt file holds them, without those in which nothing was found."""
+    records = [picture.prompts[key].as_dict(result) for key, result in zip(keys, results, strict=True)]
+    return [{"object": str(number), **record} for number, record in enumerate(records, start=1) if record]
 
 
 def _export_files(results: list[Result], decoded: Decoded, name: str, what: Export) -> dict[str, bytes]:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dis_sam.arguments import add_model
 from dis_sam.serve.guard import LOCAL_NAMES, is_local
 from IS_Net.command_line import DONE, positive_int, print_text, run_command
 from IS_Net.errors import UserError, import_extra
-from IS_Net.machine import RUNTIMES
-from sam.backends import BACKENDS, BOX, available_model, model_argument, split_model
+from sam.backends import available_model, split_model
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM
@@ -76,26 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-host", action="append", default=[], metavar="NAME", help="a name at which a proxy serves the page"
     )
     group.add_argument("--open", action="store_true", help="open the page in the browser")
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--weights", type=Path, metavar="FILE", help="checkpoint of stage 2; default: the starter weights"
-    )
-    group.add_argument(
-        "--sam",
-        default="auto",
-        type=model_argument,
-        metavar="NAME",
-        help=f"stage 1: {', '.join(name for name in BACKENDS if name != BOX)}, or NAME=PATH; box for none; default: "
-        "the best whose weights are found, else box. Points need one",
-    )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
-    group.add_argument("--precision", default="auto", choices=("auto", "full", "half"), help="default: %(default)s")
-    group.add_argument(
-        "--runtime",
-        default="auto",
-        choices=RUNTIMES,
-        help="what runs stage 2; auto (default): on the CPU OpenVINO, else ONNX Runtime, if installed, else PyTorch",
-    )
+    add_model(parser, detail=False)
     group = parser.add_argument_group("saving")
     group.add_argument(
         "--save-to", type=Path, metavar="DIR", help="let the page save training pairs: DIR/im, DIR/gt, DIR/mask"
@@ -195,7 +176,10 @@ def _run(options: argparse.Namespace) -> int:
     with listener:
         from dis_sam.pipeline import load
         from dis_sam.serve.app import ServerSettings
+        from dis_sam.serve.training_pairs import require_folder
 
+        if options.save_to is not None:
+            require_folder(options.save_to)
         sam = available_model() if options.sam == "auto" else options.sam
         model = load(options.weights, sam, options.device, options.precision, options.runtime)
         settings = ServerSettings(

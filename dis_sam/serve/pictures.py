@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import secrets
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -23,6 +23,7 @@ from PIL import Image
 from IS_Net import images
 from IS_Net.errors import ImageError, PromptError
 from IS_Net.images import size_mismatch, size_text
+from IS_Net.preprocess import box_from_mask
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import Result
@@ -34,6 +35,8 @@ MAX_POINTS = 100
 _MAX_MASK_PIXELS = 1 << 24  # of masks for small pictures; others may have as many pixels as their picture
 _MAX_PROMPTS = 200
 """Prompts of a picture that are remembered."""
+_LONGEST_STEM = 200
+"""Bytes of a picture's name; with what is appended for its results, it stays below the 255 of file systems."""
 
 
 class TooManyPixelsError(Exception):
@@ -82,7 +85,7 @@ def safe_stem(file_name: str | None) -> str:
     """Return the stem of an uploaded file's name, without what a file system or a header could not hold."""
     stem = PurePosixPath((file_name or "").replace("\\", "/")).stem
     stem = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in stem).strip(" .")
-    return stem[:100] or "picture"
+    return stem.encode()[:_LONGEST_STEM].decode(errors="ignore") or "picture"
 
 
 def _check_file(data: bytes, name: str, max_pixels: int) -> str:
@@ -178,9 +181,21 @@ class Prompt:
         mask = "" if self.mask is None else hashlib.sha256(self.mask).hexdigest()
         return hashlib.sha256(json.dumps([self.box, self.points, mask]).encode()).hexdigest()[:32]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return box and points as the prompt files of ``dis-sam masks`` hold them."""
-        prompt: dict[str, Any] = {} if self.box is None else {"box": list(self.box)}
+    def as_dict(self, result: Result) -> dict[str, Any]:
+        """Return box and points as prompt files hold them; see :func:`sam.prompts.read_prompts`.
+
+        Args:
+            result: What was segmented. Its tight box stands for a prompt that has neither box nor points.
+
+        Returns:
+            The prompt; empty if it has no box, because the result has not.
+        """
+        box = self.box
+        if box is None and not self.points:
+            box = box_from_mask(result.mask)
+            if box is None or box[:2] == box[2:]:  # a single pixel is not accepted as a box
+                return {}
+        prompt: dict[str, Any] = {} if box is None else {"box": list(box)}
         if self.points:
             prompt |= {"points": [list(p[:2]) for p in self.points], "labels": [int(p[2]) for p in self.points]}
         return prompt
@@ -190,7 +205,8 @@ def _are_numbers(value: Any, count: int) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == count
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+        # not isfinite, which fails for integers beyond the range of float
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max for v in value)
     )
 
 
@@ -300,7 +316,7 @@ class PictureStore:
 
     Args:
         max_bytes: The limit. A single picture may exceed it.
-        max_idle: Seconds after which a picture that nobody uses is dropped.
+        max_idle: Seconds after which :meth:`drop_idle` drops a picture that nobody uses.
     """
 
     def __init__(self, max_bytes: int, max_idle: float) -> None:
@@ -323,6 +339,7 @@ class PictureStore:
         Raises:
             KeyError: If it is unknown, or was dropped.
         """
+        self.drop_idle()
         with self._lock:
             picture = self._pictures[picture_id]
             picture.used = time.monotonic()
@@ -333,6 +350,13 @@ class PictureStore:
         """Drop a picture if it is there."""
         with self._lock:
             self._pictures.pop(picture_id, None)
+
+    def drop_idle(self) -> None:
+        """Drop the pictures that nobody has used for long."""
+        with self._lock:
+            oldest = time.monotonic() - self.max_idle
+            for picture in [p for p in self._pictures.values() if p.used < oldest]:
+                del self._pictures[picture.id]
 
     def result(self, picture: Picture, key: str) -> Result | None:
         """Return the result of a prompt if it is in memory."""
@@ -354,10 +378,6 @@ class PictureStore:
             self._shrink(picture)
 
     def _shrink(self, keep: Picture) -> None:
-        now = time.monotonic()
-        for picture in list(self._pictures.values()):
-            if picture is not keep and now - picture.used > self.max_idle:
-                del self._pictures[picture.id]
         excess = sum(picture.nbytes() for picture in self._pictures.values()) - self.max_bytes
         for picture in self._pictures.values():
             newest = next(reversed(picture.results), None)

@@ -8,10 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from dis_sam.pipeline import Result
+from IS_Net.files import require_writable
 from IS_Net.images import IMAGE_EXTENSIONS, atomic_file, binarize, encode_image, write_mask
 
 FOLDERS = ("im", "gt", "mask")
 _lock = threading.Lock()
+
+
+def require_folder(folder: Path) -> None:
+    """Find out whether training pairs can be written into a folder, which may be missing.
+
+    Raises:
+        OSError: If not; the message names the folder.
+    """
+    for part in FOLDERS:
+        require_writable(folder / part / "NAME.png")
 
 
 def save_pair(folder: Path, name: str, result: Result, jpeg: bytes | None = None) -> dict[str, Path]:

@@ -9,6 +9,7 @@ import math
 import socket
 import threading
 import time
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from dis_sam.serve.worker import ClientLimitError, QueueFullError, SupersededErr
 from IS_Net.errors import PromptError
 from IS_Net.images import decode_mask, encode_image, encode_png
 from IS_Net.preprocess import check_box
+from sam.prompts import check_prompts, read_prompts
 
 httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
@@ -569,10 +571,39 @@ def test_everything_comes_as_zip(client: httpx.Client):
     parts = {f"cat_{k}.{kind}.png" for k in (1, 2) for kind in ("cutout", "alpha")}
     assert names == whole | parts | {"prompts.json"}
     assert prompts["cat"][0] == {"object": "1", "box": list(map(float, BOX))}
+    assert prompts["cat-2"] == [{"object": "1", "box": [40, 30, 119, 89]}]  # the bounds of the mask
     answer = client.post("/api/export", json={"items": items, "as": "mask"})
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert set(archive.namelist()) == {"cat.mask.png", "cat-2.mask.png"}
     assert "unknown kind" in detail(client.post("/api/export", json={"items": items, "as": "gif"}), 422)
+
+
+def test_the_prompts_of_a_zip_can_be_used(client: httpx.Client, tmp_path: Path):
+    picture = upload(client)["id"]
+    asked = ({"box": BOX}, {"points": [[60, 60, 1], [5, 5, 0]]}, {})
+    answers = [segment(client, picture, prompt) for prompt in asked]
+    answers.append(segment(client, picture, mask=encode_png(MASK)))
+    answers.append(segment(client, picture, mask=encode_png(np.zeros_like(MASK))))  # finds nothing
+    items = [{"picture": picture, "results": [answer.headers["x-result"] for answer in answers]}]
+    answer = client.post("/api/export", json={"items": items, "as": "zip"})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        archive.extract("prompts.json", tmp_path)
+    (tmp_path / "cat.png").write_bytes(PNG)
+    prompts = check_prompts(read_prompts(tmp_path / "prompts.json"), {"cat": tmp_path / "cat.png"})
+    assert prompts.keys() == {"cat_1", "cat_2", "cat_3", "cat_4"}
+    assert prompts["cat_1"].box == BOX
+    assert (prompts["cat_2"].points, prompts["cat_2"].labels) == (((60, 60), (5, 5)), (1, 0))
+    rows, columns = np.nonzero(expected({}).mask)
+    assert prompts["cat_3"].box == (columns.min(), rows.min(), columns.max(), rows.max())
+    assert prompts["cat_4"].box == (40, 30, 119, 89)
+
+
+def test_a_single_pixel_is_no_box():
+    alpha = np.zeros((5, 7), np.float32)
+    alpha[2, 3] = 1
+    assert Prompt().as_dict(Result(IMAGE, alpha)) == {}
+    alpha[2, 4] = 1
+    assert Prompt().as_dict(Result(IMAGE, alpha)) == {"box": [3, 2, 4, 2]}
 
 
 def test_the_coarse_mask_can_be_edited(client: httpx.Client):
@@ -620,6 +651,10 @@ def test_colors_for_display_are_the_cut_outs(client: httpx.Client):
         ("[]", "expected a prompt"),
         ('{"box": [1, 2, 3]}', "four numbers"),
         ('{"box": [1, 2, true, 4]}', "four numbers"),
+        ('{"box": [1, 2, NaN, 4]}', "four numbers"),
+        ('{"box": [1, 2, 1e999, 4]}', "four numbers"),
+        ('{"box": [1, 2, %s, 4]}' % ("9" * 400), "four numbers"),
+        ('{"points": [[1, -%s, 1]]}' % ("9" * 400), "points as"),
         ('{"points": [[1, 2]]}', "points as"),
         ('{"points": 5}', "points as"),
         ('{"kind": 5}', "expected a prompt"),
@@ -665,11 +700,35 @@ def test_memory_is_limited():
 
 
 def test_pictures_that_nobody_uses_are_dropped():
-    store = PictureStore(max_bytes=10**9, max_idle=0)
-    for _ in range(3):
-        store.add(Picture(Decoded(IMAGE, "x"), FakeModel()))
-        time.sleep(0.002)
-    assert len(store) == 1
+    store = PictureStore(max_bytes=10**9, max_idle=60)
+    pictures = [Picture(Decoded(IMAGE, "x"), FakeModel()) for _ in range(4)]
+    for picture in pictures:
+        store.add(picture)
+    pictures[0].used -= 50
+    store.get(pictures[0].id)
+    for picture in pictures[:3]:
+        picture.used -= 50
+    pictures[1].used -= 11
+    store.drop_idle()
+    assert len(store) == 3
+    pictures[2].used -= 11
+    for picture in pictures[1:3]:
+        with pytest.raises(KeyError):
+            store.get(picture.id)
+    assert len(store) == 2
+
+
+def test_idle_pictures_are_dropped_without_another_request():
+    models: list[weakref.ref[FakeModel]] = []
+
+    def make() -> FakeModel:
+        model = FakeModel()
+        models.append(weakref.ref(model))
+        return model
+
+    with client_of(make=make, max_idle=0.1) as client:
+        upload(client)
+        wait_for(lambda: models[0]() is None)
 
 
 def test_dropped_results_are_computed_again():
@@ -703,7 +762,8 @@ def test_joined_results():
         ("...", "picture"),
         ("", "picture"),
         (None, "picture"),
-        ("x" * 300 + ".png", "x" * 100),
+        ("x" * 300 + ".png", "x" * 200),
+        ("名" * 95 + ".png", "名" * 66),
     ],
 )
 def test_safe_stem(name: str | None, stem: str):
@@ -748,6 +808,40 @@ def test_training_pairs_replace_no_file(tmp_path: Path):
     files = save_pair(tmp_path, "cat", Result(IMAGE, MASK.astype(np.float32) / 255))
     assert files["gt"].name == "cat-2.png"
     assert (tmp_path / "gt" / "CAT.png").read_bytes() == b"mine"
+
+
+def test_training_pairs_of_long_names(tmp_path: Path):
+    with client_of(save_to=tmp_path) as client:
+        picture = upload(client, name="名" * 95 + ".png")["id"]
+        key = segment(client, picture).headers["x-result"]
+        for _ in range(2):
+            answer = client.post(f"/api/pictures/{picture}/save", json={"results": [key]})
+            assert answer.status_code == 200, answer.text
+            assert (tmp_path / answer.json()["im"]).is_file()
+
+
+def test_a_folder_of_training_pairs_that_cannot_be_written_is_named(tmp_path: Path):
+    folder = tmp_path / "file" / "pairs"
+    folder.parent.touch()
+    with client_of(save_to=folder) as client:
+        picture = upload(client)["id"]
+        key = segment(client, picture).headers["x-result"]
+        message = detail(client.post(f"/api/pictures/{picture}/save", json={"results": [key]}), 507)
+    assert message.startswith(f"{folder}: cannot be written")
+    assert "check its rights" in message
+
+
+def test_the_command_refuses_a_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def load(*_: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("dis_sam.pipeline.load", load)
+    (tmp_path / "mask").touch()
+    assert main(["--port", "0", "--save-to", str(tmp_path)]) == 2
+    assert str(tmp_path / "mask") in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"mask"}
 
 
 def test_training_pairs_need_the_option(client: httpx.Client):
@@ -913,6 +1007,12 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture):
         main(arguments)
     assert error.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_help_names_the_runtimes_as_cut_does(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "the fastest that is installed of ncnn, OpenVINO" in " ".join(capsys.readouterr().out.split())
 
 
 def test_pictures_share_networks_but_not_what_was_computed():
