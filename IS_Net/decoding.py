@@ -260,16 +260,29 @@ def _prepare(kind: str, name: object) -> None:
             raise ImageError(f"{name}: this version of Pillow does not read {kind} files; update Pillow") from error
 
 
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # those from D0 to D7 are a part of a scan
+_END, _SCAN, _ALONE = 0xD9, 0xDA, (0x01, 0xD8)
+
+
+def _count_scans(data: bytes) -> int:
+    """Return the number of scans of the first image in a JPEG file; others, or a video of a phone, may follow it."""
+    scans, place = 0, 0
+    while (found := _JPEG_MARKER.search(data, place)) and data[found.end() - 1] != _END:
+        marker, place = data[found.end() - 1], found.end()
+        scans += marker == _SCAN
+        if marker not in _ALONE:
+            place += int.from_bytes(data[place : place + 2], "big")
+    return scans
+
+
 def _check_scans(image: Image.Image) -> None:
     """Check, before a JPEG file is decoded, that this will not take minutes."""
     stream = getattr(image, "fp", None)
     if image.format not in ("JPEG", "MPO") or stream is None or not image.tile:
         return
-    place, scans, last = stream.tell(), 0, b""
+    place = stream.tell()
     stream.seek(0)
-    while block := stream.read(1 << 22):
-        scans += block.count(b"\xff\xda") + (last == b"\xff" and block[:1] == b"\xda")
-        last = block[-1:]
+    scans = _count_scans(stream.read())
     stream.seek(place)
     pixels, limit = image.width * image.height, _MAX_SCANNED * max_pixels()
     if scans > MAX_SCANS or scans * pixels > limit:

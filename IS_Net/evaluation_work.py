@@ -41,6 +41,7 @@ class EvaluationWork:
     thumbnails: bool = False
     pictures: Sequence[tuple[str, str]] = ()
     what = "an evaluation"
+    left_out = ()
 
     @classmethod
     def plan(cls, request: Request, out: Path, thumbnails: bool = False) -> EvaluationWork:

@@ -64,7 +64,8 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
-            former = "; the file is as it was before" if path.is_file() else ""
+            # Path.is_file() fails for a name that is too long
+            former = "; the file is as it was before" if os.path.isfile(path) else ""  # noqa: PTH113
             raise type(error)(error.errno, f"{error.strerror}{former}", str(path)) from error
         raise
 

@@ -127,7 +127,11 @@ def list_images(
     duplicates, others = [], []
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
         is_folder = path.is_dir()
-        if path.name.startswith(".") or (is_folder and recursive):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if is_folder and recursive:
+            if path.is_symlink():
+                logger.warning("%s: is a link to a folder, whose images are left out; name it beside the folder", path)
             continue
         if is_folder or path.suffix.lower() not in extensions:
             others.append(path)

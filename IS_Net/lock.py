@@ -28,7 +28,7 @@ _NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, e
 
 
 @contextmanager
-def lock_folder(folder: str | Path, purpose: str, wait: bool | float = False) -> Iterator[None]:
+def lock_folder(folder: str | Path, purpose: str, wait: bool | float = False, name: str = LOCK_FILE) -> Iterator[None]:
     """Hold the lock of a folder, which is created if it does not exist, and removed again if nothing was written to it.
 
     On a file system that has no locks, a warning is logged, and the block runs without one.
@@ -37,6 +37,7 @@ def lock_folder(folder: str | Path, purpose: str, wait: bool | float = False) ->
         folder: The folder.
         purpose: What is about to run, such as ``"a training"``, for the message of the other process.
         wait: Whether to wait for the other process instead of raising an error; a number is for how many seconds.
+        name: Of the file that is locked; another name locks a part of the folder, such as one file in it.
 
     Raises:
         FolderInUseError: If another process, or another thread of this one, holds the lock.
@@ -44,7 +45,7 @@ def lock_folder(folder: str | Path, purpose: str, wait: bool | float = False) ->
     """
     folder = Path(folder)
     new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    path = folder / LOCK_FILE
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=-1 if wait is True else float(wait))

@@ -121,6 +121,19 @@ def decode_mask(data: bytes, name: object = "the mask") -> np.ndarray:
         return mask_to_array(image, name)
 
 
+def keep_levels(mask: np.ndarray) -> np.ndarray:
+    """Return a mask of a file in a form that :func:`IS_Net.predictor.check_mask` does not take for classes 0 and 1.
+
+    Args:
+        mask: (H, W) uint8, levels 0..255. All of them may be 0 or 1: the map of a picture in which hardly anything was
+            found.
+
+    Returns:
+        The mask, or its levels as (H, W) float32 in [0, 1].
+    """
+    return mask / np.float32(255) if mask.max(initial=0) == 1 else mask
+
+
 def mask_to_array(image: Image.Image, name: object = "the mask") -> np.ndarray:
     """Convert a PIL image to what :func:`read_mask` returns for its file.
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from IS_Net import command_line
 from IS_Net.command_line import positive_int
-from IS_Net.errors import FolderInUseError, UserError
+from IS_Net.errors import DatasetError, FolderInUseError, UserError
 from IS_Net.files import atomic_file
 from IS_Net.lock import LOCK_FILE, lock_folder
 
@@ -112,6 +112,8 @@ class Work(Protocol):
     """The folder of the rows."""
     what: str
     """What runs, such as ``a mask run``, for messages."""
+    left_out: Sequence[str]
+    """Messages about pictures that were asked for, and of which there are no items."""
 
     def items(self) -> Sequence[Any]:
         """Return all pictures: paths and prompts, no pixels."""
@@ -174,6 +176,16 @@ def read_rows(out: str | Path) -> dict[str, Row]:
     """
     rows = read_lines(Path(out) / ROWS)
     return {row["id"]: row for row in rows if isinstance(row.get("id"), str) and row.get("status") in _STATUS}
+
+
+def _require_rows(path: Path) -> None:
+    """Raise a DatasetError if a file that rows would be appended to is not of a run."""
+    if not path.is_file() or read_rows(path.parent):
+        return
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip()
+    if beginning and not beginning.startswith(b'{"id"'):  # a killed run may have left a part of its first row
+        raise DatasetError(f"{path}: holds no rows of a run; rename it, or choose another folder")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -263,8 +275,10 @@ def open_part(work: Work, name: str) -> Iterator[Part]:
 
     Raises:
         FolderInUseError: If another process writes to the folder as a whole, or is this worker.
+        DatasetError: If a file has the name of the rows, and holds something else.
     """
     folder = work.out / PARTS / name
+    _require_rows(work.out / ROWS)
     with ExitStack() as stack:
         with lock_folder(work.out, f"{work.what} (merge)", wait=PATIENCE):
             _merge(work.out)
@@ -365,8 +379,9 @@ def run_shard(works: Sequence[Work], shard: Shard) -> int:
         label = f"shard {shard}" if shard.count > 1 else str(work.out)
         if shard.count > 1 and len(works) > 1:
             label = f"{work.out}, {label}"
-        print_results(label, part.counts, part.errors)
-        if part.errors:
+        errors = [*part.errors, *(work.left_out if shard.index == 0 else ())]
+        print_results(label, part.counts, errors)
+        if errors or work.left_out:
             code = command_line.FAILED
     return code
 

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from dis_sam.destination import Destination, remove_partial_files
+from dis_sam.destination import Destination
 from dis_sam.inputs import Request, Source, Task
 from dis_sam.model_choice import ModelChoice
 from dis_sam.outputs import OutputError, Segmented, check_kind, check_options, encode, render_all
 from dis_sam.records import KEYWORD, make_record
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.errors import DatasetError, UserError, join_some
+from IS_Net.files import remove_leftovers
 from IS_Net.images import Photograph, decode_mask, decode_photograph, size_mismatch
 
 if TYPE_CHECKING:
@@ -295,7 +296,8 @@ class _Run:
         workers = workers or min(4, os.cpu_count() or 1)
         count = len(tasks) if isinstance(tasks, Sequence) else None
         if count is not None:
-            remove_partial_files(path for task in tasks for path in self.destination.paths(task))
+            for folder in {path.parent for task in tasks for path in self.destination.paths(task)}:
+                remove_leftovers(folder)
         model: DISSAM | None = None
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
             writes = BoundedQueue(writers, workers + 1)

@@ -343,16 +343,16 @@ def refine(argv: Sequence[str] | None = None) -> int:
 
 def plan_cut_work(argv: Sequence[str]) -> list[shards.Work]:
     """Return the work of ``dis-sam cut`` with these arguments."""
-    return _plan_work(_read(_cut_parser(), argv, "cut"), _plan_cut)[0]
+    return _plan_work(_read(_cut_parser(), argv, "cut"), _plan_cut)
 
 
 def plan_refine_work(argv: Sequence[str]) -> list[shards.Work]:
     """Return the work of ``dis-sam refine`` with these arguments."""
-    return _plan_work(_read(_refine_parser(), argv, "refine"), _plan_refine)[0]
+    return _plan_work(_read(_refine_parser(), argv, "refine"), _plan_refine)
 
 
-def _plan_work(options: argparse.Namespace, plan: Plan) -> tuple[list[shards.Work], list[str]]:
-    """Return the work of a verb, and messages about photographs that are left out."""
+def _plan_work(options: argparse.Namespace, plan: Plan) -> list[shards.Work]:
+    """Return the work of a verb."""
     how = _options(options)
     if options.photos and Path(options.photos[0]).suffix == _TAR:
         from dis_sam.photo_work import LazyModel
@@ -362,7 +362,7 @@ def _plan_work(options: argparse.Namespace, plan: Plan) -> tuple[list[shards.Wor
         tars, refines = tuple(map(Path, options.photos)), options.command == "refine"
         work = TarWork(tars, Path(options.out), LazyModel(choice), how, refines, options.overwrite, options.workers)
         work.check()
-        return [work], []
+        return [work]
     from dis_sam.destination import Destination
     from dis_sam.model_choice import needs_of
     from dis_sam.outputs import OutputError
@@ -376,16 +376,11 @@ def _plan_work(options: argparse.Namespace, plan: Plan) -> tuple[list[shards.Wor
     inputs = (choice.weights, getattr(options, "prompts", None), options.manifest)
     destination.check_names(tasks, [path for path in inputs if path is not None])
     refuse_to_replace([Path(options.out) / shards.ROWS], inputs)
-    return [PhotoWork(tasks, destination, LazyModel(choice), how, options.overwrite, options.workers)], failed
+    return [PhotoWork(tasks, destination, LazyModel(choice), how, options.overwrite, options.workers, failed)]
 
 
 def _run_shard(options: argparse.Namespace, plan: Plan) -> int:
-    works, failed = _plan_work(options, plan)
-    shard = options.shard or shards.Shard(0, 1)
-    code = shards.run_shard(works, shard)
-    for message in failed if shard.index == 0 else ():
-        print_error(message)
-    return FAILED if failed else code
+    return shards.run_shard(_plan_work(options, plan), options.shard or shards.Shard(0, 1))
 
 
 if __name__ == "__main__":

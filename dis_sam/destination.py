@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -81,7 +80,7 @@ class Destination:
                 if path in owners:
                     doubled.append(f"{path} (of {owners[path]} and {task.where})")
                 owners[path] = task.where
-                if path.exists():
+                if _exists(path):
                     existing.append(path)
                 else:
                     folders.setdefault(path.parent, path)
@@ -111,7 +110,7 @@ class Destination:
         Raises:
             OutputError: If there are such files; the message names them.
         """
-        existing = (path for task in tasks for path in self.paths(task) if path.exists())
+        existing = (path for task in tasks for path in self.paths(task) if _exists(path))
         foreign = [str(path) for path in existing if path.is_dir() or not (overwrite or read_record(path))]
         if foreign:
             raise OutputError(
@@ -120,18 +119,14 @@ class Destination:
             )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long; its photograph fails when it is written
+        return False
+
+
 def _identity(path: Path) -> tuple[int, int]:
     """Return what all names of a file share: links, and other spellings where case does not matter."""
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def remove_partial_files(outputs: Iterable[Path]) -> None:
-    """Remove what runs that were killed while they wrote these outputs have left; see :func:`atomic_file`."""
-    names: dict[Path, set[str]] = defaultdict(set)
-    for path in outputs:
-        names[path.parent].add(path.name)
-    for folder, files in names.items():
-        for part in folder.glob(".*.part"):
-            if part.name[1:].rpartition(".part")[0].rpartition(".")[0] in files:
-                part.unlink(missing_ok=True)

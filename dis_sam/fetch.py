@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+import urllib.parse
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -358,8 +359,13 @@ def _size_text(size: int | None) -> str:
 
 def _address(text: str) -> str:
     """Check the argument of --url."""
-    scheme, separator, rest = text.partition("://")
-    if scheme.lower() not in ("http", "https") or not separator or not rest.strip("/"):
+    try:
+        address = urllib.parse.urlsplit(text)
+        valid = address.scheme in ("http", "https") and bool(address.hostname)
+        _ = address.port  # a ValueError if it is no number
+    except ValueError:
+        valid = False
+    if not valid:
         raise argparse.ArgumentTypeError(f"expected an address that starts with http:// or https://, found {text!r}")
     return text
 

@@ -98,7 +98,7 @@ def find_photographs(
 
 
 def _list_folder(folder: Path, recursive: bool, out: Path | None) -> dict[str, Path]:
-    outputs = None if out is None or out.resolve() == folder.resolve() else out.resolve()
+    outputs = None if out is None or folder.resolve() not in out.resolve().parents else out.resolve()
 
     def skip(path: Path) -> bool:
         return (outputs is not None and path.resolve().is_relative_to(outputs)) or _is_output_of_neighbor(path)

@@ -55,6 +55,7 @@ class PhotoWork:
         options: How to segment and write.
         overwrite: Whether to replace files that this project did not write.
         workers: See :func:`dis_sam.batch.run`.
+        left_out: Messages about photographs of which nothing can be made.
     """
 
     tasks: Sequence[Task]
@@ -63,6 +64,7 @@ class PhotoWork:
     options: Options
     overwrite: bool = False
     workers: int | None = None
+    left_out: Sequence[str] = ()
     what = "a run over photographs"
 
     @property

@@ -18,6 +18,7 @@ from dis_sam.outputs import OutputError, encode, render
 from IS_Net.errors import PromptError
 from IS_Net.images import atomic_file, image_to_array, mask_to_array, read_image, read_mask
 from IS_Net.manifest import fingerprint
+from IS_Net.masks import keep_levels
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import Detail, DISPredictor, PreparedImage, check_mask
 from IS_Net.preprocess import Box, check_box
@@ -464,8 +465,8 @@ def _to_image(image: Picture) -> np.ndarray:
 
 def _to_mask(mask: Picture) -> np.ndarray:
     if _is_path(mask):
-        return read_mask(mask)
-    return mask_to_array(mask) if isinstance(mask, Image.Image) else np.asarray(mask)
+        return keep_levels(read_mask(mask))
+    return keep_levels(mask_to_array(mask)) if isinstance(mask, Image.Image) else np.asarray(mask)
 
 
 def _load_stage_2(weights: str | Path | None, device: str | torch.device, precision: str, runtime: str) -> DISPredictor:

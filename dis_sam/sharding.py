@@ -77,19 +77,19 @@ def drive(verb: str, arguments: list[str], call: Call, plan: Plan) -> int:
         if options.processes:
             parser.error("--driver env: torchrun or srun starts the processes; omit --processes")
         rows = [] if options.rows is None else [_ROWS, options.rows]
-        return call([*rest, *rows, "--shard", str(shards.Shard.from_environment())])
+        return call(["--shard", str(shards.Shard.from_environment()), *rows, *rest])
     if options.driver != "ray" and not options.processes:
         parser.error("--driver local: expected --processes N")
     if verb != "evaluate":
         return _run_driver(options, verb, rest, plan)
     with tempfile.TemporaryDirectory(prefix="dis-sam-") as folder:
-        rest += [_ROWS, options.rows or folder]
+        rest = [_ROWS, options.rows or folder, *rest]
         code = _run_driver(options, verb, rest, plan)
         return call(rest) if code == DONE else code  # all is measured: the tables are made of the rows
 
 
 def _run_driver(options: argparse.Namespace, verb: str, arguments: list[str], plan: Plan) -> int:
-    works = plan([*arguments, "--shard", f"0/{options.processes or 1}"])  # what is wrong is said once, before the start
+    works = plan(["--shard", f"0/{options.processes or 1}", *arguments])  # what is wrong is said once, before the start
     if options.driver == "ray":
         return _run_ray(works, options.processes)
     return _run_local(verb, arguments, min(options.processes, max(len(work.items()) for work in works)))
@@ -105,7 +105,7 @@ def _run_local(verb: str, arguments: Sequence[str], count: int) -> int:
         for index in range(count):
             environment = {"OMP_NUM_THREADS": threads, **os.environ}
             environment |= {"LOCAL_RANK": str(index), "LOCAL_WORLD_SIZE": str(count), "TQDM_POSITION": str(index)}
-            command = [sys.executable, "-c", _CHILD, verb, *arguments, "--shard", f"{index}/{count}"]
+            command = [sys.executable, "-c", _CHILD, verb, "--shard", f"{index}/{count}", *arguments]
             processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
         codes = [process.wait() for process in processes]
     except BaseException:  # Ctrl-C reached the processes, too; SIGTERM may not have
@@ -218,7 +218,7 @@ def _run_ray(works: Sequence[shards.Work], actors: int | None) -> int:
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )
-        counts, errors = Counter(), []
+        counts, errors = Counter(), [message for work in works for message in work.left_out]
         with tqdm(total=len(items), desc="pictures", unit="picture") as bar:
             for row in results.iter_rows():
                 kind, _, text = row["line"].partition(" ")

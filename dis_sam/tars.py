@@ -200,6 +200,7 @@ class TarWork:
     overwrite: bool = False
     workers: int | None = None
     what = "a run over photographs in .tar files"
+    left_out = ()
 
     def check(self) -> None:
         """Check that the files exist and that no output replaces another file.

@@ -44,6 +44,7 @@ class MaskWork:
     enriched: Path | None = None
     source: tuple[Path, Path] | None = None
     what = "a mask run"
+    left_out = ()
 
     @property
     def out(self) -> Path:

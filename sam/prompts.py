@@ -17,12 +17,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from IS_Net.errors import BoxError, ImageError, PromptError, did_you_mean
-from IS_Net.images import IMAGE_EXTENSIONS, image_size, size_text
+from IS_Net.errors import BoxError, ImageError, PromptError, did_you_mean, join_some
+from IS_Net.images import IMAGE_EXTENSIONS, image_size, name_of, size_text
 from IS_Net.preprocess import box_from_mask, check_box
 
 _COLUMNS = ("name", "object", "x0", "y0", "x1", "y1")
 _KEYS = ("object", "box", "points", "labels")
+_MAX_LISTED = 80
+"""Unknown names in a message."""
+_MAX_COMPARED = 20_000
+"""Pairs of names that are compared to find similar ones; a thousand take about .07 seconds."""
 _LONGEST_NAME = 251
 """Bytes of a mask's name; with .png, they are the limit of the usual file systems."""
 _NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
@@ -336,7 +340,13 @@ def _stem(name: str, images: Mapping[str, Path]) -> str | None:
     if name in images:
         return name
     path = Path(name)
-    return path.stem if path.suffix.lower() in IMAGE_EXTENSIONS and path.stem in images else None
+    if path.suffix.lower() not in IMAGE_EXTENSIONS:
+        return None
+    if name_of(path) in images:
+        return name_of(path)
+    # a path is that of the image, if its folders are
+    parts = images[path.stem].absolute().parts if path.stem in images else ()
+    return path.stem if parts[-len(path.parts) : -1] == path.parts[:-1] and parts else None
 
 
 def _size_or_none(path: Path) -> tuple[int, int] | None:
@@ -382,8 +392,10 @@ def _mask_name(prompt: Prompt, siblings: Sequence[Prompt]) -> str:
 
 def _unknown_images(unknown: Mapping[str, str], images: Mapping[str, Path]) -> str:
     folder = next((str(path.parent) for path in images.values()), "the image folder")
-    names = ", ".join(f"{name!r} ({where})" if where else repr(name) for name, where in unknown.items())
-    near = {match for name in unknown for match in difflib.get_close_matches(Path(name).stem, images, 1)}
+    names = join_some([f"{name!r} ({where})" if where else repr(name) for name, where in unknown.items()], _MAX_LISTED)
+    # looking for similar names takes long where both are many, as in a file of another data set
+    few = list(unknown)[: max(1, _MAX_COMPARED // len(images))] if images else []
+    near = {match for name in few for match in difflib.get_close_matches(Path(name).stem, images, 1)}
     hint = f"; there are images named {', '.join(map(repr, sorted(near)))}" if near else ""
     return f"no image in {folder} for {names}; expected names of its {len(images)} images{hint}"
 

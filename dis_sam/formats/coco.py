@@ -32,6 +32,7 @@ from IS_Net.bounded import map_bounded
 from IS_Net.errors import DatasetError, UserError, import_extra, join_some
 from IS_Net.files import is_existing_file
 from IS_Net.images import image_size, read_image, size_mismatch
+from IS_Net.lock import lock_folder
 from IS_Net.manifest import fingerprint
 from IS_Net.preprocess import check_box
 
@@ -295,10 +296,16 @@ def refine_coco(
     Raises:
         DatasetError: If the input cannot be read, or the output is the input, or exists and was not written by this
             function.
+        FolderInUseError: If another process writes to the output.
         MissingExtraError: If pycocotools is not installed.
     """
     path, out = Path(path), Path(out)
     coco = read(path, images_dir)
+    with lock_folder(out.parent, f"a refinement to {out.name}", name=f".{out.name}.lock"):
+        return _refine(coco, path, out, refiner, boxes_only, settings)
+
+
+def _refine(coco: CocoFile, path: Path, out: Path, refiner: Refiner, boxes_only: bool, settings: str) -> Summary:
     journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
     journal.check_output(out, out.name, [path])
     summary = Summary(skipped=coco.skipped, problems=coco.problems)

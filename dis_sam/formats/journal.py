@@ -27,6 +27,9 @@ class Journal:
 
     Args:
         path: The file; it need not exist. Only one run at a time may write to it.
+
+    Raises:
+        DatasetError: If the file exists and is not such a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +38,8 @@ class Journal:
         self._outputs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         if not path.is_file():
             return
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        content = path.read_bytes()
+        for number, line in enumerate(content.splitlines(), 1):
             try:
                 entry = json.loads(line)
                 if "output" in entry:
@@ -45,6 +49,12 @@ class Journal:
             except (ValueError, TypeError, KeyError, RecursionError):
                 # a run that is killed while it writes leaves an incomplete line; its result is made again
                 logger.warning("%s, line %d: not a complete entry; ignored", path, number)
+        if (
+            content.strip()
+            and not content.startswith((b'{"key"', b'{"output"'))
+            and not (self.results or self._outputs)
+        ):
+            raise DatasetError(f"{path}: is not the journal of an earlier run; rename it, or choose another output")
         self._rewrite()  # an entry must not be appended to an incomplete last line
 
     def add(self, key: str, result: Any) -> None:

@@ -34,6 +34,7 @@ from IS_Net.decoding import open_bytes
 from IS_Net.errors import DatasetError, ImageError, UserError
 from IS_Net.files import is_existing_file
 from IS_Net.images import encode_image, image_to_array, read_image, size_mismatch
+from IS_Net.lock import lock_folder
 from IS_Net.manifest import fingerprint
 from IS_Net.preprocess import box_from_mask, check_box
 
@@ -198,9 +199,17 @@ def refine_labelme(
 
     Raises:
         DatasetError: If the folder does not exist, contains no such file, or is the output folder.
+        FolderInUseError: If another process writes to the output folder.
     """
     folder, out = Path(folder), Path(out)
     paths = _list_files(folder, out, recursive)
+    with lock_folder(out, "a refinement of labelme files"):
+        return _refine(folder, out, paths, refiner, boxes_only, settings)
+
+
+def _refine(
+    folder: Path, out: Path, paths: Sequence[Path], refiner: Refiner, boxes_only: bool, settings: str
+) -> Summary:
     journal = Journal(out / "journal.jsonl")
     summary = Summary()
 
@@ -246,7 +255,9 @@ def _list_files(folder: Path, out: Path, recursive: bool) -> list[Path]:
     if out.resolve() == folder.resolve():
         raise DatasetError(f"{out}: the output would replace its input; choose another output folder")
     found = sorted(folder.rglob("*.json") if recursive else folder.glob("*.json"))
-    paths = [path for path in found if path.is_file() and out.resolve() not in path.resolve().parents]
+    if folder.resolve() in out.resolve().parents:
+        found = [path for path in found if out.resolve() not in path.resolve().parents]
+    paths = [path for path in found if path.is_file()]
     if not paths:
         raise DatasetError(f"{folder}: found no labelme file; expected files that end in .json")
     return paths

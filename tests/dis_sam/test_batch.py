@@ -26,6 +26,7 @@ from dis_sam.model_choice import ModelChoice, choose_model, needs_of
 from dis_sam.outputs import OutputError, render
 from dis_sam.records import read_record
 from IS_Net.errors import CheckpointError, DatasetError, PromptError
+from IS_Net.files import atomic_file
 from IS_Net.images import read_image, read_png_text, write_image, write_mask
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -100,6 +101,28 @@ def test_outputs_are_no_inputs(photos: Path, model: FakeModel, choice: ModelChoi
     assert len(find_photographs([photos], True)) == 6  # unless they are asked for
     assert [name for name, _ in find_photographs([photos / "inner"])] == sorted(name for name, _ in before)
     assert find_photographs([photos / "a.cutout.png"]) == [("a.cutout", photos / "a.cutout.png")]
+
+
+def test_outputs_may_lie_in_a_folder_around_the_photographs(photos: Path, model: FakeModel, choice: ModelChoice):
+    assert len(cut(choice, photos, photos.parent).written) == 3
+    assert len(list(photos.parent.glob("*.png"))) == 3
+
+
+def test_hidden_folders_and_links_to_folders_are_left_out(photos: Path, caplog: pytest.LogCaptureFixture):
+    before = find_photographs([photos])
+    write_photo(photos / ".thumbnails" / "deep" / "a.png")
+    write_photo(photos.parent / "others" / "x.png")
+    (photos / "link").symlink_to(photos.parent / "others")
+    assert find_photographs([photos], recursive=True) == before
+    assert "link: is a link to a folder, whose images are left out" in caplog.text
+
+
+def test_a_name_that_is_too_long_does_not_stop_the_others(photos: Path, model: FakeModel, choice: ModelChoice):
+    write_photo(photos / f"{'n' * 248}.png")  # .cutout.png makes it longer than file systems allow
+    summary = cut(choice, photos, None)
+    assert len(summary.written) == 3
+    [failure] = summary.failed
+    assert "File name too long" in failure
 
 
 # --- plans ---
@@ -498,13 +521,14 @@ def test_records_that_are_no_records(tmp_path: Path, text: str):
 def test_remains_of_a_killed_run_are_removed(photos: Path, tmp_path: Path, model: FakeModel, choice: ModelChoice):
     out = tmp_path / "out"
     out.mkdir()
-    for name in (".a.png.123-456.part", ".other.png.123-456.part", ".a.png.txt"):
+    for name in (".a.png.123-456.part", ".a.png.txt"):
         (out / name).touch()
-    cut(choice, photos, out)
-    assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {
-        ".other.png.123-456.part",
-        ".a.png.txt",
-    }
+    with atomic_file(out / "b.png") as file:  # as another run does that writes there now
+        file.write(b"b")
+        cut(choice, photos, out)
+        assert sum(path.name.startswith(".b.png") for path in out.iterdir()) == 1
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".a.png.txt"}
+    assert (out / "b.png").read_bytes() == b"b"
 
 
 # --- failures ---

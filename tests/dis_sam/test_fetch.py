@@ -588,3 +588,10 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture):
         main(arguments)
     assert stop.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://[x", "http://a:port/", "ftp://a/", "http://", "a"])
+def test_addresses_that_are_none(url: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main(["vit_b", "--url", url])
+    assert "expected an address that starts with http:// or https://, found" in capsys.readouterr().err

@@ -18,8 +18,9 @@ from hypothesis.extra import numpy as hnp
 from dis_sam.formats import coco
 from dis_sam.formats.annotation import Annotation, refine_with, to_json
 from dis_sam.pipeline import load
-from IS_Net.errors import DatasetError, ImageError
+from IS_Net.errors import DatasetError, FolderInUseError, ImageError
 from IS_Net.images import write_image
+from IS_Net.lock import lock_folder
 from IS_Net.preprocess import box_from_mask
 
 mask_tools = pytest.importorskip("pycocotools.mask")
@@ -319,6 +320,15 @@ def test_crowds_are_left_as_they_are(tmp_path: Path):
     summary = coco.refine_coco(path, tmp_path / "im", tmp_path / "out.json", Recorder({1: ring()}))
     assert (summary.refined, summary.skipped, summary.problems) == (1, 1, [])
     assert json.loads((tmp_path / "out.json").read_bytes())["annotations"][1] == crowd
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path: Path):
+    path = write_file(tmp_path, [annotation_of(1, 1, bbox=[5, 5, 20, 20])])
+    refiner = Recorder({1: ring()})
+    with lock_folder(tmp_path, "another run", name=".out.json.lock"):
+        with pytest.raises(FolderInUseError, match="in use by another run"):
+            coco.refine_coco(path, tmp_path / "im", tmp_path / "out.json", refiner)
+        assert coco.refine_coco(path, tmp_path / "im", tmp_path / "other.json", refiner).refined == 1
 
 
 def test_an_interrupted_run_resumes(tmp_path: Path):

@@ -21,8 +21,9 @@ from PIL import Image
 
 from dis_sam.formats import labelme
 from dis_sam.formats.annotation import Annotation, Summary
-from IS_Net.errors import DatasetError, ImageError
+from IS_Net.errors import DatasetError, FolderInUseError, ImageError
 from IS_Net.images import write_image
+from IS_Net.lock import lock_folder
 from IS_Net.preprocess import box_from_mask
 
 SIZE = (40, 50)
@@ -296,6 +297,29 @@ def test_files_of_others_are_not_replaced(tmp_path: Path):
     assert "c.json: the output would replace its input" in second
     assert (tmp_path / "out" / "a.json").read_text() == "mine" and path.read_bytes() == before
     assert summary.refined == 1
+
+
+def test_the_output_may_be_a_folder_around_the_files(tmp_path: Path):
+    write_file(tmp_path / "in", [mask_shape(ring())])
+    assert run(tmp_path, out=".").refined == 1
+
+
+def test_a_file_that_is_no_journal_is_kept(tmp_path: Path):
+    write_file(tmp_path / "in", [mask_shape(ring())])
+    journal = tmp_path / "out" / "journal.jsonl"
+    journal.parent.mkdir()
+    journal.write_text("my notes\nof a week\n")
+    with pytest.raises(DatasetError, match=r"journal\.jsonl: is not the journal of an earlier run"):
+        run(tmp_path)
+    assert journal.read_text() == "my notes\nof a week\n"
+    journal.write_text('{"key": "of a run that was kil')
+    assert run(tmp_path).refined == 1
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
+    write_file(tmp_path / "in", [mask_shape(ring())])
+    with lock_folder(tmp_path / "out", "another run"), pytest.raises(FolderInUseError, match="in use by another run"):
+        run(tmp_path)
 
 
 def test_an_interrupted_run_resumes(tmp_path: Path):

@@ -19,9 +19,9 @@ from dis_sam.pipeline import DISSAM, Result, load, refine
 from IS_Net import predictor as predictor_module
 from IS_Net.checkpoint import save_weights
 from IS_Net.errors import BoxError, CheckpointError, ImageError, MissingFileError, PromptError
-from IS_Net.images import read_image, read_mask, write_image, write_mask
+from IS_Net.images import read_image, read_mask, write_image, write_map, write_mask
 from IS_Net.models import ISNetDIS
-from IS_Net.predictor import DISPredictor
+from IS_Net.predictor import DISPredictor, Refined
 from IS_Net.preprocess import fill_box
 from sam import backends
 from sam.backends.box import BoxPredictor
@@ -242,6 +242,20 @@ def test_segment_a_mask_or_the_most_salient_thing(predictor: DISPredictor, tmp_p
     assert_same(both.segment(mask=~MASK & MASK), np.zeros(MASK.shape), coarse * 0)
     assert_same(both.segment(), predictor.predict(IMAGE), None)
     assert sam.images == sam.prompts == []
+
+
+def test_a_map_of_hardly_anything_is_no_mask_of_classes(predictor: DISPredictor, tmp_path: Path, monkeypatch):
+    """Its levels are 0 and 1 of 255; in an array of a caller, 1 is the object."""
+    levels = np.zeros(IMAGE.shape[:2], np.uint8)
+    levels[5:9, 5:9] = 1
+    write_map(tmp_path / "map.png", levels)
+    given, found = [], Refined(np.zeros(levels.shape, np.float32), 0.5, False)
+    monkeypatch.setattr(predictor, "refine", lambda image, mask, *_, **__: given.append(mask) or found)
+    model = DISSAM(FakeSam(), predictor)
+    model.set_image(IMAGE)
+    for mask in (tmp_path / "map.png", Image.open(tmp_path / "map.png"), levels):
+        model.segment(mask=mask)
+    assert [mask.max() for mask in given] == [1, 1, 255]
 
 
 def test_score_of_a_result(predictor: DISPredictor):

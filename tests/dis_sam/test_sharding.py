@@ -17,6 +17,7 @@ from fake_model import FakeModel, write_photo
 from processes import members, wait_for_end
 
 from dis_sam import cli, sharding
+from dis_sam.cut import plan_refine_work
 from dis_sam.model_choice import ModelChoice
 from IS_Net.errors import MissingExtraError
 from IS_Net.images import write_mask
@@ -104,6 +105,23 @@ def test_a_launchers_processes_give_the_same_files(monkeypatch: pytest.MonkeyPat
     assert files("three") == files("one") and statuses("three") == ["done"] * COUNT
     for process in slurm:
         process.communicate()
+
+
+def test_options_may_end_before_the_photographs(capfd: pytest.CaptureFixture):
+    assert cli.main(["cut", "--weights", "weights", "-o", "two", "--processes", "2", "--", "photos"]) == 0
+    assert len(files("two")) == COUNT and "warning" not in capfd.readouterr().err
+
+
+def test_photographs_without_a_mask_are_named_by_each_driver(capsys: pytest.CaptureFixture):
+    Path("masks").mkdir()
+    write_mask("masks/3.png", np.full((33, 41), 255, np.uint8))
+    arguments = ["photos", "-m", "masks", "-o", "refined", "--weights", "weights"]
+    [work] = plan_refine_work(arguments)
+    assert len(work.items()) == 1 and len(work.left_out) == COUNT - 1
+    assert cli.main(["refine", *arguments, "--shard", "0/2"]) == 1
+    assert capsys.readouterr().err.count("error: ") == COUNT - 1
+    assert cli.main(["refine", *arguments, "--shard", "1/2"]) == 1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the processes")

@@ -313,6 +313,13 @@ def test_only_one_extension_is_listed(tmp_path: Path):
     assert list(list_images(tmp_path, extension=".npy")) == ["c"]
 
 
+def test_recursive_lists_leave_out_hidden_folders(tmp_path: Path):
+    for name in ("a.png", "b/c.png", ".d/e.png", "b/.f/g.png", "b/.h.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(list_images(tmp_path, recursive=True)) == ["a", "b/c"]
+
+
 def test_listing_errors_name_folder_and_files(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: the folder does not exist"):
         list_images(tmp_path / "nowhere")

@@ -358,7 +358,7 @@ def many_scans(count: int, side: int) -> bytes:
 
 
 def test_jpeg_of_many_scans_is_refused_at_once(tmp_path: Path):
-    """Issue item 4: a JPEG of 2,000 scans took minutes."""
+    """A JPEG of 2,000 scans took minutes."""
     path = tmp_path / "a.jpg"
     path.write_bytes(many_scans(2000, 2048))
     for reader in (read_image, read_mask):
@@ -367,6 +367,21 @@ def test_jpeg_of_many_scans_is_refused_at_once(tmp_path: Path):
     with pytest.raises(ImageError, match="scans"):
         decode_photograph(path.read_bytes(), path)
     path.write_bytes(many_scans(1, 64))
+    np.testing.assert_allclose(read_image(path), 99, atol=1)
+
+
+def test_what_follows_the_image_in_a_jpeg_is_not_counted(tmp_path: Path):
+    """Phones append a video of some seconds, in which the bytes of a scan's marker occur by chance."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(many_scans(1, 64) + b"\x00\x18ftypmp42" + b"\xff\xda" * 5000)
+    np.testing.assert_allclose(read_image(path), 99, atol=1)
+
+
+def test_a_thumbnail_in_a_jpeg_is_not_counted(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x927C] = b"\xff\xda" * 500
+    path = saved(tmp_path / "a.jpg", Image.fromarray(np.full((16, 24), 99, np.uint8)), exif=exif)
+    assert path.read_bytes().count(b"\xff\xda") > 500
     np.testing.assert_allclose(read_image(path), 99, atol=1)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from IS_Net.errors import FolderInUseError
+from IS_Net.errors import DatasetError, FolderInUseError
 from IS_Net.lock import lock_folder
 from IS_Net.shards import (
     PARTS,
@@ -37,6 +37,7 @@ class Work:
     out: Path
     count: int = 10
     what = "a test"
+    left_out = ()
     finished: list[list[str]] = field(default_factory=list)
 
     def items(self) -> Sequence[int]:
@@ -117,6 +118,15 @@ def test_incomplete_rows_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert all(isinstance(json.loads(line), dict) for line in (out / ROWS).read_text().splitlines())
     assert f"{out / ROWS}, line 2: not a complete row" in caplog.text
     assert not (out / PARTS).exists()
+
+
+@pytest.mark.parametrize("text", ["notes about rows\n", '{"name": "a"}\n{"id": 3}\n', "[1, 2]"])
+def test_a_file_that_holds_no_rows_is_kept(text: str, tmp_path: Path):
+    work = Work(tmp_path, 3)
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(DatasetError, match=r"rows\.jsonl: holds no rows of a run; rename it"):
+        run_part(work, work.items(), "0-of-1")
+    assert (tmp_path / "rows.jsonl").read_text() == text
 
 
 def test_a_merge_may_be_repeated(tmp_path: Path):

@@ -193,6 +193,26 @@ def test_stem_may_look_like_a_file_name(tmp_path: Path) -> None:
     assert list(check_prompts([Prompt("cat.png.jpg", None, (1, 1, 9, 9))], {"cat.png": path})) == ["cat.png"]
 
 
+def test_folders_in_names_count(tmp_path: Path) -> None:
+    for name in ("a.png", "sub/a.png"):
+        write_image(tmp_path / "im" / name, np.zeros((30, 40, 3), np.uint8))
+    both = {"a": tmp_path / "im" / "a.png", "sub/a": tmp_path / "im" / "sub" / "a.png"}
+    box = (1, 1, 9, 9)
+    assert list(check_prompts([Prompt("sub/a.png", None, box)], both)) == ["sub/a"]
+    for name in ("a.png", "im/a.png", str(both["a"])):
+        assert list(check_prompts([Prompt(name, None, box)], {"a": both["a"]})) == ["a"]
+    with pytest.raises(PromptError, match=r"no image in .* for 'sub/a\.png'"):
+        check_prompts([Prompt("sub/a.png", None, box)], {"a": both["a"]})
+
+
+def test_prompts_of_another_data_set_are_named_at_once(tmp_path: Path) -> None:
+    """Similar names were looked for among all pairs: minutes for thousands of names."""
+    images = {f"n{number:08}_picture": tmp_path / "im" / f"n{number}.png" for number in range(3000)}
+    prompts = [Prompt(f"m{number:08}_image", None, (1, 1, 9, 9)) for number in range(3000)]
+    with pytest.raises(PromptError, match="and 2920 more; expected names of its 3000 images"):
+        check_prompts(prompts, images)
+
+
 def test_boxes_are_clipped(images: dict[str, Path]) -> None:
     found = check_prompts([Prompt("cat", None, (-5, 3, 99, 12.5))], images)
     assert found["cat"].box == (0, 3, 39, 12.5)
