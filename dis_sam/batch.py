@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_METHOD = 2
+METHOD = 2
 """Part of every fingerprint. Increase it when the same inputs give other outputs than before."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # in glibc's malloc.h
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -425,7 +425,7 @@ class _Run:
         """Return, for each kind, a text that changes when anything changes that the output is made from."""
         options = self.options
         made_from = [
-            _METHOD,
+            METHOD,
             image_hash,
             [request.box, request.points, request.labels],
             None if mask is None else hashlib.sha256(mask).hexdigest(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dis_sam.batch import Options, Outcome, run_tasks
+from dis_sam.batch import METHOD, Options, Outcome, run_tasks
 from dis_sam.destination import Destination
 from dis_sam.inputs import Request, Task, inputs_of
 from dis_sam.model_choice import ModelChoice
@@ -115,7 +115,8 @@ class PhotoWork:
             files = [fingerprint(path) for path in inputs_of([task])]
         except OSError:
             return None
-        return digest(files, task.requests, self.model.choice, self.options)
+        uses_stage_1 = any(request.uses_stage_1 for request in task.requests)
+        return digest(files, task.requests, self.model.choice.key(uses_stage_1), self.options)
 
     def _is_current(self, task: Task, row: Row | None) -> bool:
         if row is None or row["status"] not in (DONE, KEPT) or not row.get("key") or row["key"] != self._key(task):
@@ -129,11 +130,17 @@ class PhotoWork:
             return False
 
 
-def digest(files: Sequence[str], requests: Sequence[Request], choice: ModelChoice, options: Options) -> str:
-    """Return a text that changes when files, prompts, weights or options do."""
+def digest(files: Sequence[str], requests: Sequence[Request], model: list[list[str]], options: Options) -> str:
+    """Return a text that changes when files, prompts, the model or options do.
+
+    Args:
+        files: What identifies the content of the files.
+        requests: The objects, unless the files say which they are.
+        model: See :meth:`dis_sam.model_choice.ModelChoice.key`.
+        options: How to segment and write.
+    """
     prompts = [[r.name, r.box, r.points, r.labels] for r in requests]
-    model = choice.key(any(request.uses_stage_1 for request in requests))
-    how = [options.kinds, options.bits, options.threshold, options.crop, options.keep_better, options.detail]
+    how = [METHOD, options.kinds, options.bits, options.threshold, options.crop, options.keep_better, options.detail]
     return hashlib.sha256(json.dumps([files, prompts, model, how]).encode()).hexdigest()[:32]
 
 

@@ -1,10 +1,10 @@
 """Photographs in .tar files in the layout of WebDataset, and outputs in such files.
 
 A sample is what lies under one key, the part of a member's name before the first dot of its last component:
-``KEY.jpg`` (or another image), ``KEY.json`` with ``box``, ``points`` and ``labels``, and ``KEY.mask.png``. Members
-without a key or an extension, such as hidden files, are no part of a sample. Of each
-``IN/NAME.tar``, one ``OUT/NAME.tar`` is made, whole or not at all, with ``KEY.cutout.png`` (``KEY.alpha.png`` and so
-on) and ``KEY.json``, the row of the sample. Python's own ``tarfile`` reads and writes them.
+``KEY.jpg`` (or another image), ``KEY.json`` with ``box``, ``points`` and ``labels``, and ``KEY.mask.png``; the case of
+the letters after the key does not matter. Members without a key or an extension, such as hidden files, are no part of a
+sample. Of each ``IN/NAME.tar``, one ``OUT/NAME.tar`` is made, whole or not at all, with ``KEY.cutout.png``
+(``KEY.alpha.png`` and so on) and ``KEY.json``, the row of the sample. Python's own ``tarfile`` reads and writes them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import json
 import posixpath
 import tarfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from dis_sam.outputs import OutputError, file_label
 from dis_sam.photo_work import LazyModel, digest, request_of
 from dis_sam.records import KEYWORD
 from IS_Net.errors import DatasetError, MissingFileError, UserError
-from IS_Net.files import atomic_file
+from IS_Net.files import atomic_file, remove_leftovers
 from IS_Net.images import IMAGE_EXTENSIONS
 from IS_Net.manifest import fingerprint
 from IS_Net.shards import DONE, FAILED, KEPT, Part
@@ -34,7 +35,9 @@ from IS_Net.shards import DONE, FAILED, KEPT, Part
 MASK = "mask.png"
 RECORD = "json"
 _COMMENT = "comment"
-"""The header of an output that tells what it was made from."""
+"""The header of an output that tells what it was made from, or :data:`_INCOMPLETE`."""
+_INCOMPLETE = "incomplete"
+"""In the header of an output: samples failed, so that it is made again by the next start."""
 _NAMED = 3
 """Failed samples that the row of a file names."""
 
@@ -45,7 +48,7 @@ class Sample:
 
     Attributes:
         key: Its key.
-        files: The content of its members by their extensions (what follows the key and a dot).
+        files: The content of its members by their extensions: what follows the key and a dot, in lower case.
     """
 
     key: str
@@ -80,6 +83,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
                     continue
                 folder, base = posixpath.split(posixpath.normpath(member.name))
                 stem, _, extension = base.partition(".")
+                extension = extension.lower()  # as WebDataset does
                 if not stem or not extension:
                     continue
                 key = posixpath.join(folder, stem)
@@ -93,7 +97,9 @@ def read_samples(path: Path) -> Iterator[Sample]:
                     seen.add(key)
                     sample = Sample(key)
                 if extension in sample.files:
-                    raise DatasetError(f"{path}, {key}.{extension}: is there twice; expected one member of that name")
+                    raise DatasetError(
+                        f"{path}, {key}.{extension}: is there twice; expected one member of that name, in any case"
+                    )
                 sample.files[extension] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError) as error:
         raise DatasetError(f"{path}: cannot be read as a .tar file: {error}") from error
@@ -114,7 +120,7 @@ def task_of(sample: Sample, path: Path, refine: bool) -> Task:
         UserError: If it has no image, no mask to refine, or faulty prompts; the message names file, key and member.
     """
     where = f"{path}, {sample.key}"
-    images = [name for name in sample.files if f".{name.lower()}" in IMAGE_EXTENSIONS]
+    images = [name for name in sample.files if f".{name}" in IMAGE_EXTENSIONS]
     if len(images) != 1:
         raise DatasetError(f"{where}: found {', '.join(sample.files)}; expected one image, such as {sample.key}.jpg")
     record: Any = {}
@@ -133,7 +139,7 @@ def task_of(sample: Sample, path: Path, refine: bool) -> Task:
 
 
 class _TarDestination:
-    """Collects the outputs of samples, and writes them in the order of the samples.
+    """Collects the outputs of samples, and writes them in the order of the samples; any thread may call its methods.
 
     Args:
         tar: Is written to.
@@ -143,8 +149,11 @@ class _TarDestination:
     def __init__(self, tar: tarfile.TarFile, kinds: Sequence[str]) -> None:
         self.tar, self.kinds = tar, kinds
         self.waiting: dict[str, bytes] = {}
-        self.order: dict[str, tuple[dict[str, Any], list[str]] | None] = {}
-        """The samples that are not written yet: None, or the row and the names of the members, once they are known."""
+        self.order: dict[str, tuple[str | None, list[str]] | None] = {}
+        """The samples that are not written yet: None, or the error and the names of the members, once known."""
+        self.failed: list[str] = []
+        """The errors of the samples that are written."""
+        self._lock = threading.Lock()
 
     def path(self, task: Task, request: Any, kind: str) -> Path:
         """Return the name of a member."""
@@ -156,21 +165,30 @@ class _TarDestination:
 
     def write(self, path: Path, data: bytes) -> None:
         """Keep a member until its sample is complete."""
-        self.waiting[path.as_posix()] = data
+        with self._lock:
+            self.waiting[path.as_posix()] = data
 
     def begin(self, key: str) -> None:
         """Note the place of a sample."""
-        self.order[key] = None
+        with self._lock:
+            self.order[key] = None
 
-    def end(self, key: str, row: dict[str, Any], members: list[str]) -> None:
-        """Write the members of a sample, once those of all samples before it are written."""
-        self.order[key] = row, members
-        while self.order and (first := next(iter(self.order.items())))[1] is not None:
-            name, (row, members) = first
-            del self.order[name]
-            for member in members:
-                self._add(member, self.waiting.pop(member))
-            self._add(f"{name}.{RECORD}", json.dumps(row).encode())
+    def end(self, key: str, error: str | None, members: list[str]) -> None:
+        """Write the members of a sample and its row, once those of all samples before it are written."""
+        with self._lock:
+            self.order[key] = error, members
+            while self.order and (first := next(iter(self.order.items())))[1] is not None:
+                name, (error, members) = first
+                del self.order[name]
+                self._write_sample(name, error, members)
+
+    def _write_sample(self, name: str, error: str | None, members: list[str]) -> None:
+        for member in members:
+            self._add(member, self.waiting.pop(member))
+        row = {"id": name, "status": FAILED if error else DONE, "error": error, "outputs": members}
+        self._add(f"{name}.{RECORD}", json.dumps(row).encode())
+        if error:
+            self.failed.append(error)
 
     def _add(self, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
@@ -231,16 +249,17 @@ class TarWork:
 
     def run(self, items: Sequence[Path], part: Part) -> None:
         """Make the outputs of files that are missing, out of date, or have samples that failed."""
+        remove_leftovers(self.out)
         for path in items:
             started, name, row = time.perf_counter(), path.stem, part.rows.get(path.stem)
             try:
-                key = digest([fingerprint(path), str(self.refine)], [], self.model.choice, self.options)
-                current = _made_from(self.out / path.name) == key
-                if current and row is not None and row["status"] != FAILED:
-                    part.keep()
-                    continue
-                if current and row is None:  # a run was killed before it could add the row, or the rows were deleted
-                    part.add(name, KEPT, time.perf_counter() - started, outputs=[path.name])
+                model = self.model.choice.key(uses_stage_1=not self.refine)
+                key = digest([fingerprint(path), str(self.refine)], [], model, self.options)
+                if _made_from(self.out / path.name) == key:
+                    if row is not None and row["status"] != FAILED:
+                        part.keep()
+                    else:  # a run was killed before it could add the row, or the rows were deleted
+                        part.add(name, KEPT, time.perf_counter() - started, outputs=[path.name])
                     continue
                 samples, failed = self._make(path, key)
             except (UserError, ValueError, OSError) as error:
@@ -259,46 +278,45 @@ class TarWork:
 
     def _make(self, path: Path, made_from: str) -> tuple[int, list[str]]:
         """Make the output of a file; return the number of its samples, and messages about those that failed."""
-        failed: list[str] = []
+        with atomic_file(self.out / path.name) as file:
+            headers = {_COMMENT: f"{KEYWORD} {made_from}"}
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar:
+                destination = _TarDestination(tar, self.options.kinds)
+                count = self._fill(destination, path)
+            if destination.failed:  # in the file itself, because rows may be deleted; a text of the same length
+                headers = {_COMMENT: f"{KEYWORD} {_INCOMPLETE:{len(made_from)}}"}
+                file.seek(0)
+                file.write(tarfile.TarInfo.create_pax_global_header(headers))
+        return count, destination.failed
+
+    def _fill(self, destination: _TarDestination, path: Path) -> int:
+        """Write the outputs of a file; return the number of its samples."""
         count = 0
-        headers = {_COMMENT: f"{KEYWORD} {made_from}"}
-        with (
-            atomic_file(self.out / path.name) as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar,
-        ):
-            destination = _TarDestination(tar, self.options.kinds)
 
-            def tasks() -> Iterator[Task]:
-                nonlocal count
-                for sample in read_samples(path):
-                    count += 1
-                    destination.begin(sample.key)
-                    try:
-                        task = task_of(sample, path, self.refine)
-                    except UserError as error:
-                        failed.append(str(error))
-                        destination.end(sample.key, _row(sample.key, str(error), []), [])
-                    else:
-                        yield task
+        def tasks() -> Iterator[Task]:
+            nonlocal count
+            for sample in read_samples(path):
+                count += 1
+                destination.begin(sample.key)
+                try:
+                    task = task_of(sample, path, self.refine)
+                except UserError as error:
+                    destination.end(sample.key, str(error), [])
+                else:
+                    yield task
 
-            def report(outcome: Outcome) -> None:
-                members = sorted(member.as_posix() for member in outcome.written)
-                error = "\n".join(outcome.failed) or None
-                failed.extend(outcome.failed)
-                destination.end(outcome.task.name, _row(outcome.task.name, error, members), members)
+        def report(outcome: Outcome) -> None:
+            members = sorted(member.as_posix() for member in outcome.written)
+            destination.end(outcome.task.name, "\n".join(outcome.failed) or None, members)
 
-            summary = run_tasks(tasks(), destination, self.model.choice, self.options, self.workers, self.model, report)
-            if destination.order:  # it stopped early
-                raise OSError("; ".join(summary.failed))
-        return count, failed
-
-
-def _row(key: str, error: str | None, outputs: list[str]) -> dict[str, Any]:
-    return {"id": key, "status": FAILED if error else DONE, "error": error, "outputs": outputs}
+        summary = run_tasks(tasks(), destination, self.model.choice, self.options, self.workers, self.model, report)
+        if destination.order:  # it stopped early
+            raise OSError("; ".join(summary.failed))
+        return count
 
 
 def _made_from(path: Path) -> str | None:
-    """Return what an output was made from, or None if this module did not write the file."""
+    """Return what an output was made from, or that it is incomplete; None if this module did not write the file."""
     with suppress(OSError, tarfile.TarError, ValueError), tarfile.open(path, "r:") as tar:
         keyword, _, key = tar.pax_headers.get(_COMMENT, "").partition(" ")
         return key if keyword == KEYWORD else None

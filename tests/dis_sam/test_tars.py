@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,11 +20,13 @@ from fake_model import FakeModel
 from PIL import Image
 
 from dis_sam import tars
+from dis_sam.batch import Options
 from dis_sam.cut import main, refine
 from dis_sam.model_choice import ModelChoice
-from dis_sam.tars import read_samples
+from dis_sam.photo_work import LazyModel
+from dis_sam.tars import Sample, TarWork, read_samples
 from IS_Net.errors import DatasetError
-from IS_Net.shards import read_rows
+from IS_Net.shards import read_rows, run_part
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +107,7 @@ def test_masks_are_refined(model: FakeModel):
     assert read_rows("out")["b"]["error"].startswith(expected)
 
 
-def test_only_what_changed_is_made_again(model: FakeModel, capsys: pytest.CaptureFixture):
+def test_only_what_changed_is_made_again(model: FakeModel, monkeypatch: pytest.MonkeyPatch):
     write_samples(Path("a.tar"))
     write_samples(Path("b.tar"))
 
@@ -117,6 +125,8 @@ def test_only_what_changed_is_made_again(model: FakeModel, capsys: pytest.Captur
     Path("out/rows.jsonl").unlink()
     assert made("--crop") == 0
     assert {row["status"] for row in read_rows("out").values()} == {"kept"}
+    monkeypatch.setattr("dis_sam.photo_work.METHOD", 0)  # of a version whose outputs differ
+    assert [made("--crop"), made("--crop")] == [5, 0]
 
 
 def test_a_sample_that_fails_does_not_stop_the_others(model: FakeModel, capsys: pytest.CaptureFixture):
@@ -135,6 +145,89 @@ def test_a_sample_that_fails_does_not_stop_the_others(model: FakeModel, capsys: 
     assert errors["3"].startswith("a.tar, 3.json: cannot be read as JSON")
     assert errors["4"] == "a.tar, 4: a black photograph shows nothing"
     assert errors["5"].startswith("a.tar, 5.json: box: expected four numbers")
+
+
+def test_only_one_thread_at_a_time_writes(monkeypatch: pytest.MonkeyPatch):
+    """Faulty samples are found in another thread than that which writes outputs; members may not mix."""
+    names, add, writing = [f"{n:03}" for n in range(48)], tarfile.TarFile.addfile, threading.Lock()
+    overlaps = []
+
+    def slow_samples(path: Path) -> Iterator[Sample]:
+        for sample in read_samples(path):
+            time.sleep(0.002)  # meanwhile, outputs of the samples before are written
+            yield sample
+
+    def slow_add(self: tarfile.TarFile, info: tarfile.TarInfo, data: io.BytesIO) -> None:
+        if not writing.acquire(blocking=False):
+            overlaps.append(info.name)
+            return
+        time.sleep(0.004)
+        add(self, info, data)
+        writing.release()
+
+    good = set(names[::6])
+    write_tar(Path("a.tar"), {f"{name}.{'png' if name in good else 'txt'}": photo(0) for name in names})
+    monkeypatch.setattr(tars, "read_samples", slow_samples)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", slow_add)
+    assert main(["a.tar", "-o", "out", "--workers", "2"]) == 1
+    assert not overlaps
+    found = members("out/a.tar")
+    assert [name.removesuffix(".json") for name in found if name.endswith(".json")] == names
+    assert {name.removesuffix(".cutout.png") for name in found if name.endswith(".png")} == good
+    assert read_rows("out")["a"]["error"].startswith("a.tar: 40 of 48 samples failed: a.tar, 001: found txt; ")
+
+
+@pytest.mark.parametrize("row", ["none", "old"])
+def test_an_output_shows_itself_that_samples_failed(row: str, model: FakeModel, capsys: pytest.CaptureFixture):
+    """Rows may be deleted, and after a kill, the row is that of an earlier output."""
+    path = write_samples(Path("a.tar"), 2)
+    assert main(["a.tar", "-o", "out"]) == 0
+    rows = Path("out/rows.jsonl").read_bytes()
+    write_tar(path, {"0.png": photo(0), "1.png": b"x"})
+    assert main(["a.tar", "-o", "out"]) == 1
+    made = Path("out/a.tar").read_bytes()
+    for _ in range(2):
+        if row == "none":
+            Path("out/rows.jsonl").unlink()
+        else:
+            Path("out/rows.jsonl").write_bytes(rows)
+        capsys.readouterr()
+        assert main(["a.tar", "-o", "out"]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "out: 0 done, 0 kept, 1 failed\n" and "1 of 2 samples failed" in captured.err
+    assert Path("out/a.tar").read_bytes() == made and list(members("out/a.tar")) == ["0.cutout.png", "0.json", "1.json"]
+
+
+def test_another_model_of_stage_1_makes_them_again(model: FakeModel):
+    """Boxes go to stage 1; masks do not."""
+    write_samples(Path("a.tar"), masks=True)
+    for name in ("one.pth", "other.pth"):
+        Path(name).write_text(name)
+    counts = []
+    for sam in ("box", "box", "vit_b=one.pth", "vit_b=one.pth", "vit_b=other.pth", "box"):
+        before = len(model.calls)
+        assert main(["a.tar", "-o", "out", "--sam", sam]) == 0
+        counts.append(len(model.calls) - before)
+    assert counts == [3, 0, 3, 0, 3, 3]
+    choice = ModelChoice(Path("one.pth"), "vit_b=missing.pth")  # so that a look at stage 1 would fail
+    work = TarWork([Path("a.tar")], Path("refined"), LazyModel(choice), Options(), refine=True)
+    assert [dict(run_part(work, work.items(), "0").counts) for _ in range(2)] == [{"done": 1}, {"kept": 1}]
+
+
+KILLED = """
+import os, signal
+from IS_Net.files import atomic_file
+with atomic_file("out/a.tar") as file:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_run_left_is_removed(model: FakeModel):
+    write_samples(Path("a.tar"))
+    subprocess.run([sys.executable, "-c", KILLED], check=False, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    assert [path.suffix for path in Path("out").iterdir()] == [".part"]
+    assert main(["a.tar", "-o", "out"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.tar", "rows.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -174,15 +267,28 @@ def test_names_of_members(model: FakeModel):
     assert list(members("out/a.tar")) == ["d/0.cutout.png", "d/0.json", "d/2.cutout.png", "d/2.json"]
 
 
+def test_extensions_in_capitals(model: FakeModel):
+    """WebDataset reads them as lower case too."""
+    mask = np.zeros((30, 41), np.uint8)
+    mask[5:20, 5:30] = 255
+    sample = {"A.PNG": photo(0), "A.Json": b'{"box": [1, 2, 20, 25]}', "A.MASK.png": png(mask)}
+    write_tar(Path("a.tar"), sample)
+    assert [main(["a.tar", "-o", "cut"]), refine(["a.tar", "-o", "refined"])] == [0, 0]
+    assert [call["box"] for call in model.calls] == [(1, 2, 20, 25)] * 2
+    assert model.calls[0]["mask"] is None and (model.calls[1]["mask"] == mask).all()
+    assert list(members("cut/a.tar")) == ["A.cutout.png", "A.json"]
+
+
 @pytest.mark.parametrize("name", ["../a.png", "a/../../b.png", "/a.png"])
 def test_names_that_lead_out_of_the_folder_are_refused(name: str):
     with pytest.raises(DatasetError, match="leads out of the folder"):
         list(read_samples(write_tar(Path("a.tar"), {name: photo(0)})))
 
 
-def test_members_are_there_once():
+@pytest.mark.parametrize("other", ["./0.png", "0.PNG"])
+def test_members_are_there_once(other: str):
     with pytest.raises(DatasetError, match=r"a\.tar, 0\.png: is there twice"):
-        list(read_samples(write_tar(Path("a.tar"), {"0.png": b"", "./0.png": b""})))
+        list(read_samples(write_tar(Path("a.tar"), {"0.png": b"", other: b""})))
 
 
 def test_samples_lie_together():
