@@ -21,7 +21,7 @@ from typing import IO
 
 from IS_Net.errors import DatasetError
 
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 """Bytes of a file name; the limit of the usual file systems."""
 _DAY = 24 * 60 * 60
 _PART = re.compile(r"\..+\.(?:(?P<host>[0-9a-f]{8})-(?P<process>\d+)-(?P<start>\d+)|\d+)-\d+\.part", re.DOTALL)
@@ -75,7 +75,7 @@ def _temporary(path: Path) -> Path:
     process = os.getpid()
     end = f".{_host()}-{process}-{_start_time(process) or 0}-{threading.get_ident()}.part"
     name = path.name
-    while len(os.fsencode(f".{name}{end}")) > _LONGEST_NAME and len(os.fsencode(path.name)) <= _LONGEST_NAME:
+    while len(os.fsencode(f".{name}{end}")) > LONGEST_NAME and len(os.fsencode(path.name)) <= LONGEST_NAME:
         name = name[:-1]
     return path.with_name(f".{name}{end}")
 

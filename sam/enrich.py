@@ -9,14 +9,15 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from IS_Net.errors import DatasetError
-from IS_Net.files import atomic_file
+from IS_Net.files import LONGEST_NAME, atomic_file
 from IS_Net.images import binarize, write_mask
 
 SMALLEST_PART = 0.004
@@ -47,9 +48,25 @@ def split_gt(gt: np.ndarray) -> Iterator[np.ndarray]:
             yield np.where(labels == label, gt, np.uint8(0))
 
 
-def sample_name(stem: str, number: int) -> str:
-    """Return the name of an image's sample: number 0 is the whole, 1 and up are its parts."""
-    return f"{stem}_comp_{number}"
+def sample_name(image: Path, stem: str, number: int) -> str:
+    """Return the name of an image's sample: number 0 is the whole, 1 and up are its parts.
+
+    Raises:
+        DatasetError: If its files would have names that are too long for the usual file systems.
+    """
+    name = f"{stem}_comp_{number}"
+    excess = max(len(os.fsencode(f"{name}{suffix}")) for suffix in (image.suffix, ".png")) - LONGEST_NAME
+    if excess > 0:
+        raise DatasetError(
+            f"{image}: the names of its enriched samples would be {excess} bytes too long for a file; shorten the name "
+            "of the image and of its ground truth"
+        )
+    return name
+
+
+def image_file(split: Path, name: str, image: Path) -> Path:
+    """Return the file that gives a sample its image."""
+    return split / "im" / f"{name}{image.suffix}"
 
 
 def gt_file(split: Path, name: str) -> Path:
@@ -68,12 +85,12 @@ def write_sample(split: Path, name: str, image: Path, gt: np.ndarray | None) -> 
     """
     if gt is not None:
         write_mask(gt_file(split, name), gt)
-    link_file(image, split / "im" / f"{name}{image.suffix}")
+    link_file(image, image_file(split, name, image))
 
 
 def has_sample(split: Path, name: str, image: Path) -> bool:
     """Return whether image and ground truth of a sample exist where :func:`write_sample` writes them."""
-    return gt_file(split, name).is_file() and _is_same(image, split / "im" / f"{name}{image.suffix}")
+    return gt_file(split, name).is_file() and is_same(image, image_file(split, name, image))
 
 
 def require_own_files(split: Path, stems: Container[str]) -> None:
@@ -97,7 +114,7 @@ def link_file(source: Path, link: Path) -> None:
 
     Which of them works depends on the file system: some have no links, and hard links need a common disk.
     """
-    if _is_same(source, link):
+    if is_same(source, link):
         return
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
@@ -114,13 +131,13 @@ def link_file(source: Path, link: Path) -> None:
             shutil.copystat(source, link)
 
 
-def _is_same(source: Path, link: Path) -> bool:
+def is_same(source: Path, link: Path) -> bool:
     """Return whether ``link`` points to ``source``, or is an unchanged copy of it."""
     return link.exists() and (link.samefile(source) or (not link.is_symlink() and filecmp.cmp(source, link)))
 
 
 def remove_stale(
-    split: Path, samples: Mapping[str, str], unreadable: Container[str], is_own: Callable[[str], bool]
+    split: Path, samples: Mapping[str, str], unreadable: Container[str], is_own: Callable[[str, Sequence[Path]], bool]
 ) -> tuple[set[str], set[str]]:
     """Remove the files of samples whose image or part no longer exists.
 
@@ -128,27 +145,28 @@ def remove_stale(
         split: The enriched split. Only files named ``NAME_comp_K`` in its im, gt and mask folders are considered.
         samples: The extension of the image file of each sample that exists, by the sample's name.
         unreadable: Stems of images that could not be read. Their samples are unknown, so none of them is removed.
-        is_own: Returns whether the files of a sample, by its name, are as this project wrote them.
+        is_own: Returns whether the files of a sample, given its name and its outdated image files, are as this project
+            wrote them.
 
     Returns:
         The names of the samples of which a file was removed, and of those that were kept because they are not as this
         project wrote them.
     """
-    removed, kept = set(), set()
-    own: dict[str, bool] = {}
+    stale: dict[str, list[Path]] = defaultdict(list)
     for kind in FOLDERS:
         for path in sorted((split / kind).glob("*_comp_*")):
             match = _SAMPLE.fullmatch(path.stem)
             if match is None or match["stem"] in unreadable:
                 continue
             expected = path.stem in samples and path.suffix == (samples[path.stem] if kind == "im" else ".png")
-            if expected:
-                continue
-            if path.stem not in own:
-                own[path.stem] = is_own(path.stem)  # before the first of its files is gone
-            if own[path.stem]:
+            if not expected:
+                stale[path.stem].append(path)
+    removed, kept = set(), set()
+    for name, paths in stale.items():
+        if is_own(name, [path for path in paths if path.parent.name == "im"]):
+            for path in paths:
                 path.unlink()
-                removed.add(path.stem)
-            else:
-                kept.add(path.stem)
+            removed.add(name)
+        else:
+            kept.add(name)
     return removed, kept

@@ -6,6 +6,7 @@ The library is :mod:`sam.mask_work`; this module imports it, and all that is hea
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +21,8 @@ from sam.backends.base import Select
 if TYPE_CHECKING:
     from sam.backends.base import StageOnePredictor
     from sam.mask_work import MaskWork
+
+logger = logging.getLogger(__name__)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         default="vit_l",
         type=model_argument,
         metavar="NAME",
-        help=f"{', '.join(BACKENDS)} (the filled boxes, without weights); default: %(default)s",
+        help=f"{', '.join(BACKENDS)} (the filled boxes, without weights), or auto, the first of these whose weights "
+        "are found; default: %(default)s",
     )
     model.add_argument(
         "--checkpoint",
@@ -112,6 +116,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error("--manifest requires --out, the folder of the masks")
         if options.gt or options.prompts or options.enrich or options.check:
             parser.error("--gt, --prompts, --enrich and --check have no effect on --manifest; omit them")
+    if options.model == "auto" and options.checkpoint:
+        parser.error("--checkpoint requires a model; use --model NAME=PATH")
     if options.data and (options.gt or options.out):
         parser.error("--data implies the folders of ground truths and masks; use --gt and --out with --images")
     if options.images and not options.out:
@@ -128,9 +134,14 @@ def _plan(options: argparse.Namespace) -> list[MaskWork]:
     from IS_Net.lock import lock_folder
     from IS_Net.manifest import MANIFEST
     from IS_Net.shards import PATIENCE
+    from sam.backends import available_model, find_checkpoint
     from sam.mask_items import check_files, check_folders, find_items, find_listed
     from sam.mask_work import MaskWork
 
+    if options.model == "auto":
+        options.model = available_model()
+        weights = find_checkpoint(options.model)
+        logger.info("stage 1: %s", f"SAM {options.model}, {weights}" if weights else f"filled boxes ({options.model})")
     load = partial(_load_model, options.model, options.checkpoint, options.device)
     how = {name: getattr(options, name) for name in ("select", "workers", "batch", "overwrite")}
     jobs = []
@@ -157,7 +168,7 @@ def _plan(options: argparse.Namespace) -> list[MaskWork]:
         with lock_folder(work.out, "a mask run", wait=PATIENCE if options.shard else False):
             pass
     if options.check:
-        check_files(job[:2] for job in jobs)
+        check_files((images, None if options.prompts else gt) for images, gt, _ in jobs)
     return works
 
 

@@ -42,9 +42,7 @@ def find_items(
         _warn_of_unused(paths, gt)
         return items
     found = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
-    of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
-    for name, prompt in check_prompts(found, paths).items():
-        of_image[prompt.name][name] = prompt
+    of_image = _by_image(found, paths)
     if len(of_image) < len(paths):
         logger.info("%d of %d images have no prompt and are skipped", len(paths) - len(of_image), len(paths))
     return [Item(stem, paths[stem], prompts=of_image[stem]) for stem in paths if stem in of_image]
@@ -57,26 +55,35 @@ def find_listed(path: str | Path) -> list[Item]:
 
     Raises:
         DatasetError: If the list is faulty, or says two things about an image.
-        PromptError: If prompts are faulty.
+        PromptError: If prompts are faulty, or two of them would write the same mask.
     """
     rows: dict[str, list[Entry]] = defaultdict(list)
     for entry in read_listing(path):
         rows[entry.name].append(entry)
-    items = []
+    images, gts, prompts = {}, {}, []
     for name, entries in rows.items():
         first = entries[0]
         if "/" in name:
             raise DatasetError(f"{first.where}: 'name': becomes the name of a mask and cannot be {name!r}")
         if any(entry.image != first.image for entry in entries):
             raise DatasetError(f"{first.where}: the name {name!r} is that of several images")
+        images[name] = first.image
         if not first.prompt and first.gt is not None and len(entries) == 1:
-            items.append(Item(name, first.image, gt=first.gt))
+            gts[name] = first.gt
             continue
-        prompts = [prompt_from_record(name, {**e.prompt, "object": e.object}, e.where) for e in entries]
-        if without := next((prompt for prompt in prompts if prompt.empty), None):
-            raise PromptError(f"{without.where}: expected 'box', 'points' and 'labels', or 'gt', found none")
-        items.append(Item(name, first.image, prompts=check_prompts(prompts, {name: first.image})))
-    return items
+        prompts += [prompt_from_record(name, {**e.prompt, "object": e.object}, e.where) for e in entries]
+    if without := next((prompt for prompt in prompts if prompt.empty), None):
+        raise PromptError(f"{without.where}: expected 'box', 'points' and 'labels', or 'gt', found none")
+    of_image = _by_image(prompts, images)  # all together: a mask must not have the name of another image's
+    return [Item(name, path, gts.get(name), of_image.get(name)) for name, path in images.items()]
+
+
+def _by_image(prompts: Iterable[Prompt], images: Mapping[str, Path]) -> dict[str, dict[str, Prompt]]:
+    """Check prompts (:func:`sam.prompts.check_prompts`), and return those of each image by mask name."""
+    of_image: dict[str, dict[str, Prompt]] = defaultdict(dict)
+    for name, prompt in check_prompts(prompts, images).items():
+        of_image[prompt.name][name] = prompt
+    return of_image
 
 
 def pair_with_gt(images: Mapping[str, Path], gt: str | Path) -> list[Item]:

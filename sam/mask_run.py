@@ -162,7 +162,7 @@ def enrich_split(
         select: See :func:`generate_masks`.
         workers: See :func:`generate_masks`.
         batch: See :func:`generate_masks`.
-        overwrite: Whether to replace also masks and ground truths of samples that were changed after they were written.
+        overwrite: Whether to replace also files of samples that were changed after they were written.
         check: See :func:`generate_masks`.
 
     Returns:
@@ -311,6 +311,7 @@ class MaskRun:
             remove_leftovers(folder)
         self.part = part
         self.manifest = Manifest(self.mask_dir, part)
+        self.known = dict(self.manifest.entries)  # of earlier runs
         # NAME.jpg, NAME.PNG, or a name with decomposed accents: beside it, NAME.png would be a second mask
         files = [path for path in self.mask_dir.iterdir() if is_image(path)] if self.mask_dir.is_dir() else []
         names = {path: name_of(Path(path.name)) for path in files}
@@ -354,7 +355,9 @@ class MaskRun:
                 self.summary.written += len(work.todo)
                 self.summary.kept += len(work.prompts.keys() - work.todo - work.by_hand)
             writes.close()
-        if self.enriched is not None and self.part is None:  # a worker does not know the others' samples
+        if self.part is not None:  # a worker does not know the others' masks, and leaves the removal to a whole run
+            outdated.clear()
+        elif self.enriched is not None:
             removed, kept = enrich.remove_stale(self.enriched, samples, self.summary.failed, self.is_own)
             outdated |= removed
             by_hand |= kept
@@ -425,7 +428,7 @@ class MaskRun:
 
     def fail(self, item: Item, error: Exception, seconds: float, report: Callable[[Outcome], None] | None) -> None:
         """Note that an image could not be worked on."""
-        self.summary.failed[item.stem] = _with_path(error, item.image)
+        self.summary.failed[item.stem] = _with_path(error, item)
         if report is not None:
             report(Outcome(item, seconds, error=self.summary.failed[item.stem]))
 
@@ -466,7 +469,7 @@ class MaskRun:
     @staticmethod
     def is_same_or_old(image: Path, entry: Mapping[str, Any]) -> bool:
         """Return whether an entry may be about this image; those of earlier versions tell no more than its name."""
-        return "image_hash" not in entry or is_unchanged(image, "image", entry)
+        return "image_hash" not in entry or (image.is_file() and is_unchanged(image, "image", entry))
 
     def load(self, item: Item) -> _Work:
         """Determine what is to be done for an image, and read it if necessary (in a reader thread)."""
@@ -527,10 +530,22 @@ class MaskRun:
             return _State.FREE
         return _State.OTHER
 
-    def is_own(self, name: str) -> bool:
-        """Return whether no one's work is lost with a mask and, in an enriched split, its sample's ground truth."""
-        own = self.state(name) in (_State.FREE, _State.OWN)
+    def is_own(self, name: str, images: Sequence[Path] = ()) -> bool:
+        """Return whether no one's work is lost with a mask and, in an enriched split, the sample's other files.
+
+        Args:
+            name: Of the mask.
+            images: Files of the sample's image.
+        """
+        own = self.state(name) in (_State.FREE, _State.OWN) and all(self.is_own_image(name, path) for path in images)
         return own and (self.enriched is None or self.is_own_part(name))
+
+    def is_own_image(self, name: str, path: Path) -> bool:
+        """Return whether an image file of a sample is missing, or is a link or a copy that a run made."""
+        if path.is_symlink() or not path.is_file() or path.stat().st_size == 0:
+            return True
+        entry = self.known.get(name, {})
+        return entry.get("image_fingerprint") is not None and is_unchanged(path, "image", entry)
 
     def is_own_part(self, name: str) -> bool:
         """Return whether the ground truth of a sample is missing, or is as a run wrote it."""
@@ -564,7 +579,7 @@ class MaskRun:
             item: The image and its ground truth.
             image: The image's pixels.
             parts: Receives what identifies the ground truths of samples.
-            by_hand: Receives the names of the samples whose ground truths were changed, and are kept.
+            by_hand: Receives the names of the samples whose images or ground truths were changed, and are kept.
         """
         gt = read_mask(item.gt)
         if gt.shape != image.shape[:2]:
@@ -576,8 +591,12 @@ class MaskRun:
             return {item.stem: prompt_from_mask(item.stem, gt)}
         prompts = {}
         for number, part in enumerate(enrich.split_gt(gt)):
-            name = enrich.sample_name(item.stem, number)
+            name = enrich.sample_name(item.image, item.stem, number)
             path = enrich.gt_file(self.enriched, name)
+            picture = enrich.image_file(self.enriched, name, item.image)
+            if not (self.overwrite or enrich.is_same(item.image, picture) or self.is_own_image(name, picture)):
+                by_hand.add(name)
+                continue
             if self.overwrite or self.is_own_part(name):
                 enrich.write_sample(self.enriched, name, item.image, part)
             else:
@@ -639,5 +658,7 @@ def _read_source(record: Path) -> Path | None:
         return None
 
 
-def _with_path(error: Exception, path: Path) -> str:
-    return str(error) if path.stem in str(error) else f"{path}: {error}"
+def _with_path(error: Exception, item: Item) -> str:
+    """Return the message of an error, after the image if it does not name the file. Names are too short to tell."""
+    is_named = any(path is not None and str(path) in str(error) for path in (item.image, item.gt))
+    return str(error) if is_named else f"{item.image}: {error}"

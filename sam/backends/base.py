@@ -52,7 +52,8 @@ class StageOnePredictor(Protocol):
         """Set the image of the following calls, (H, W, 3) uint8 RGB.
 
         Raises:
-            ValueError: If the shape or dtype is another; see :func:`require_rgb`.
+            ValueError: If the shape or dtype is another, see :func:`require_rgb`, or the image is too long and thin for
+                the model (ImageError).
         """
 
     def encode(self, images: Sequence[np.ndarray]) -> list[Any]:
@@ -66,7 +67,7 @@ class StageOnePredictor(Protocol):
             ``set_image(image)``.
 
         Raises:
-            ValueError: If a shape or dtype is another; see :func:`require_rgb`.
+            ValueError: As of :meth:`set_image`.
         """
 
     def set_encoding(self, encoding: Any) -> None:

@@ -16,7 +16,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from IS_Net.device import fast_dtype
+from IS_Net.errors import ImageError
 from IS_Net.files import sha256
+from IS_Net.images import size_text
 from sam.backends.base import Select, require_rgb
 from sam.prompts import Prompt, check_points
 
@@ -101,6 +103,12 @@ class PromptableModel(ABC):
         for image in images:
             require_rgb(image)
         sizes = [image.shape[:2] for image in images]
+        for size in sizes:
+            if 0 in self._input_size(size):
+                raise ImageError(
+                    f"the image of {size_text(size)} pixels is too long and thin for {self.name}: when its longer side "
+                    f"is resized to {self.side} pixels, nothing is left of the shorter one; crop it"
+                )
         features = self._encode(images)
         return [Encoding(own, size, self._input_size(size)) for own, size in zip(features, sizes, strict=True)]
 
@@ -112,7 +120,7 @@ class PromptableModel(ABC):
         """Set the image of the following calls, (H, W, 3) uint8 RGB, and encode it.
 
         Raises:
-            ValueError: If the shape or dtype is another.
+            ValueError: If the shape or dtype is another, or the image is too long and thin (ImageError).
         """
         self._encoding = None  # if encoding fails, no prompt may refer to the previous image
         (self._encoding,) = self.encode([image])

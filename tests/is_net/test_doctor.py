@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -288,6 +290,17 @@ def test_a_mask_made_from_another_box_than_the_ground_truth_has_now(data: Path):
     assert "the box [3, 4, 50, 60]" in finding.message and finding.files == (str(data / "mask" / "p1.png"),)
 
 
+@pytest.mark.parametrize("folder", ["im", "gt", "mask"])
+def test_a_link_to_nothing_is_one_finding(data: Path, folder: str):
+    """With a manifest, it ended the examination: the age of a mask was asked of an image that is not there."""
+    record(data, "p0")
+    (data / folder / "p0.png").unlink()
+    (data / folder / "p0.png").symlink_to(data / "nothing.png")
+    only(look(data), "unreadable")
+    with pytest.raises(DatasetError, match=r"unreadable: .*p0\.png"):
+        require_usable([from_folder(data)], [])
+
+
 # --- copies ---
 
 
@@ -322,6 +335,61 @@ def test_copies_within_and_between_data_sets(data: Path, other: Path, how: str):
         assert ("the same pixels" in finding.message) == (how == "same")
         for file in folder.rglob("copy.*"):
             file.unlink()
+
+
+def test_the_frames_of_a_film_are_compared_with_the_first(data: Path, other: Path):
+    """Three hundred frames gave 44,850 findings, one for each pair."""
+    image, gt = scene(5)
+    rng = np.random.default_rng(0)
+    for folder, count in ((data, 5), (other, 2)):
+        for number in range(count):
+            noise = rng.normal(0, 3, image.shape)
+            write(folder, f"film{number}", np.clip(image + noise, 0, 255).astype(np.uint8), gt)
+    found = {(finding.kind, *(Path(file).stem for file in finding.files)) for finding in look(data, other).findings}
+    assert found == {
+        *(("duplicate", "film0", f"film{number}") for number in (1, 2, 3, 4)),
+        *(("leak", "film0", f"film{number}") for number in (0, 1)),
+    }
+    assert len(look(data, other).findings) == 7  # with the duplicate in the other data set
+
+
+def test_a_copy_of_a_copy_is_found_though_it_differs_from_the_first(data: Path, other: Path):
+    image, gt = scene(6)
+    for folder, name, change in ((data, "a", 0), (data, "b", 4), (other, "c", 8)):
+        write(folder, name, np.clip(image.astype(int) // 2 + 50 + change, 0, 255).astype(np.uint8), gt)
+    found = {(finding.kind, *(Path(file).stem for file in finding.files)) for finding in look(data, other).findings}
+    assert found == {("duplicate", "a", "b"), ("leak", "b", "c")}
+
+
+def test_the_memory_of_finding_copies():
+    rng = np.random.default_rng(0)
+    copies, count = doctor._Copies([SimpleNamespace(name="set")], ["role"]), 2000
+    for number in range(count):
+        signature = doctor._Signature(number.to_bytes(16, "big"), int(rng.integers(1 << 63)), rng.bytes(16 * 16 * 3))
+        copies.add(doctor._Item(0, Path(f"{number}.png"), None, ()), signature)
+    tracemalloc.start()
+    try:
+        assert copies.find() == []
+        assert tracemalloc.get_traced_memory()[1] < 1000 * count
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_without_a_partner_are_not_compared_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    count, calls = 30, []
+    for number in range(count):
+        for name in (f"im/{number}.png", f"gt/gt{number}x.png"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+    normalize = doctor.unicodedata.normalize
+
+    def counted(form: str, text: str) -> str:
+        calls.append(text)
+        return normalize(form, text)
+
+    monkeypatch.setattr(doctor.unicodedata, "normalize", counted)
+    assert sum(finding.kind == "mispaired" for finding in look(tmp_path).findings) == 2 * count
+    assert len(calls) < 10 * count
 
 
 def test_different_pictures_are_no_copies(tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from IS_Net.lock import lock_folder
 from IS_Net.manifest import read_manifest
 from sam import backends
 from sam.backends import load_predictor, segment_anything
-from sam.generate_masks import main
+from sam.generate_masks import main, plan_work
 
 
 @pytest.fixture
@@ -54,6 +56,21 @@ def test_sam_end_to_end(split: Path, checkpoint: Path, capsys: pytest.CaptureFix
     assert main(["--data", str(split), "--model", "vit_b", "--device", "cpu", "--select", "first"]) == 0
     assert "3 masks written, 0 kept" in capsys.readouterr().out
     assert {entry["select"] for entry in read_manifest(split / "mask").values()} == {"first"}
+
+
+def test_the_first_model_whose_weights_are_found(
+    split: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    command = ["--data", str(split), "--model", "auto", "--device", "cpu"]
+    (work,) = plan_work([*command, "--shard", "0/2"])
+    assert work.load.args[0] == "vit_b"
+    assert main(command) == 0
+    assert caplog.text.count(f"stage 1: SAM vit_b, {checkpoint}") == 2
+    checkpoint.unlink()
+    assert main(command) == 0
+    assert "stage 1: filled boxes (box)" in caplog.text
+    assert {entry["model"] for entry in read_manifest(split / "mask").values()} == {"box"}
 
 
 def test_ground_truth_without_an_image_is_logged_once(split: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -194,6 +211,7 @@ def test_errors_of_the_command_line(
         ["--data", "d", "--workers", "0"],
         ["--data", "d", "--workers", "x"],
         ["--data", "d", "--model", "vit_x"],
+        ["--data", "d", "--model", "auto", "--checkpoint", "vit_b.pth"],
     ],
 )
 def test_contradicting_options(options: list[str], capsys: pytest.CaptureFixture) -> None:
@@ -311,6 +329,9 @@ def test_a_checked_run_with_prompts_and_relative_paths(
     command = ["--images", "im", "--prompts", "p.csv", "--out", "out", "--model", "box", "--check"]
     assert main(command) == 0
     assert files(split / "out") == {"a.png"}
+    command = ["--data", ".", "--prompts", "p.csv", "--model", "box", "--check"]
+    shutil.rmtree("gt")  # is not read
+    assert main(command) == 0
     Path("im/a.png").write_bytes(b"broken")
     assert main(command) == 2
     assert f"unreadable: {split / 'im' / 'a.png'}: cannot be read" in capsys.readouterr().err

@@ -610,11 +610,13 @@ def test_batches_of_images_give_the_masks_of_single_images(tmp_path: Path) -> No
 @pytest.mark.parametrize("batch", [1, 2])
 def test_image_that_the_model_cannot_process(tmp_path: Path, batch: int) -> None:
     """It is so long and thin that no row is left after SAM's resizing."""
-    split = make_split(tmp_path / "DIS-VD", {"long": (1, 0, 900, 1)}, (2, 3000))
+    split = make_split(tmp_path / "DIS-VD", {"e": (1, 0, 900, 1)}, (2, 3000))
     make_split(split, {"short": (5, 6, 30, 20)})
     predictor = BatchedSamPredictor(tiny_sam(), "vit_b")
     summary, _ = run(split, predictor, batch=batch)
-    assert summary.failed.keys() == {"long"} and "long.png" in summary.failed["long"]
+    assert list(summary.failed) == ["e"] and summary.failed["e"].startswith(
+        f"{split / 'im' / 'e.png'}: the image of 3000 x 2 pixels is too long and thin for vit_b"
+    )
     assert summary.written == 1
 
 
@@ -705,6 +707,60 @@ def test_a_corrected_sample_is_kept(parts: Path) -> None:
         summary, _, _ = do_enrich(parts)
         assert {"two_comp_1", "two_comp_2"} <= set(summary.by_hand) and "--overwrite" in str(summary)
         assert (gt.read_bytes(), mask.read_bytes()) == before
+
+
+def edited(path: Path) -> bytes:
+    """Put an image of one's own in place of a link or copy; return the content."""
+    path.unlink()
+    write_image(path, np.full((80, 100, 3), 200, np.uint8))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_edited_image_of_a_sample_is_kept(parts: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was replaced by a link without a word."""
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", no_link)
+        monkeypatch.setattr(Path, "hardlink_to", no_link)
+    _, _, out = do_enrich(parts)
+    kept, image = out / "im" / "two_comp_1.png", parts / "im" / "two.png"
+    content = edited(kept)
+    for _ in range(2):
+        summary, _, _ = do_enrich(parts)
+        assert (summary.by_hand, summary.written, summary.kept) == (["two_comp_1"], 0, 3)
+        assert kept.read_bytes() == content and files(out) == ENRICHED
+    write_image(image, np.full((80, 100, 3), 9, np.uint8))
+    assert do_enrich(parts)[0].by_hand == ["two_comp_1"]
+    assert kept.read_bytes() == content
+    assert (out / "im" / "two_comp_2.png").read_bytes() == image.read_bytes()  # a copy that is out of date is replaced
+    write_mask(parts / "gt" / "two.png", filled((5, 5, 44, 24), (80, 100)))  # the sample is no longer requested
+    summary, _, _ = do_enrich(parts)
+    assert (summary.by_hand, summary.removed) == (["two_comp_1"], ["two_comp_2"])
+    assert kept.read_bytes() == content
+
+
+def test_an_edited_image_of_a_sample_is_replaced_on_request(parts: Path) -> None:
+    _, _, out = do_enrich(parts)
+    edited(out / "im" / "two_comp_1.png")
+    summary = enrich_split(parts / "im", parts / "gt", out, FilledBox(), overwrite=True)
+    assert summary.by_hand == [] and (out / "im" / "two_comp_1.png").samefile(parts / "im" / "two.png")
+
+
+def test_an_image_whose_samples_would_have_too_long_names_fails_alone(parts: Path) -> None:
+    for kind in ("im", "gt"):
+        shutil.copy(parts / kind / "one.png", parts / kind / f"{'x' * 245}.png")
+    for _ in range(2):
+        summary, _, out = do_enrich(parts)
+        assert files(out) == ENRICHED
+        assert list(summary.failed) == ["x" * 245] and "1 bytes too long" in summary.failed["x" * 245]
+
+
+def test_a_lost_image_does_not_stop_a_moved_enriched_split(parts: Path) -> None:
+    _, _, out = do_enrich(parts)
+    (out / mask_run.SOURCE_FILE).unlink()
+    (parts / "im" / "one.png").unlink()
+    (parts / "im" / "one.png").symlink_to("nothing.png")
+    assert list(do_enrich(parts)[0].failed) == ["one"]
 
 
 def test_an_enriched_split_does_not_replace_files_of_others(parts: Path) -> None:
@@ -836,13 +892,14 @@ def test_enriched_samples_of_an_unreadable_image_are_kept(parts: Path) -> None:
     assert files(out) == ENRICHED
 
 
+def no_link(*_: object) -> None:
+    raise OSError(95, "Operation not supported")
+
+
 @pytest.mark.parametrize("without", [("symlink_to",), ("symlink_to", "hardlink_to")])
 def test_file_systems_without_links(parts: Path, monkeypatch: pytest.MonkeyPatch, without: Sequence[str]) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
     for method in without:
-        monkeypatch.setattr(Path, method, refuse)
+        monkeypatch.setattr(Path, method, no_link)
     _, _, out = do_enrich(parts)
     image, link = parts / "im" / "two.png", out / "im" / "two_comp_1.png"
     assert not link.is_symlink() and link.samefile(image) == (len(without) == 1)

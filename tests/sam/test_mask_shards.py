@@ -115,6 +115,20 @@ def test_masks_drawn_by_hand_are_kept(split: Path):
     assert (split / "mask" / "03.png").read_bytes() == before and "03" not in read_manifest(split / "mask")
 
 
+def test_shards_remove_no_masks(split: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What an earlier run made of one image may now be the mask of another, which another shard makes."""
+    prompts = tmp_path / "p.json"
+    command = ["--data", str(split), "--prompts", str(prompts)]
+    prompts.write_text(json.dumps({"00": [{"box": [1, 1, 9, 9]}], "01": [{"box": [1, 1, 9, 9]}]}))
+    assert main(command) == 0
+    prompts.write_text(json.dumps({"00": [{"object": o, "box": [1, 1, 9, 9]} for o in "xy"]}))
+    assert main([*command, "--shard", "0/1"]) == 0
+    assert set(masks(split / "mask")) == {"00.png", "00_x.png", "00_y.png", "01.png"}
+    assert main(command) == 0
+    assert "removed, because they are no longer requested: 00" in capsys.readouterr().out
+    assert set(masks(split / "mask")) == {"00_x.png", "00_y.png", "01.png"}
+
+
 def test_failures_have_rows(split: Path, capsys: pytest.CaptureFixture):
     (split / "im" / "03.png").write_bytes(b"no image")
     for text in ("1/2", "0/1"):
@@ -188,6 +202,19 @@ def test_a_list_of_images(split: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / "list.jsonl").write_text(json.dumps(faulty) + "\n")
         assert main(command) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", [{"box": [3, 3, 20, 20]}, {"gt": "split/gt/01.png"}])
+def test_two_images_of_a_list_cannot_write_one_mask(
+    split: Path, tmp_path: Path, prompt: dict, capsys: pytest.CaptureFixture
+):
+    """Each image was checked alone, and one mask replaced the other without a word."""
+    rows = [{"name": "a", "object": o, "image": "split/im/00.png", "box": [1, 1, 9, 9]} for o in "bc"]
+    rows.append({"name": "a_b", "image": "split/im/01.png", **prompt})
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["--manifest", str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "line 1: would write mask 'a_b', which belongs to the image 01.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def plan_work_of_box(command: list[str]):
