@@ -205,14 +205,16 @@ def load_torch_file(path: str | Path) -> Any:
 def _may_be_torch_file(path: Path) -> bool:
     """Return whether a file begins as a ZIP archive, a pickle or, as those of the first versions, a tar archive."""
     with path.open("rb") as file:
-        return file.read(1) == b"\x80" or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        return file.read(2).startswith((b"PK", b"\x80")) or tarfile.is_tarfile(path)
 
 
 def _load_pickled(path: Path) -> Any:
     try:
         _verify_zip(path)
         if not _may_be_torch_file(path):
-            raise CheckpointError(f"{path}: is not a checkpoint; expected .safetensors, or what torch.save wrote")
+            raise CheckpointError(
+                f"{path}: is damaged or not a checkpoint; expected .safetensors, or what torch.save wrote"
+            )
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

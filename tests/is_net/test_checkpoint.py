@@ -374,7 +374,9 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, writer: Callable):
 
 def test_another_file_is_no_checkpoint(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
-    with pytest.raises(CheckpointError, match=r"photo\.jpg: is not a checkpoint; expected \.safetensors, or"):
+    with pytest.raises(
+        CheckpointError, match=r"photo\.jpg: is damaged or not a checkpoint; expected \.safetensors, or"
+    ):
         load_isnet(tmp_path / "photo.jpg")
 
 
