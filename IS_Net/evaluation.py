@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from IS_Net.errors import EvaluationError, ImageError, ScoringError
+from IS_Net.errors import BoxError, EvaluationError, ImageError, ScoringError
 from IS_Net.evaluation_data import OWN, PERFECT, DataSet, Request, gather, problems_text
 from IS_Net.images import binarize, read_image, read_mask, write_map
 from IS_Net.machine import available_cores
@@ -179,6 +180,8 @@ def measure(
                     refined, seconds = predict(name)
                 except ImageError as error:
                     problems.append(str(error))
+                except BoxError as error:
+                    problems.append(f"{data_set.images[name]}: {error}")
                 else:
                     maps |= refined
             predicted.append((seconds, problems))
@@ -190,28 +193,39 @@ def measure(
         yield Measured(data_set, name, outcome._replace(problems=problems + outcome.problems), seconds)
 
 
+def boxes_of_masks(data_set: DataSet) -> dict[str, dict[str, Any]]:
+    """Return the boxes that the coarse masks were made from, which the predictions get: by kind, and by name.
+
+    They are in the manifests beside the masks, or in the list of the data set; the values are not checked.
+    """
+    kinds = {prediction.kind for prediction in data_set.predictions if prediction.kind and not prediction.change}
+    folders = {kind: data_set.kinds[kind] for kind in kinds if kind != PERFECT}
+    manifests = {kind: read_manifest(folder) for kind, folder in folders.items() if folder.is_dir()}
+    found = {kind: {name: row.get("box") for name, row in rows.items()} for kind, rows in manifests.items()}
+    return {OWN: data_set.boxes, **found}
+
+
 class _Refiner:
     """Makes the predictions of a data set, image by image."""
 
     def __init__(self, data_set: DataSet, networks: Mapping[str, DISPredictor], thumbnails: Path | None) -> None:
         self.data_set, self.networks, self.thumbnails = data_set, networks, thumbnails
         self.kinds = list(dict.fromkeys(p.kind for p in data_set.predictions if p.kind))
-        folders = {kind: data_set.kinds[kind] for kind in self.kinds if kind != PERFECT}
-        self.manifests = {kind: read_manifest(folder) for kind, folder in folders.items() if folder.is_dir()}
-        self.manifests.setdefault(OWN, {name: {"box": box} for name, box in data_set.boxes.items()})
+        self.boxes = boxes_of_masks(data_set)
 
     def __call__(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Return the coarse masks and the maps of an image, (H, W) uint8 by method, and the maps' times in seconds.
 
         Raises:
             ImageError: If a file cannot be read.
+            BoxError: If the box of a coarse mask does not fit the image.
         """
         image = read_image(self.data_set.images[name])
         masks = {kind: self._mask(kind, name) for kind in self.kinds}
         maps, seconds = dict(masks), {}
         for prediction in self.data_set.predictions:
             method, network, kind, change, seed = prediction
-            mask, box = masks.get(kind), self.manifests.get(kind, {}).get(name, {}).get("box")
+            mask, box = masks.get(kind), self.boxes.get(kind, {}).get(name)
             if change:
                 gt = read_mask(self.data_set.gts[name])
                 mask, box = change_prompt(change, name, image, gt, mask, seed)

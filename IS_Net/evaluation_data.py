@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from IS_Net import datalist
-from IS_Net.errors import DatasetError, EvaluationError, ImageError, MissingFileError
-from IS_Net.images import image_size, is_image, list_images, size_mismatch
+from IS_Net.errors import BoxError, DatasetError, EvaluationError, ImageError, MissingFileError
+from IS_Net.images import image_size, is_image, list_images, name_of, read_image, read_mask, size_mismatch
 from IS_Net.listing import Entry, read_listing
 from IS_Net.metric_names import ALL
 from IS_Net.paths import resolve
-from IS_Net.preprocess import MASK_CHANNEL, four_numbers
+from IS_Net.preprocess import MASK_CHANNEL, clip_box, four_numbers
 from IS_Net.report import MEAN
 from IS_Net.robustness import BOX, MASK, Change, list_changes
+from IS_Net.samples import check_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +148,16 @@ def find_data_set(
 
     Raises:
         MissingFileError: If a folder does not exist.
-        DatasetError: If a folder holds no image file, or two with the same stem.
+        DatasetError: If a folder holds no image file, or two with the same stem; or an entry of datalist.py is faulty,
+            or has no ground truths.
     """
     known = datalist.named()
+    mid: Path | None
     if text in known:
-        gt, im, mid = (resolve(known[text][key]) for key in ("gt_dir", "im_dir", "mid_dir"))
+        entry = check_dataset(known[text])
+        if entry.gt_dir is None:
+            raise DatasetError(f"{text}: the entry of datalist.py has no folder of ground truths; set its gt_dir")
+        gt, im, mid = entry.gt_dir, entry.im_dir, entry.mid_dir
         folder, typed = im.parent, Path(known[text]["im_dir"]).parent
     else:
         typed, gt = Path(os.path.abspath(text)), Path(text).resolve()  # noqa: PTH100 a link has its own name
@@ -159,8 +165,9 @@ def find_data_set(
         gt = gt / "gt" if (gt / "gt").is_dir() else gt
         folder = gt.parent if gt.name == "gt" else gt
         im, mid = folder / "im", folder / OWN
-    names = [entry["name"] for entry in known.values() if entry["gt_dir"] and resolve(entry["gt_dir"]) == gt]
-    name = names[0] if names else folder.name
+    # entries that have nothing to do with this data set are not checked
+    of_gt = [entry for entry in known.values() if entry.get("gt_dir") and resolve(entry["gt_dir"]) == gt]
+    name = check_dataset(of_gt[0]).name if of_gt else folder.name
     gts = list_images(gt)
     return DataSet(
         name=name,
@@ -169,7 +176,7 @@ def find_data_set(
         ignored=frozenset(islice(gts, limit or len(gts), None)),
         images=list_images(images) if images else _optional(im),
         masks=list_images(masks) if masks else _optional(mid),
-        kinds=_kinds(folder, gt, im, masks or mid),
+        kinds=_kinds(folder, [gt, im, images], masks or mid),
     )
 
 
@@ -183,7 +190,7 @@ def find_listed(path: Path, limit: int | None = None) -> DataSet:
 
     Raises:
         DatasetError: If the list is faulty, or holds a name twice.
-        BoxError: If a box is not four finite numbers.
+        BoxError: If boxes are not four finite numbers, or do not fit their pictures; the message names all of them.
     """
     entries: dict[str, Entry] = {}
     for entry in read_listing(path, ["gt"]):
@@ -200,31 +207,64 @@ def find_listed(path: Path, limit: int | None = None) -> DataSet:
         images={name: entry.image for name, entry in found.items()},
         masks=masks,
         kinds={OWN: path} if masks else {},
-        boxes={
-            name: four_numbers(entry.prompt["box"], f"{entry.where}: box")
-            for name, entry in found.items()
-            if "box" in entry.prompt
-        },
+        boxes=_listed_boxes(found),
     )
 
 
-def _optional(folder: Path) -> dict[str, Path]:
+def _listed_boxes(entries: Mapping[str, Entry]) -> dict[str, Sequence[float]]:
+    def check(entry: Entry) -> str | None:
+        box, where = entry.prompt["box"], f"{entry.where}: box"
+        try:
+            four_numbers(box, where)  # also if the image cannot be read
+            clip_box(box, *image_size(entry.image), where)
+        except BoxError as error:
+            return str(error)
+        except ImageError:  # only predictions need images, and they name those that cannot be read
+            pass
+        return None
+
+    with_box = {name: entry for name, entry in entries.items() if "box" in entry.prompt}
+    with ThreadPoolExecutor() as pool:  # only headers, but of thousands of files, which may be on a network
+        if problems := [found for found in pool.map(check, with_box.values()) if found]:
+            raise BoxError(problems_text(problems))
+    return {name: four_numbers(entry.prompt["box"], entry.where) for name, entry in with_box.items()}
+
+
+def _optional(folder: Path | None) -> dict[str, Path]:
     """Return the files of a folder that may be missing; only the report, or a prediction, needs them."""
     try:
-        return list_images(folder) if folder.is_dir() else {}
+        return list_images(folder) if folder and folder.is_dir() else {}
     except ValueError as error:
         logger.warning("left out of the report: %s", error)
         return {}
 
 
-def _kinds(folder: Path, gt: Path, im: Path, own: Path) -> dict[str, Path]:
-    """Return the folders of coarse masks in a split: its own first, then the others by name."""
-    kinds = {OWN: own} if own.is_dir() else {}
+def _kinds(folder: Path, others: Sequence[Path | None], own: Path | None) -> dict[str, Path]:
+    """Return the folders of coarse masks in a split: its own first, then those by name that are not ``others``."""
+    kinds = {OWN: own} if own and own.is_dir() else {}
+    known = {path.resolve() for path in (*others, own) if path}
     for sub in sorted(folder.iterdir()):
-        known = sub.name in ("gt", "im", OWN) or sub.resolve() in (gt, im, own.resolve())
-        if not known and sub.is_dir() and any(is_image(path) for path in sub.iterdir()):
+        if sub.name in ("gt", "im", OWN) or sub.resolve() in known or not sub.is_dir():
+            continue
+        if any(is_image(path) for path in sub.iterdir()):
             kinds[sub.name] = sub
     return kinds
+
+
+def _holds_masks(folder: Path, gts: Mapping[str, Path]) -> bool:
+    """Return whether a file of a folder, of a ground truth if there is one, is a mask; log if it is another picture."""
+    files = sorted(path for path in folder.iterdir() if is_image(path))
+    file = next((path for path in files if name_of(Path(path.name)) in gts), files[0])
+    try:
+        read_mask(file)
+    except ImageError as error:
+        try:
+            read_image(file)
+        except ImageError:
+            return True  # a damaged file tells nothing of the others; the run names it
+        logger.warning("%s: is left out, because it does not hold coarse masks: %s", folder, error)
+        return False
+    return True
 
 
 def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
@@ -233,6 +273,7 @@ def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
     Args:
         data_set: The data set.
         folder: The folder of the method. The maps are in a subfolder with the data set's name, or in the folder itself.
+            Where names begin with folders, these are searched too.
         alone: Whether this is the only data set; otherwise there must be a subfolder for each.
 
     Raises:
@@ -241,9 +282,10 @@ def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: the folder does not exist; expected a folder of maps")
+    recursive = any("/" in name for name in data_set.gts)
     for name in data_set.folders:
         if (folder / name).is_dir():
-            return list_images(folder / name)
+            return list_images(folder / name, recursive)
     tried = " or ".join(data_set.folders)
     if not alone:
         raise MissingFileError(
@@ -251,7 +293,7 @@ def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
             "DIR/<data set>/NAME.png"
         )
     try:
-        return list_images(folder)
+        return list_images(folder, recursive)
     except ValueError as error:
         raise EvaluationError(f"{error} (and it has no folder {tried})") from error
 
@@ -355,7 +397,7 @@ def gather(request: Request, networks: Mapping[str, int] | None = None) -> list[
         raise EvaluationError(f"a data set is named {MEAN!r}, like the mean of all data sets; rename its folder")
     kinds = _chosen_kinds(request, networks, data_sets)
     for data_set in data_sets:
-        problems += _add_coarse(data_set, request, networks, kinds)
+        problems += _add_coarse(data_set, request, networks, kinds[data_set.name])
         for method, folder in methods.items():
             if method in data_set.methods:
                 raise EvaluationError(f"two methods are named {method!r}; give them names with --pred NAME=DIR")
@@ -370,18 +412,28 @@ def gather(request: Request, networks: Mapping[str, int] | None = None) -> list[
     return data_sets
 
 
-def _chosen_kinds(request: Request, networks: Mapping[str, int], data_sets: Sequence[DataSet]) -> list[str]:
-    """Return the kinds of coarse masks that the request asks for."""
+def _chosen_kinds(
+    request: Request, networks: Mapping[str, int], data_sets: Sequence[DataSet]
+) -> dict[str, Sequence[str]]:
+    """Return the kinds of coarse masks that the request asks for, by the names of the data sets."""
+    if networks and request.jitter and not request.coarse:
+        return {data_set.name: [OWN if OWN in data_set.kinds else PERFECT] for data_set in data_sets}
+    return dict.fromkeys((data_set.name for data_set in data_sets), _common_kinds(request, networks, data_sets))
+
+
+def _common_kinds(request: Request, networks: Mapping[str, int], data_sets: Sequence[DataSet]) -> list[str]:
+    """Return the kinds of coarse masks that all data sets should have."""
     if request.coarse:
         if PERFECT in request.coarse and not networks:
             raise EvaluationError(f"--coarse {PERFECT}: is the ground truth, and is refined with --weights only")
         return list(dict.fromkeys(request.coarse))
     if not networks:
         return [] if request.coarse is None else [OWN]
-    if request.jitter:
-        return [OWN if all(OWN in data_set.kinds for data_set in data_sets) else PERFECT]
     if request.coarse is None and all(channels <= MASK_CHANNEL for channels in networks.values()):
         return []
+    for data_set in data_sets:
+        found = data_set.kinds.items()
+        data_set.kinds = {kind: folder for kind, folder in found if kind == OWN or _holds_masks(folder, data_set.gts)}
     kinds = list(dict.fromkeys(kind for data_set in data_sets for kind in data_set.kinds))
     if not kinds and data_sets:
         raise EvaluationError(

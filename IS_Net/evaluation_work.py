@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from IS_Net.errors import ScoringError
-from IS_Net.evaluation import empty_scores, load_networks, measure, thumbnail_file
+from IS_Net.evaluation import boxes_of_masks, empty_scores, load_networks, measure, thumbnail_file
 from IS_Net.evaluation_data import DataSet, Request, gather, problems_text
 from IS_Net.files import content_hash
 from IS_Net.machine import cores_per_process
@@ -68,6 +68,10 @@ class EvaluationWork:
     @cached_property
     def _by_name(self) -> dict[str, DataSet]:
         return {data_set.name: data_set for data_set in self.data_sets}
+
+    @cached_property
+    def _boxes(self) -> dict[str, dict[str, dict[str, Any]]]:
+        return {data_set.name: boxes_of_masks(data_set) for data_set in self.data_sets}
 
     @cached_property
     def _weights(self) -> list[str]:
@@ -158,9 +162,10 @@ class EvaluationWork:
         except OSError:
             return None
         request = self.request
-        how = [request.metrics, data_set.methods, self._weights, request.precision, data_set.boxes.get(name)]
+        boxes = {kind: found.get(name) for kind, found in self._boxes[data_set.name].items()}
+        how = [request.metrics, data_set.methods, self._weights, request.precision, boxes]
         how += [request.seed] if request.jitter else []
-        return hashlib.sha256(json.dumps([CACHE_VERSION, found, how]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([CACHE_VERSION, found, how], sort_keys=True).encode()).hexdigest()[:32]
 
     def _is_current(self, item: tuple[str, str], row: Row | None) -> bool:
         if row is None or row["status"] == FAILED or not row.get("key") or row["key"] != self._key(item):

@@ -23,7 +23,7 @@ from IS_Net.preprocess import (
     Box,
     Window,
     alpha_to_uint8,
-    check_box,
+    clip_box,
     fill_box,
     make_image_planes,
     make_prompt_planes,
@@ -295,7 +295,7 @@ class DISPredictor:
             image: (H, W, 3) uint8 RGB, upright. The result refers to it; do not modify it while the result is in use.
 
         Raises:
-            ValueError: If the shape or dtype is another.
+            ValueError: If the shape or dtype is another, or the image has no pixels.
         """
         # the planes are copied, because an image that is not resized may be their memory
         return PreparedImage(make_image_planes(image, self.input_size).copy(), image)
@@ -319,7 +319,8 @@ class DISPredictor:
         Args:
             image: (H, W, 3) uint8 RGB, upright; or what :meth:`prepare` returns for it.
             mask: (H, W), bool, uint8 0/1 or 0..255, or float 0..1; or None.
-            box: xyxy in pixels; None means the bounds of the mask, or the whole frame if there is no mask.
+            box: xyxy in pixels, at least one; None means the bounds of the mask, or the whole frame if there is no
+                mask.
             passes: Number of whole passes, at least 1: each takes the alpha matte of the one before as its mask, with
                 the same box. ``auto`` is 1 if a mask is given, else 2.
             detail: What to do for photographs larger than the network's input. ``off``: the alpha matte of the whole
@@ -338,11 +339,12 @@ class DISPredictor:
         Raises:
             ValueError: If a shape, dtype or range is another, the mask's size is not the image's, or ``passes`` or
                 ``detail`` is not one of the values above.
-            BoxError: If the box has no area or lies outside the image.
+            BoxError: If the box is not four finite numbers, has its corners in the wrong order, or lies outside the
+                image.
         """
         prepared = image if isinstance(image, PreparedImage) else self.prepare(image)
         coarse = None if mask is None else check_mask(mask, prepared.size)
-        clipped = None if box is None else check_box(box, *prepared.size)
+        clipped = None if box is None else clip_box(box, *prepared.size)
         result = self.refine(
             prepared, coarse, clipped, passes=passes, detail=detail, keep_better=keep_better, need_score=return_score
         )
@@ -364,7 +366,7 @@ class DISPredictor:
         Args:
             image: From :meth:`prepare`.
             mask: (H, W) uint8 0..255, from :func:`check_mask`, or None.
-            box: xyxy in pixels, from :func:`IS_Net.preprocess.check_box`, or None.
+            box: xyxy in pixels, from :func:`IS_Net.preprocess.clip_box`, or None.
             passes: See :meth:`predict`.
             detail: See :meth:`predict`.
             keep_better: See :meth:`predict`.

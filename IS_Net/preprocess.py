@@ -88,7 +88,21 @@ def four_numbers(box: Box, where: str) -> list[float]:
     return values.tolist()
 
 
-def _clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
+def clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
+    """Check a box, which may be a single pixel, and clip it to its image.
+
+    Args:
+        box: xyxy in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        where: The name of the box in error messages.
+
+    Returns:
+        The clipped box.
+
+    Raises:
+        BoxError: If the box is not four finite numbers, has its corners in the wrong order, or lies outside the image.
+    """
     x0, y0, x1, y1 = four_numbers(box, where)
     if x1 < x0 or y1 < y0:
         message = f"{where}: {[x0, y0, x1, y1]} has its corners in the wrong order; expected x0 < x1 and y0 < y1"
@@ -105,22 +119,14 @@ def _clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[fl
 
 
 def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
-    """Check the box of a prompt and clip it to its image.
+    """Check a box that a person gives and clip it to its image, as :func:`clip_box` does; refuse a single point.
 
-    Args:
-        box: xyxy in pixels.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        where: The name of the box in error messages.
-
-    Returns:
-        The clipped box.
+    A box of one pixel is what a click leaves. Boxes of masks may be that small.
 
     Raises:
-        BoxError: If the box is not four finite numbers, has its corners in the wrong order, lies outside the image, or
-            is a single point.
+        BoxError: If :func:`clip_box` raises it, or the box is a single point.
     """
-    clipped = _clip_box(box, height, width, where)
+    clipped = clip_box(box, height, width, where)
     x0, y0, x1, y1 = four_numbers(box, where)
     if x1 == x0 and y1 == y0:
         raise BoxError(f"{where}: {[x0, y0, x1, y1]} is a single point; expected a box with an area")
@@ -182,7 +188,7 @@ def fill_box(box: Box | None, image_size: tuple[int, int], size: tuple[int, int]
     plane = np.zeros((1, *size), dtype=np.uint8)
     if box is None:
         return plane
-    x0, y0, x1, y1 = _clip_box(box, *image_size)
+    x0, y0, x1, y1 = clip_box(box, *image_size)
     (image_h, image_w), (h, w) = image_size, size
     top, left = int(y0 * h / image_h), int(x0 * w / image_w)
     bottom, right = int(np.ceil((y1 + 1) * h / image_h)), int(np.ceil((x1 + 1) * w / image_w))
@@ -201,10 +207,12 @@ def make_image_planes(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         (3, height, width) uint8.
 
     Raises:
-        ValueError: If shape or dtype differ.
+        ValueError: If shape or dtype differ, or the image has no pixels.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected an image of shape (H, W, 3) uint8, found {image.shape} {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(
+            f"expected an image of shape (H, W, 3) uint8, with H and W of at least 1, found {image.shape} {image.dtype}"
+        )
     return resize_uint8(image, size)
 
 

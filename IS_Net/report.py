@@ -510,6 +510,12 @@ class _Changed(NamedTuple):
     """Of all data sets with the same weight."""
     not_worse: float | None
 
+    @property
+    def reference(self) -> tuple[str, str, Change]:
+        """Network, prompt and change of the results of the exact prompt."""
+        prompt = self.prompt.removesuffix(BOTH.removeprefix(MASK)) if self.change.prompt == BOTH else self.prompt
+        return self.network, prompt, self.change.reference
+
 
 def _changes(results: Sequence[Scores]) -> list[_Changed]:
     """Return the results of each change, in the order of the results."""
@@ -536,9 +542,7 @@ def _robustness_rows(results: Sequence[Scores]) -> tuple[list[str], list[list[st
     for row in rows:
         cells = [row.network] * several + [row.prompt, row.change.name, *(_format(k, row.figures[k]) for k in keys)]
         if with_change:
-            prompt = row.prompt.removesuffix(BOTH.removeprefix(MASK)) if row.change.prompt == BOTH else row.prompt
-            before = exact[row.network, prompt, row.change.reference]
-            fell = row.figures["iou"] - before["iou"]
+            fell = row.figures["iou"] - exact[row.reference]["iou"]
             cells += [f"{fell:+.4f}", f"{row.not_worse:.0%}"] if row.change.kind else ["-", "-"]
         table.append(cells)
     heads = ["network"] * several + ["prompt", "change", *(_heading_of_one(k) or FIGURES[k].heading for k in keys)]
@@ -560,7 +564,7 @@ def robustness_page(results: Sequence[Scores]) -> str:
     """
     data_sets = list(dict.fromkeys(scores.data_set for scores in results))
     title = f"Changed prompts on {', '.join(data_sets)}"
-    images = sum(len(scores.images) for scores in results if scores.method == results[0].method)
+    images = sum({scores.data_set: len(scores.images) for scores in results}.values())
     body = [f"<h1>{escape(title)}</h1>", f'<p class="note">{images} images. {escape(ROBUSTNESS_NOTE)}.</p>']
     rows = _changes(results)
     for network in dict.fromkeys(row.network for row in rows):
@@ -587,7 +591,7 @@ def _robustness_charts(rows: Sequence[_Changed]) -> list[str]:
     for prompt in dict.fromkeys(row.prompt for row in rows):
         own = [row for row in rows if row.prompt == prompt and row.change.amount]
         kinds = list(dict.fromkeys(row.change.kind for row in own))
-        exact = next(row.figures for row in rows if row.change == own[0].change.reference)
+        exact = next(row.figures for row in rows if (row.network, row.prompt, row.change) == own[0].reference)
         charts = []
         for key in keys:
             lines = []

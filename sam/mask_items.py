@@ -51,7 +51,8 @@ def find_items(
 def find_listed(path: str | Path) -> list[Item]:
     """Return the images of a list (see :func:`IS_Net.listing.read_listing`) with their prompts or ground truths.
 
-    Rows with a box or points are prompts; the tight box of the ground truth is the prompt of the others.
+    Rows with a box or points are prompts. The tight box of the ground truth is the prompt of an image that has a single
+    row without them.
 
     Raises:
         DatasetError: If the list is faulty, or says two things about an image.
@@ -73,6 +74,11 @@ def find_listed(path: str | Path) -> list[Item]:
             continue
         prompts += [prompt_from_record(name, {**e.prompt, "object": e.object}, e.where) for e in entries]
     if without := next((prompt for prompt in prompts if prompt.empty), None):
+        if (count := len(rows[without.name])) > 1:
+            raise PromptError(
+                f"{without.where}: {without.name!r} has {count} rows, and this one has no prompt; expected 'box', or "
+                "'points' and 'labels', in each ('gt' replaces them where an image has one row)"
+            )
         raise PromptError(f"{without.where}: expected 'box', 'points' and 'labels', or 'gt', found none")
     of_image = _by_image(prompts, images)  # all together: a mask must not have the name of another image's
     return [Item(name, path, gts.get(name), of_image.get(name)) for name, path in images.items()]

@@ -380,7 +380,7 @@ def test_box_is_checked_once(predictor: DISPredictor, monkeypatch: pytest.Monkey
         return box
 
     monkeypatch.setattr(pipeline, "check_box", counted)
-    monkeypatch.setattr(predictor_module, "check_box", counted)
+    monkeypatch.setattr(predictor_module, "clip_box", counted)
     both = DISSAM(FakeSam(), predictor)
     both.set_image(IMAGE)
     both.predict(box=(30, 20, 80, 59))

@@ -148,6 +148,22 @@ def test_a_data_set_has_its_name_from_datalist(make_split, tmp_path, monkeypatch
     assert run("--gt", split, "--pred", tmp_path / "rough") == 0
 
 
+def test_entries_of_datalist_that_the_training_accepts(make_split, monkeypatch, capsys):
+    split = make_split()
+    monkeypatch.setattr(datalist, "dataset_other", {"name": "other", "im_dir": "nowhere"}, raising=False)
+    entry = {"name": "mine", "im_dir": str(split / "im"), "gt_dir": str(split / "gt")}
+    for masks, code in (({"mask_dir": str(split / "mask")}, 0), ({"mid_dir": ""}, 2), ({}, 2)):
+        monkeypatch.setattr(datalist, "dataset_mine", entry | masks, raising=False)
+        assert run("--gt", "dataset_mine", "--coarse") == code
+        output = capsys.readouterr()
+        if code:
+            assert "mine has no coarse masks of the kind 'mask', found none" in output.err
+        else:
+            assert table(output.out)[1][0] == "mine"
+    assert run("--gt", "dataset_other", "--coarse") == 2
+    assert "dataset_other: the entry of datalist.py has no folder of ground truths" in capsys.readouterr().err
+
+
 def test_a_method_has_the_name_that_it_is_given(make_split, tmp_path, capsys):
     split = make_split()
     (tmp_path / "perfect").rename(tmp_path / "x=1")

@@ -99,6 +99,23 @@ def test_a_list_of_pictures(split: Path, capsys: pytest.CaptureFixture):
     assert "split.jsonl, line 1: box: expected four finite numbers" in capsys.readouterr().err
 
 
+def test_names_of_a_list_may_begin_with_folders(split: Path):
+    assert run("--json", "one.json") == 0
+    rows = [{"name": f"{n % 2}/{n}", "image": f"split/im/{n}.jpg", "gt": f"split/gt/{n}.png"} for n in range(5)]
+    Path("split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in ("found", "several/split"):
+        for row in rows:
+            target = Path(folder, f"{row['name']}.png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(Path("maps", f"{target.name}").read_bytes())
+        pred = folder.split("/")[0]
+        options = ["--manifest", "split.jsonl", "--pred", f"maps={pred}", "--workers", "0", "--json", "two.json"]
+        assert main(options) == 0
+        one, two = (content(f"{name}.json")["results"] for name in ("one", "two"))
+        (expected,) = (result["figures"] for result in one if result["method"] == "maps")
+        assert two[0]["figures"] == pytest.approx(expected)
+
+
 def test_rows_replace_nothing_and_are_not_replaced(split: Path, capsys: pytest.CaptureFixture):
     assert run("--rows", "rows") == 0
     path = Path("rows/rows.jsonl")

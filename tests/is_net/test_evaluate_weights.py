@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_sample
+from thin_networks import lively
 
 from IS_Net import evaluation, evaluation_outputs
 from IS_Net.checkpoint import save_weights
@@ -25,6 +26,7 @@ from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor
 from IS_Net.report import REFINEMENT_NOTE, Scores, refinement_table, worst_results
 from IS_Net.scoring import Scorer
+from IS_Net.shards import read_rows
 
 
 @pytest.fixture
@@ -203,6 +205,74 @@ def test_the_prompt_of_the_manifest_is_the_box(photos: Path, lost: Lost):
     (photos / "a" / "disc" / "manifest.jsonl").write_text(json.dumps(entry) + "\n")
     assert run("--gt", photos / "a", "--weights", "w.pth", "--coarse", "disc", "perfect") == 0
     assert lost.boxes == [None, None, [10.0, 20.0, 90.0, 80.0], None]
+
+
+def test_a_box_that_does_not_fit_is_named_and_does_not_stop_the_others(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    predictor = DISPredictor(lively(5), "cpu", "full", (64, 64))
+    monkeypatch.setattr(evaluation.DISPredictor, "from_checkpoint", lambda *_, **__: predictor)
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    boxes = {"x": [500, 20, 600, 80], "y": [7, 5, 7, 5]}  # beside the image; a single pixel
+    entries = [{"mask": name, "image": name, "model": "box", "box": box} for name, box in boxes.items()]
+    manifest = photos / "a" / "disc" / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    command = ["--gt", photos / "a", "--weights", tmp_path / "w.pth", "--coarse", "disc"]
+    message = rf"1 files .*:\n  {re.escape(str(photos))}\S*x.jpg: box: .* lies outside its image of 200 x 150 pixels"
+    assert run(*command) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert run(*command, "--rows", tmp_path / "rows") == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert {name: row["status"] for name, row in read_rows(tmp_path / "rows").items()} == {
+        "a/x": "failed",
+        "a/y": "done",
+    }
+
+
+def test_listed_boxes_are_compared_with_their_pictures(photos: Path, lost: Lost, capsys: pytest.CaptureFixture):
+    def write(boxes: dict[str, list[int]]) -> None:
+        rows = [{"image": f"im/{name}.jpg", "gt": f"gt/{name}.png", "box": box} for name, box in boxes.items()]
+        (photos / "a" / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    command = ["--manifest", photos / "a" / "list.jsonl", "--weights", "w.pth", "--coarse", "perfect"]
+    write({"x": [200, 1, 300, 50], "y": [139, 159, 139, 159]})
+    assert run(*command) == 2
+    error = capsys.readouterr().err
+    assert "list.jsonl, line 1: box: [200.0, 1.0, 300.0, 50.0] lies outside its image of 200 x 150" in error
+    assert "line 2" not in error and lost.boxes == []
+    write({"x": [199, 1, 300, 50], "y": [139, 159, 139, 159]})
+    assert run(*command) == 0
+
+
+def test_a_box_that_changed_is_measured_again(
+    photos: Path, lost: Lost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pth").write_bytes(b"weights")
+    command = ["--gt", photos / "a", "--weights", "w.pth", "--coarse", "disc", "perfect", "--rows", "rows"]
+    for box in ([1.0, 2.0, 90.0, 80.0], [3.0, 4.0, 90.0, 80.0]):
+        entry = {"mask": "y", "image": "y", "model": "sam", "box": box}
+        (photos / "a" / "disc" / "manifest.jsonl").write_text(json.dumps(entry) + "\n")
+        lost.boxes.clear()
+        assert run(*command) == 0
+    assert lost.boxes == [box, None]  # of y, whose masks are of two kinds; x is as it was
+    assert run(*command) == 0 and len(lost.boxes) == 2
+
+
+def test_photographs_beside_the_ground_truths_are_no_coarse_masks(
+    photos: Path, lost: Lost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    split = photos / "a"
+    (split / "im").rename(split / "photographs")
+    command = ["--gt", split, "--images", split / "photographs", "--weights", "w.pth", "--csv", tmp_path / "r.csv"]
+    methods = {"disc", "disc -> w", "empty", "empty -> w"}
+    assert run(*command) == 0
+    assert {row["method"] for row in rows_of(tmp_path / "r.csv")} == methods and not caplog.records
+    for name in "xy":
+        shutil.copytree(split / "photographs", split / name)
+    assert run(*command) == 0
+    assert {row["method"] for row in rows_of(tmp_path / "r.csv")} == methods
+    assert [f"{split / name}: is left out" in caplog.text for name in "xy"] == [True, True]
 
 
 # --- what got worse ---

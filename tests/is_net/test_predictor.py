@@ -454,6 +454,8 @@ def test_size_mismatch_names_mask_and_image():
     [
         (IMAGE[..., 0], MASK, "expected an image of shape"),
         (IMAGE / 255, MASK, "expected an image of shape"),
+        (IMAGE[:0], MASK[:0], r"expected an image of shape .* found \(0, 101, 3\) uint8"),
+        (IMAGE[:, :0], None, r"expected an image of shape .* found \(75, 0, 3\) uint8"),
         (IMAGE, MASK[1:], "the mask is 101 x 74 pixels, but its image is 101 x 75 pixels"),
         (IMAGE, np.stack([MASK] * 3), "expected a mask of shape"),
         (IMAGE, MASK[0], "expected a mask of shape"),
@@ -468,10 +470,18 @@ def test_invalid_arrays(predictor: DISPredictor, image: np.ndarray, mask: np.nda
         predictor.predict(image, mask)
 
 
-@pytest.mark.parametrize("box", [(200, 5, 220, 9), (5, 9, 2, 4), (7, 7, 7, 7), (1, 2, 3), "box"])
+@pytest.mark.parametrize("box", [(200, 5, 220, 9), (5, 9, 2, 4), (1, 2, 3), "box"])
 def test_invalid_boxes(predictor: DISPredictor, box: Any):
     with pytest.raises(BoxError, match=r"^box: "):
         predictor.predict(IMAGE, MASK, box)
+
+
+def test_box_may_be_a_single_pixel(predictor: DISPredictor):
+    pixel = np.zeros_like(MASK)
+    pixel[9, 7] = 1
+    found = predictor.predict(IMAGE, pixel, (7, 9, 7, 9))
+    np.testing.assert_array_equal(found, predictor.predict(IMAGE, pixel))
+    assert not np.array_equal(found, predictor.predict(IMAGE, pixel, (0, 0, 100, 74)))
 
 
 # --- the network inside ---

@@ -16,6 +16,7 @@ from IS_Net.errors import BoxError
 from IS_Net.preprocess import (
     box_from_mask,
     check_box,
+    clip_box,
     fill_box,
     make_image_planes,
     make_planes,
@@ -108,7 +109,11 @@ def test_invalid_boxes_are_errors(box: Any, message: str):
     ],
 )
 def test_boxes_are_clipped(box: Any, clipped: tuple):
-    assert check_box(box, 37, 53) == clipped
+    assert check_box(box, 37, 53) == clip_box(box, 37, 53) == clipped
+
+
+def test_boxes_of_masks_may_be_single_pixels():
+    assert clip_box([5, 6, 5, 6], 37, 53) == (5, 6, 5, 6)
 
 
 @many

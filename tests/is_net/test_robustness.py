@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from conftest import draw_sample
 
 from IS_Net import evaluation, evaluation_work
 from IS_Net.evaluate import main
+from IS_Net.evaluation_data import Request, gather
 from IS_Net.images import read_mask
 from IS_Net.metrics import iou
 from IS_Net.preprocess import box_from_mask
+from IS_Net.report import robustness_page
 from IS_Net.robustness import AMOUNTS, BOTH, BOX, MASK, Change, change_mask, change_prompt, list_changes
 
 KINDS = ("dilated", "eroded", "shifted", "neighbor")
@@ -213,6 +216,35 @@ def test_without_masks_the_ground_truths_are_changed_and_boxes_beside_masks_too(
     assert len(printed) == len(list_changes(5)) == len(echo.prompts)
     assert printed["perfect", "exact"][0] == "1.0000"
     assert printed["perfect + box", "loose 10 %"][4] == "+0.0000"  # this network does not look at it
+
+
+def test_only_sets_without_masks_use_their_ground_truths(echo, make_dataset, tmp_path, capsys):
+    for name in ("a", "b"):
+        split = Path(make_dataset(name)["gt_dir"]).parent
+    (split / "mask").rename(tmp_path / "elsewhere")
+    out = tmp_path / "out.html"
+    splits = ["--gt", str(tmp_path / "a"), str(tmp_path / "b"), "--limit", "1"]
+    assert main([*splits, "--weights", "--jitter", "--workers", "0", "--html", str(out)]) == 0
+    printed = rows_of(capsys.readouterr().out)
+    assert {prompt for prompt, _ in printed} == {"box alone", "mask", "perfect"}
+    assert float(printed["mask", "exact"][0]) < float(printed["perfect", "exact"][0]) == 1
+    assert len(echo.prompts) == 2 * len(list_changes(4))
+    assert "2 images." in out.read_text()
+
+
+def test_charts_start_at_the_exact_prompt_of_their_own_masks(make_dataset):
+    split = Path(make_dataset("tiny")["gt_dir"]).parent
+    shutil.copytree(split / "mask", split / "other")
+    request = Request([str(split)], weights=[], coarse=["mask", "other"], jitter=True, metrics="iou")
+    results = evaluation.empty_scores(gather(request, {"echo": 5}), "iou").values()
+    for scores in results:  # each kind of mask has a value of its own, which no change lowers
+        value = 0.5 if scores.method.startswith("other") else 0.9
+        scores.add("ring_0", {"iou": np.array([value, 100 * value, 100])})
+        scores.seconds["ring_0"] = 1.0
+    page = robustness_page(list(results))
+    lines = re.findall(r'<polyline[^>]*points="([^"]*)"', page)
+    heights = [{point.split(",")[1] for point in line.split()} for line in lines]
+    assert len(lines) == 3 + 2 * (4 + 3) and all(len(found) == 1 for found in heights)
 
 
 def test_the_seed_changes_the_prompts(echo, make_dataset):

@@ -202,6 +202,10 @@ def test_a_list_of_images(split: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / "list.jsonl").write_text(json.dumps(faulty) + "\n")
         assert main(command) == 2
         assert message in capsys.readouterr().err
+    rows[2].pop("box")
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps({**row, "gt": rows[0]["gt"]}) + "\n" for row in rows))
+    assert main(command) == 2
+    assert "line 3: '01' has 2 rows, and this one has no prompt; expected 'box', or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prompt", [{"box": [3, 3, 20, 20]}, {"gt": "split/gt/01.png"}])
