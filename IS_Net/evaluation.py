@@ -19,6 +19,7 @@ from IS_Net.evaluation_data import OWN, PERFECT, DataSet, Request, gather, probl
 from IS_Net.images import binarize, read_image, read_mask, write_map
 from IS_Net.machine import available_cores
 from IS_Net.manifest import read_manifest
+from IS_Net.masks import keep_levels
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import DISPredictor
 from IS_Net.report import Prompt, Scores
@@ -230,7 +231,7 @@ class _Refiner:
                 gt = read_mask(self.data_set.gts[name])
                 mask, box = change_prompt(change, name, image, gt, mask, seed)
             started = time.perf_counter()
-            alpha = self.networks[network].predict(image, mask, box)
+            alpha = self.networks[network].predict(image, None if mask is None else keep_levels(mask), box)
             seconds[method] = time.perf_counter() - started
             maps[method] = np.rint(alpha * 255).astype(np.uint8)
             if self.thumbnails:

@@ -19,11 +19,11 @@ from IS_Net.checkpoint import save_weights
 from IS_Net.errors import EvaluationError
 from IS_Net.evaluate import main
 from IS_Net.evaluation_data import Request, gather
-from IS_Net.images import read_image, read_mask, write_image, write_mask
+from IS_Net.images import read_image, read_mask, write_image, write_map, write_mask
 from IS_Net.metrics import iou
 from IS_Net.metrics.suite import FIGURES, Suite
 from IS_Net.models import ISNetDIS
-from IS_Net.predictor import DISPredictor
+from IS_Net.predictor import DISPredictor, check_mask
 from IS_Net.report import REFINEMENT_NOTE, Scores, refinement_table, worst_results
 from IS_Net.scoring import Scorer
 from IS_Net.shards import read_rows
@@ -89,6 +89,16 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> Lost:
 
 
 # --- figures ---
+
+
+def test_maps_of_hardly_anything_are_no_masks_of_classes(photos: Path, weights: Path, lost: Lost, monkeypatch):
+    for folder in (photos / "a", photos / "b"):
+        for path in (folder / "gt").iterdir():
+            write_map(folder / "empty" / path.name, (read_mask(path) > 0).astype(np.uint8))  # levels 0 and 1 of 255
+    given = []
+    monkeypatch.setattr(lost, "predict", lambda image, mask, box: given.append(mask) or image[..., 0] / np.float32(255))
+    assert run("--gt", photos, "--weights", weights, "--coarse", "empty") == 0
+    assert len(given) == 3 and all(check_mask(mask, mask.shape).max() == 1 for mask in given)
 
 
 def test_scores_every_pair_kind_and_weights(
