@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from IS_Net.errors import BoxError, DatasetError, ImageError
+from IS_Net.errors import BoxError, DatasetError, ImageError, UnusableSamplesError
 from IS_Net.images import read_image, read_mask
 from IS_Net.lock import lock_folder
 from IS_Net.machine import available_cores
@@ -76,26 +76,28 @@ def open_cache(folder: Path, name: str, samples: Sequence[Sample], in_ch: int, s
         :func:`read_planes` returns them. Read-only and memory-mapped.
 
     Raises:
-        DatasetError: If files cannot be read (the message names all of them), or the disk is too full.
+        UnusableSamplesError: If files cannot be read; the message names all of them.
+        DatasetError: If the disk is too full.
     """
     with_gt = "" if samples[0].gt is None else "-gt"
-    prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}_{in_ch}ch{with_gt}_{size[0]}x{size[1]}_"
+    prefix = f"{_file_name(name)}_{in_ch}ch{with_gt}_{size[0]}x{size[1]}_"
     path = folder / f"{prefix}{_cache_key(samples, in_ch, size)}.npy"
     shape = (len(samples), in_ch + bool(with_gt), *size)
-    if path.is_file() and not _is_whole(path, shape):
-        logger.warning("cache: %s is damaged; it is built again", path)
-        path.unlink()
-    if not path.is_file():
-        _build_cache(path, name, samples, in_ch, shape)
-        for old in folder.glob(f"{prefix}*.npy"):
-            if old != path:
-                logger.info("cache: deleting %s, which is out of date", old)
-                old.unlink(missing_ok=True)
+    if not _is_whole(path, shape):
+        _build_cache(path, prefix, name, samples, in_ch, shape)
     return np.load(path, mmap_mode="r")
 
 
+def _file_name(name: str) -> str:
+    """Return the name of a data set as a part of a file name; different names give different ones."""
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name)
+    if plain == name:
+        return name
+    return f"{plain}-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}"
+
+
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Return whether a cache has the expected shape and all of its bytes."""
+    """Return whether a cache exists, and has the expected shape and all of its bytes."""
     try:
         array = np.load(path, mmap_mode="r")  # raises if the file is shorter than its header says
     except (OSError, ValueError, EOFError, SyntaxError):
@@ -136,13 +138,24 @@ class _PlanesOrError(Dataset):
             return str(error)
 
 
-def _build_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, shape: tuple[int, ...]) -> None:
+def _build_cache(
+    path: Path, prefix: str, name: str, samples: Sequence[Sample], in_ch: int, shape: tuple[int, ...]
+) -> None:
+    """Build a cache, and delete what its name begins with: outdated caches, and what killed builds have left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_folder(path.parent, "the build of a cache", wait=True):
-        if not path.is_file():  # another process may have built it in the meantime
-            for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a build that was killed
-                leftover.unlink(missing_ok=True)
-            _fill_cache(path, name, samples, in_ch, shape)
+        if _is_whole(path, shape):  # another process has built it in the meantime
+            return
+        if path.exists():
+            logger.warning("cache: %s is damaged; it is built again", path)
+            path.unlink(missing_ok=True)
+        for leftover in path.parent.glob(f".{prefix}*.part"):
+            leftover.unlink(missing_ok=True)
+        _fill_cache(path, name, samples, in_ch, shape)
+        for old in path.parent.glob(f"{prefix}*.npy"):
+            if old != path:
+                logger.info("cache: deleting %s, which is out of date", old)
+                old.unlink(missing_ok=True)
 
 
 def _fill_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, shape: tuple[int, ...]) -> None:
@@ -178,7 +191,9 @@ def _fill_cache(path: Path, name: str, samples: Sequence[Sample], in_ch: int, sh
             else:
                 array[index] = item
         if problems:
-            raise DatasetError(f"data set {name!r}: {len(problems)} samples cannot be used:{format_list(problems)}")
+            raise UnusableSamplesError(
+                f"data set {name!r}: {len(problems)} samples cannot be used:{format_list(problems)}"
+            )
         array.flush()
         del array
         with partial.open("rb") as file:

@@ -323,6 +323,8 @@ class Run:
     make_train_loader: Callable[[int], DataLoader]
     """Returns an endless loader that starts at the batch of the given number."""
     log: RunLog
+    datasets: dict[str, list[list[Any]]] = field(default_factory=dict)
+    """Name and number of samples of each data set, by ``train_datasets`` and ``valid_datasets``."""
     started: float = field(default_factory=time.monotonic)
     """When the run was started or resumed, in seconds of :func:`time.monotonic`."""
 
@@ -689,6 +691,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "metadata": self._metadata(),
             "settings": self.run.settings.as_dict(),
+            "datasets": self.run.datasets or None,
         }
         save_state(self.run.folder / STATE_FILE, state)
 

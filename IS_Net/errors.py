@@ -29,6 +29,10 @@ class DatasetError(UserError, ValueError):
     """A data set whose description, folders or files are not as expected."""
 
 
+class UnusableSamplesError(DatasetError):
+    """A data set with files that cannot be read, or with prompts outside their images; the others could be used."""
+
+
 class FolderInUseError(UserError, RuntimeError):
     """A folder that another process is writing to."""
 

@@ -255,6 +255,11 @@ class Settings:
                 )
         if self.whole_frame and not self.drop_mask:
             raise HyparError("hypar['whole_frame']: is a share of the samples without a mask; set drop_mask too")
+        if self.box_jitter and self.in_ch < 5 and not self.drop_mask:
+            raise HyparError(
+                f"hypar['box_jitter']: is {self.box_jitter:g}, but a network with {self.in_ch} input channels gets the "
+                "box only where the mask is dropped; set drop_mask too, hypar['model'] to 5, or box_jitter to 0"
+            )
         if not self.window_share:
             return
         if self.window_share + self.own_mask > 1:
@@ -311,6 +316,8 @@ def _checked(key: str, value: Any) -> Any:
         return bool(value)
     if rule.path and isinstance(value, Path):
         value = str(value)
+    if rule.path and isinstance(value, str):
+        _expanded(key, value)
     if isinstance(default, float) and _is_int(value):
         value = float(value)
     if type(value) is not type(default):
@@ -327,6 +334,19 @@ def _checked(key: str, value: Any) -> Any:
         wanted = f"at least {rule.minimum}" if rule.maximum == math.inf else f"{rule.minimum} to {rule.maximum}"
         raise HyparError(f"hypar[{key!r}]: expected a finite number of {wanted}, found {value!r}")
     return value
+
+
+def _expanded(key: str, text: str) -> Path:
+    """Return a path with the home folder in place of ``~``, or raise a HyparError if it cannot be one."""
+    if "\0" in text:
+        raise HyparError(f"hypar[{key!r}]: expected a path, found {text!r} with a NUL character; remove that")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise HyparError(
+            f"hypar[{key!r}]: expected a path, found {text!r}, where the home folder of ~ is not known; check the "
+            "user's name, or write the folder instead"
+        ) from error
 
 
 def _checked_size(key: str, value: Any, rule: Rule) -> tuple[int, ...]:
@@ -389,7 +409,7 @@ def parse_assignments(arguments: Sequence[str], extra: Sequence[str] = ()) -> di
 def _parsed(key: str, text: str) -> Any:
     default, rule = FIELDS[key].default, FIELDS[key].metadata["rule"]
     if rule.path:
-        path = Path(text).expanduser()
+        path = _expanded(key, text)
         bare_name = rule.path == CHECKPOINT and path.name == text and not path.exists()
         return text if not text or bare_name else str(path.resolve())
     if isinstance(default, str):

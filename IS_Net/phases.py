@@ -20,6 +20,7 @@ from IS_Net.data_loader import (
     DISDataset,
     Synthesis,
     TrainDataset,
+    TrainKey,
     ValidBatch,
     ValidDataset,
     ValidItem,
@@ -30,7 +31,7 @@ from IS_Net.data_loader import (
 from IS_Net.device import autocast_dtype, pick_device
 from IS_Net.doctor import require_usable, take_first_look
 from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
-from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError
+from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError, UnusableSamplesError
 from IS_Net.files import is_file_name, prepare_output, refuse_to_replace, remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
@@ -105,14 +106,27 @@ class Session:
                 require_usable(used(train, masks and self.settings.simulate_mask < 1), used(valid, masks))
 
     def valid_loaders(self, datasets: Datasets, need_gt: bool) -> list[DataLoader]:
-        """Return a loader for each data set, in order."""
+        """Return a loader for each data set, in order.
+
+        If ``need_gt`` is False, whoever reads the samples skips those that cannot be read, and a data set that cannot
+        be cached because of them is read from its files.
+        """
         settings = self.settings
-        opened = [self.dataset(entry, self.model.in_ch, need_gt, settings.cache_boost_valid) for entry in datasets]
+        opened = [self._valid_dataset(entry, need_gt) for entry in datasets]
         size, timeout = settings.batch_size_valid, 60 * settings.loader_minutes
         # besides the planes, a batch holds ground truths at the sizes of the images, taken to be about as large
         batch_bytes = 2 * size * (self.model.in_ch + 1) * math.prod(settings.input_size)
         workers = workers_that_fit(self.workers, batch_bytes * distributed.processes_here())
         return [valid_loader(ValidDataset(data), size, workers, self._pin, timeout) for data in opened]
+
+    def _valid_dataset(self, entry: dict[str, str], need_gt: bool) -> DISDataset:
+        try:
+            return self.dataset(entry, self.model.in_ch, need_gt, self.settings.cache_boost_valid)
+        except UnusableSamplesError as error:
+            if need_gt:
+                raise
+            logger.warning("%s\nThe files are read without a cache, which would hold all of them", error)
+            return self.dataset({**entry, "cache_dir": ""}, self.model.in_ch, need_gt, False)
 
     def run(self, train_datasets: Datasets, valid_datasets: Datasets, log: RunLog, phase_1: bool = False) -> Run:
         """Return what both phases are trained with, after a first look at the files; phase 1 may be about to begin."""
@@ -140,7 +154,11 @@ class Session:
         )
         batch_size = settings.batch_size_train
         if settings.auto_batch:
-            batch_size = find_batch_size(self.model, settings, self.device, self.dtype, len(data))
+            if data.device.type != "cpu":
+                data[TrainKey(0, 0)]  # the data sets are copied to the GPU, whose memory a batch then has to share
+            with torch.random.fork_rng(devices=[]):  # the GT encoder of phase 1 begins with the same weights
+                gt_encoder = ISNetGTEncoder() if settings.interm_sup else None
+                batch_size = find_batch_size(self.model, settings, self.device, self.dtype, len(data), gt_encoder)
             self.settings = settings = replace(settings, batch_size_train=batch_size, auto_batch=False)
         batch_bytes = batch_size * (self.model.in_ch + 1) * math.prod(crop_size)
         make_loader = functools.partial(
@@ -161,7 +179,13 @@ class Session:
             "%d training samples in batches of %d, %d validation samples; processes: %d",
             *(len(data), batch_size, sum(map(len, validated)), distributed.size()),
         )
-        return Run(settings, self.device, self.dtype, valid_loaders, make_loader, log)
+        # the mean over the validation sets does not depend on their order; the training samples do
+        names = {"train_datasets": _sizes(opened), "valid_datasets": sorted(_sizes(validated))}
+        return Run(settings, self.device, self.dtype, valid_loaders, make_loader, log, names)
+
+
+def _sizes(datasets: Sequence[DISDataset]) -> list[list[Any]]:
+    return [[data.name, len(data)] for data in datasets]
 
 
 def _check_datasets(datasets: Datasets, key: str) -> None:
@@ -225,12 +249,15 @@ def _train(session: Session, train_datasets: Datasets, valid_datasets: Datasets)
         if session.settings.auto_batch:  # it was tried when the run began
             size = state["settings"]["batch_size_train"]
             session.settings = replace(session.settings, batch_size_train=size, auto_batch=False)
+        _log_changed_settings(session.settings, state)
     settings = session.settings
     resume = state if state and state["phase"] == SegmentationTask.name else None
     if settings.restore_model and not resume:
         load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
     phase_1 = settings.interm_sup and not settings.gt_encoder_model and not (resume and resume["gt_encoder"])
     run = session.run(train_datasets, valid_datasets, log, phase_1)
+    if state:
+        _adapt_to_datasets(state, run)
     try:
         gt_encoder = None
         if settings.interm_sup:
@@ -248,7 +275,8 @@ def _state_to_resume(session: Session) -> dict[str, Any] | None:
     """Return the training state that ``restore_model`` names, or None to start a new run.
 
     Raises:
-        HyparError: If a new run would overwrite another one, or the state is not in ``model_path``.
+        HyparError: If a new run would overwrite another one, the state is not in ``model_path``, or ``interm_sup`` does
+            not fit its phase.
         CheckpointError: If the state cannot be read, or is of a network with other input channels.
     """
     settings, folder = session.settings, Path(session.settings.model_path)
@@ -271,21 +299,80 @@ def _state_to_resume(session: Session) -> dict[str, Any] | None:
             f"hypar['restore_model']: {path} can only be resumed in its own folder; set model_path to {path.parent}, "
             "or give best.safetensors of that folder to start a new run from its weights"
         )
-    now, then = settings.as_dict(), state["settings"]
-    if now["model"] != then["model"]:
+    then = state["settings"]
+    if settings.in_ch != then["model"]:
         raise CheckpointError(
-            f"{path}: is of a network with {then['model']} input channels, hypar['model'] has {now['model']}; set it "
+            f"{path}: is of a network with {then['model']} input channels, hypar['model'] has {settings.in_ch}; set it "
             f"to {then['model']}"
         )
-    before = {key: then.get(key, FIELDS[key].default) for key in now}  # a state may be older than a setting
-    changed = [
-        f"{key} {before[key]} -> {value}"
-        for key, value in now.items()
-        if key not in _FREE_TO_CHANGE and value != before[key]
-    ]
-    if changed:
-        logger.warning("%s is resumed with other settings than before: %s", path, ", ".join(changed))
+    _check_phase(settings, state, path)
     return state
+
+
+def _check_phase(settings: Settings, state: dict[str, Any], path: Path) -> None:
+    """Refuse a state of a phase that would be given up: the first save would replace it.
+
+    Raises:
+        HyparError: If phase 1 would begin although the state is of phase 2, or phase 2 although it is of phase 1.
+    """
+    in_phase_1 = state["phase"] == GTEncoderTask.name
+    if in_phase_1 and not settings.interm_sup:
+        raise HyparError(
+            f"hypar['interm_sup']: is False, but {path} is a state of phase 1, which trains the GT encoder, expected "
+            "True; resume with interm_sup=True, or begin a run without a GT encoder in another model_path"
+        )
+    if not in_phase_1 and not state["gt_encoder"] and settings.interm_sup and not settings.gt_encoder_model:
+        raise HyparError(
+            f"hypar['interm_sup']: is True, but {path} is a state of phase 2 without a GT encoder, expected False; "
+            "resume with interm_sup=False, or set gt_encoder_model to a trained GT encoder"
+        )
+
+
+def _log_changed_settings(settings: Settings, state: dict[str, Any]) -> None:
+    now = settings.as_dict()
+    before = {key: state["settings"].get(key, FIELDS[key].default) for key in now}  # a state may be older than a key
+    _log_changes(
+        settings,
+        "settings",
+        [
+            f"{key} {before[key]} -> {value}"
+            for key, value in now.items()
+            if key not in _FREE_TO_CHANGE and value != before[key]
+        ],
+    )
+
+
+def _log_changes(settings: Settings, what: str, changes: Sequence[str]) -> None:
+    if changes:
+        path = Path(settings.model_path) / STATE_FILE
+        logger.warning("%s is resumed with other %s than before: %s", path, what, ", ".join(changes))
+
+
+_BAR = ("best_f", "best_mae", "lowest_mae", "last_f", "patience_count")
+"""What a progress remembers of the figures of former validations."""
+
+
+def _adapt_to_datasets(state: dict[str, Any], run: Run) -> None:
+    """Log the data sets that differ from those of a state; forget its best figures if others are validated on now."""
+    before = state.get("datasets")
+    if before is None:  # written by an earlier version
+        return
+    changed = [key for key, sets in run.datasets.items() if sets != before[key]]
+    _log_changes(
+        run.settings, "data sets", [f"{key} {_listed(before[key])} -> {_listed(run.datasets[key])}" for key in changed]
+    )
+    if "valid_datasets" in changed and state["progress"]["best_f"] >= 0:
+        logger.warning(
+            "the best validation so far (max F %.4f) was on other data sets: the next one counts as the best, and %s "
+            "is replaced then",
+            state["progress"]["best_f"],
+            SegmentationTask.weights_file if state["phase"] == SegmentationTask.name else GTEncoderTask.weights_file,
+        )
+        state["progress"] |= {key: getattr(Progress(), key) for key in _BAR}
+
+
+def _listed(sets: Sequence[Sequence[Any]]) -> str:
+    return " + ".join(f"{name} ({number} samples)" for name, number in sets)
 
 
 def _trained_gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGTEncoder, Progress | None]:

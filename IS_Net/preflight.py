@@ -48,9 +48,16 @@ def largest_batch(fits: Callable[[int], bool], most: int = _LARGEST) -> int:
 
 
 def find_batch_size(
-    model: nn.Module, settings: Settings, device: torch.device, dtype: torch.dtype | None, most: int
+    model: nn.Module,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    most: int,
+    gt_encoder: nn.Module | None = None,
 ) -> int:
     """Find the largest batch size whose training step fits into the memory of a GPU, by trying.
+
+    What this process holds there already, such as the data sets that samples are made of, counts too.
 
     Args:
         model: The network of phase 2, an ISNetDIS; it is the same afterwards.
@@ -58,6 +65,7 @@ def find_batch_size(
         device: A CUDA device.
         dtype: Of autocast; None is float32.
         most: The largest batch size to try: the number of training samples.
+        gt_encoder: An ISNetGTEncoder with any weights, if one supervises phase 2; it is frozen and moved to the device.
 
     Raises:
         HyparError: If the device is not a CUDA device, or not even one sample fits.
@@ -68,7 +76,9 @@ def find_batch_size(
         )
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(device, memory_format=torch.channels_last)
-    task = SegmentationTask(model, None, settings)
+    if gt_encoder is not None:
+        gt_encoder.to(device, memory_format=torch.channels_last)
+    task = SegmentationTask(model, gt_encoder, settings)
     limit = _MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     def fits(size: int) -> bool:

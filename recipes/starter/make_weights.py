@@ -20,7 +20,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from IS_Net.command_line import DONE, FAILED, INTERRUPTED, non_negative_int, positive_int, run_command
+from IS_Net.command_line import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    non_negative_int,
+    positive_int,
+    run_command,
+)
 from IS_Net.errors import UserError
 from IS_Net.images import atomic_file
 from IS_Net.paths import checkout
@@ -201,16 +210,35 @@ def _of(values: Sequence[T], index: int) -> T:
 def run_python(arguments: Sequence[str], root: Path) -> int:
     """Run the Python interpreter in a folder and return its exit code.
 
-    After Ctrl-C, which the child process receives too, it waits until the child has saved its state.
+    After Ctrl-C or SIGTERM, it waits until the child has saved its state, and returns 130 or 143.
     """
-    interrupted = False
     with subprocess.Popen([sys.executable, *arguments], cwd=root) as process:
-        while process.returncode is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-    return INTERRUPTED if interrupted else process.returncode
+        try:
+            return process.wait()
+        except KeyboardInterrupt as error:
+            wait_until_saved(process, error)
+            return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+def wait_until_saved(process: subprocess.Popen, error: KeyboardInterrupt) -> None:
+    """Wait until a child process has saved its state and ended, after this process got Ctrl-C or SIGTERM.
+
+    The child has received Ctrl-C from the terminal, and a second signal would end it before it has saved; SIGTERM,
+    which usually the parent alone gets, is passed on.
+
+    Args:
+        process: The child.
+        error: What :func:`IS_Net.command_line.run_command` turned the signal into.
+    """
+    if isinstance(error, Terminated):
+        process.terminate()
+    while process.returncode is None:
+        try:
+            process.wait()
+        except Terminated:
+            process.terminate()
+        except KeyboardInterrupt:
+            pass  # the child gets this one, too
 
 
 def make_weights(
@@ -227,7 +255,7 @@ def make_weights(
     Raises:
         RecipeError: If a step was done before with other settings.
         StepError: If a step fails.
-        KeyboardInterrupt: If a step was interrupted.
+        KeyboardInterrupt: If a step was interrupted; after SIGTERM, a :class:`IS_Net.command_line.Terminated`.
     """
     record = root / RUNS / "steps.json"
     done: dict[str, list[str]] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -244,8 +272,8 @@ def make_weights(
         if dry_run:
             continue
         code = run(arguments, root)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
+        if code in (INTERRUPTED, TERMINATED):
+            raise Terminated if code == TERMINATED else KeyboardInterrupt
         if code not in ((DONE, FAILED) if step.may_skip_items else (DONE,)):
             raise StepError(f"the step {step.name!r} failed with exit code {code}; see its message above")
         if not (root / step.product).exists():

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -32,13 +33,15 @@ import cv2
 import numpy as np
 
 from IS_Net.checkpoint import load_isnet, save_weights
-from IS_Net.command_line import DONE, FAILED, INTERRUPTED, NOT_STARTED, positive_int, run_command
+from IS_Net.command_line import DONE, FAILED, INTERRUPTED, NOT_STARTED, TERMINATED, positive_int, run_command
 from IS_Net.errors import DatasetError, UserError
 from IS_Net.images import atomic_file, encode_image, list_images, read_image, read_mask
 from recipes.starter.box_prompts import FOLDER as BOX
 from recipes.starter.box_prompts import write_box_prompts
 from recipes.starter.calibrate import MASKS
-from recipes.starter.make_weights import PROMPTS, TRAINING
+from recipes.starter.make_weights import PROMPTS, TRAINING, wait_until_saved
+
+logger = logging.getLogger(__name__)
 
 PAIRS, PHOTOS, VALID = "pairs", "photos", "valid"
 """Subfolders of the packed sources."""
@@ -203,12 +206,25 @@ def publish(state: Path, out: Path) -> None:
     model, metadata = load_isnet(state)
     work = out / ".work"
     whole = work / "weights.safetensors"
-    save_weights(whole, model, metadata, int8=True)
-    split_file(whole, work)
-    whole.unlink()
-    for path in sorted(work.iterdir(), key=lambda path: path.name == INDEX):  # the index last
-        path.replace(out / path.name)
-    work.rmdir()
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        save_weights(whole, model, metadata, int8=True)
+        split_file(whole, work)
+        whole.unlink()
+        for path in sorted(work.iterdir(), key=lambda path: path.name == INDEX):  # the index last
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(state: Path, out: Path) -> bool:
+    """Publish, and return whether that succeeded; a full disk is no reason to end the training."""
+    try:
+        publish(state, out)
+    except Exception as error:  # of the disk, or of the library that writes the weights
+        logger.warning("%s: the weights of %s could not be written: %s; free space there", out, state, error)
+        return False
+    return True
 
 
 def train(
@@ -225,9 +241,14 @@ def train(
         python: The interpreter.
 
     Returns:
-        The exit code: 0 if the training ended or the time is up, else that of the training.
+        The exit code: 0 if the training ended by itself or has saved its state because the time is up; 1 if its last
+        weights could not be published; else that of the training.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when the training has saved its state and ended.
     """
     deadline, state, published = time.monotonic() + 60 * minutes, run / "last.pt", _version(run / "last.pt")
+    succeeded = True
     with subprocess.Popen([python, "-m", "IS_Net.train_valid_inference_main", *arguments]) as process:
         # it saves and ends; a timer, because publishing takes seconds
         timer = threading.Timer(60 * minutes, process.terminate)
@@ -236,17 +257,22 @@ def train(
             while process.poll() is None:
                 if _version(state) != published:
                     published = _version(state)
-                    publish(state, out)
+                    succeeded = _publish(state, out)
                 time.sleep(poll)
-        except BaseException:
-            process.terminate()
+        except KeyboardInterrupt as error:
+            timer.cancel()
+            wait_until_saved(process, error)
+            raise
+        except Exception:
+            process.terminate()  # else the training would be waited for until its own end
             raise
         finally:
             timer.cancel()
     stopped = time.monotonic() >= deadline
-    if _version(state) != published:
-        publish(state, out)
-    return DONE if stopped and state.is_file() else process.returncode
+    if _version(state) != published or not succeeded:
+        succeeded = _publish(state, out)
+    code = DONE if stopped and process.returncode == TERMINATED and state.is_file() else process.returncode
+    return FAILED if code == DONE and not succeeded else code
 
 
 def _version(path: Path) -> tuple[int, int] | None:
@@ -377,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
             sources, run, weights = (path.resolve() for path in (args.sources, args.run, args.weights))
             code = train(training_arguments(sources, run, weights, args.settings), run, args.out, args.minutes)
-            return code if code in (DONE, NOT_STARTED, INTERRUPTED) else FAILED
+            return code if code in (DONE, NOT_STARTED, INTERRUPTED, TERMINATED) else FAILED
         return DONE
 
     return run_command(command, "interrupted; the same command resumes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -207,6 +208,69 @@ def test_a_damaged_cache_is_built_again(make_dataset, damage):
         )
     assert np.array_equal(DISDataset(entry, 4, SIZE).planes(1), wanted)
     assert caches(entry) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that share a barrier")
+def test_processes_that_find_the_same_damaged_cache_build_it_once(make_dataset, monkeypatch, tmp_path: Path):
+    entry = make_dataset()
+    wanted = DISDataset(entry, 4, SIZE).planes(1).copy()
+    (path,) = caches(entry)
+    path.write_bytes(path.read_bytes()[:1000])
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    is_whole, fill, looks = cache_module._is_whole, cache_module._fill_cache, []
+
+    def looked(*arguments) -> bool:
+        found = is_whole(*arguments)
+        looks.append(found)
+        if len(looks) == 1:
+            barrier.wait(60)  # both have found the damage, and neither has removed it
+        return found
+
+    def counted(*arguments) -> None:
+        (tmp_path / f"built by {os.getpid()}").touch()
+        fill(*arguments)
+
+    def open_it() -> None:
+        planes = DISDataset(entry, 4, SIZE).planes(1)
+        sys.exit(0 if np.array_equal(planes, wanted) else 3)
+
+    monkeypatch.setattr(cache_module, "_is_whole", looked)
+    monkeypatch.setattr(cache_module, "_fill_cache", counted)
+    monkeypatch.setattr(cache_module, "workers_that_fit", lambda *_: 0)
+    processes = [context.Process(target=open_it) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(tmp_path.glob("built by *"))) == 1
+    assert caches(entry) == [path]
+
+
+def test_names_that_differ_in_other_letters_only_keep_their_caches(make_dataset):
+    entries = [make_dataset(name) for name in ("训练", "验证", "a b", "a_b", "a-b")]
+    for entry in entries:
+        DISDataset(entry, 4, SIZE)
+    made = caches(entries[0])
+    assert len(made) == 5 and all(path.name.isascii() for path in made)
+    for entry in entries:
+        DISDataset(entry, 4, SIZE)
+    assert caches(entries[0]) == made
+
+
+def test_what_a_killed_build_has_left_is_removed_after_a_file_has_changed(make_dataset):
+    entry, other = make_dataset(), make_dataset("other")
+    for one in (entry, other):
+        DISDataset(one, 4, SIZE)
+    left = {path: path.with_name(f".{path.name}.123.part") for path in caches(entry)}
+    for path in left.values():
+        path.touch()
+    os.utime(Path(entry["im_dir"]) / "ring_0.png", (1, 1))
+    DISDataset(entry, 4, SIZE)
+    assert [path for path in left.values() if path.exists()] == [
+        part for path, part in left.items() if path.name.startswith("other_")
+    ]
 
 
 def test_building_a_cache_draws_no_random_numbers(make_dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -481,3 +482,13 @@ def test_a_seed_that_is_too_large():
     with pytest.raises(HyparError, match=r"hypar\['seed'\]: expected a finite number of 0 to"):
         Settings.from_hypar({"seed": 99999999999999999999})
     assert Settings.from_hypar({"seed": 2**63 - 1}).seed == 2**63 - 1
+
+
+@pytest.mark.parametrize("key", ["model_path", "restore_model", "backgrounds"])
+@pytest.mark.parametrize(("path", "reason"), [("~no-such-user/x", "the home folder of ~"), ("a\0b", "a NUL character")])
+def test_a_text_that_is_no_path_is_named(key: str, path: str, reason: str):
+    message = rf"hypar\['{key}'\]: expected a path, found {re.escape(repr(path))}.*{reason}"
+    with pytest.raises(HyparError, match=message):
+        check({key: path})
+    with pytest.raises(HyparError, match=message):
+        parse_assignments([f"{key}={path}"])

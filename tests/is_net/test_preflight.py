@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from IS_Net import worker
+from IS_Net import preflight, worker
 from IS_Net.errors import HyparError
 from IS_Net.hypar import Settings
 from IS_Net.preflight import describe, find_batch_size, largest_batch, state_memory
+from IS_Net.tasks import SegmentationTask
 from IS_Net.worker import workers_that_fit
-from tests.thin_networks import Thin
+from tests.thin_networks import Thin, ThinGTEncoder
 
 
 @given(st.integers(0, 300), st.integers(1, 200))
@@ -41,6 +44,34 @@ def test_auto_batch_on_a_gpu_leaves_the_network_as_it_is():
     settings = Settings.from_hypar({"cache_size": 128, "model_path": "x"})
     assert find_batch_size(model, settings, torch.device("cuda"), torch.bfloat16, 16) == 16
     assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("supervised", "expected"), [(False, 9), (True, 7)])
+def test_auto_batch_counts_the_gt_encoder(monkeypatch: pytest.MonkeyPatch, supervised: bool, expected: int):
+    """A GPU that is not there: its memory is 1000 bytes, of which a sample takes 100, and a GT encoder 200."""
+    encoder, moved, size = ThinGTEncoder() if supervised else None, [], 0
+
+    def loss(task: SegmentationTask, planes: torch.Tensor) -> torch.Tensor:
+        nonlocal size
+        size = len(planes)
+        assert task.gt_encoder is encoder
+        return next(task.model.parameters()).sum()
+
+    cuda = {
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda _: None,
+        "get_device_properties": lambda _: SimpleNamespace(total_memory=1000),
+        "max_memory_allocated": lambda _: 100 * size + 200 * (encoder in moved),
+    }
+    for name, replacement in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: moved.append(module) or module)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(preflight, "autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(preflight, "state_memory", lambda model, _: 8 * sum(p.numel() for p in model.parameters()))
+    monkeypatch.setattr(SegmentationTask, "loss", loss)
+    settings = Settings.from_hypar({"cache_size": 128, "model_path": "x"})
+    assert find_batch_size(Thin(), settings, torch.device("cuda"), None, 20, encoder) == expected
 
 
 def test_the_memory_of_a_training_state():

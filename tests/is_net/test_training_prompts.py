@@ -424,6 +424,7 @@ def test_a_network_without_a_prompt_refuses_to_vary_it(key: str):
     [
         ({"model": 4, "outside_weight": 1.0}, r"hypar\['outside_weight'\].*has no box; set hypar\['model'\] to 5"),
         ({"whole_frame": 0.1}, r"hypar\['whole_frame'\].*set drop_mask too"),
+        ({"model": 4, "box_jitter": 0.1, "own_mask": 0.5}, r"hypar\['box_jitter'\]: is 0\.1, .*set drop_mask too"),
         ({"window_share": 0.6, "own_mask": 0.6, "input_size": 128, "cache_size": 256}, "sum is above 1"),
         ({"window_share": 0.5}, r"hypar\['window_share'\].*increase cache_size"),
         ({"window_share": 0.5, "cache_size": [256, 128], "input_size": [128, 192]}, "increase cache_size"),

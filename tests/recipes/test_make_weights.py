@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from IS_Net import datalist
+from IS_Net.command_line import Terminated
 from IS_Net.hypar import Settings as TrainingSettings
 from IS_Net.hypar import parse_assignments
 from IS_Net.paths import checkout
@@ -315,6 +316,14 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("code", "kind"), [(130, KeyboardInterrupt), (143, Terminated)])
+def test_an_interrupted_step_interrupts_the_recipe(tmp_path: Path, runner: FakeRunner, code, kind):
+    runner.codes["weights of 512 px"] = code
+    with pytest.raises(KeyboardInterrupt) as caught:
+        make_weights(Settings(), tmp_path, runner)
+    assert caught.type is kind and runner.ran == STEPS[:9]
+
+
 def test_an_interruption_exits_with_130(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -334,19 +343,26 @@ def test_run_python_runs_in_the_folder_and_returns_the_exit_code(tmp_path: Path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_after_ctrl_c_the_child_saves_its_state(tmp_path: Path):
-    """Both processes get the signal, as from a terminal; the parent waits longer than subprocess.run would."""
-    child = "import time\nopen('ready', 'w').close()\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n"
-    child += " time.sleep(1)\n open('saved', 'w').close()\n raise SystemExit(130)\n"
-    parent = "import sys\nfrom pathlib import Path\nfrom recipes.starter.make_weights import run_python\n"
-    parent += f"sys.exit(run_python(['-c', {child!r}], Path({str(tmp_path)!r})))"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_child_saves_its_state(tmp_path: Path, number: signal.Signals):
+    """Ctrl-C reaches both processes, SIGTERM the parent; the child must get one signal, and time to save."""
+    child = "import signal, sys, time\ngot = []\nfor s in (signal.SIGINT, signal.SIGTERM):\n"
+    child += " signal.signal(s, lambda *_: sys.exit(9) if got else got.append(1))\n"
+    child += "open('ready', 'w').close()\nfor _ in range(1200):\n time.sleep(0.05)\n if got: break\n"
+    child += "time.sleep(1)\nopen('saved', 'w').close()\n"
+    parent = "import sys\nfrom pathlib import Path\nfrom IS_Net.command_line import run_command\n"
+    parent += "from recipes.starter.make_weights import run_python\n"
+    parent += f"sys.exit(run_command(lambda: run_python(['-c', {child!r}], Path({str(tmp_path)!r}))))"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=checkout(), start_new_session=True)
     try:
         while not (tmp_path / "ready").is_file():
             assert process.poll() is None
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(timeout=30) == (130 if number == signal.SIGINT else 143)
     finally:
         process.kill()
     assert (tmp_path / "saved").is_file()

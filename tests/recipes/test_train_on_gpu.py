@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +187,8 @@ from pathlib import Path
 run = Path(RUN)
 run.mkdir(exist_ok=True)
 stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: sys.exit("a second signal") if stopped else stopped.append(1))
 def save(text):
     (run / "new").write_text(text)
     (run / "new").replace(run / "last.pt")
@@ -191,6 +197,9 @@ save("first")
 for _ in range(LOOPS):
     time.sleep(0.05)
     if stopped:
+        time.sleep(0.5)
+        if CODE:
+            sys.exit(CODE)
         save("stopped")
         sys.exit(143)
 sys.exit(CODE)
@@ -229,6 +238,70 @@ def test_a_training_that_ends_by_itself_ends_the_command(tmp_path, published):
     published.clear()
     python = trainer(tmp_path, loops=0, code=2)
     assert train([], tmp_path / "run", tmp_path / "out", minutes=5, poll=0.05, python=python) == 2
+
+
+def test_a_training_that_fails_when_the_time_is_up_is_no_success(tmp_path, published):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt").write_text("of an earlier run")
+    python = trainer(tmp_path, loops=2000, code=1)
+    assert train([], tmp_path / "run", tmp_path / "out", minutes=1.5 / 60, poll=0.05, python=python) == 1
+    assert published == ["first"]
+
+
+def test_weights_that_cannot_be_published_do_not_end_the_training(tmp_path, monkeypatch, caplog):
+    def full(state: Path, out: Path) -> None:
+        (tmp_path / "tried").open("a").write(state.read_text() + "\n")
+        if not (tmp_path / "space").exists():
+            raise OSError(28, "No space left on device", str(out))
+
+    monkeypatch.setattr(module, "publish", full)
+    python = trainer(tmp_path, loops=4)
+    run = tmp_path / "run", tmp_path / "out"
+    assert train([], *run, minutes=5, poll=0.05, python=python) == 1, "the last weights are not published"
+    assert (tmp_path / "tried").read_text().split() == ["first", "first"]
+    assert "out: the weights of" in caplog.text and "No space left on device" in caplog.text
+    (tmp_path / "space").touch()
+    assert train([], *run, minutes=5, poll=0.05, python=python) == 0
+
+
+def test_publishing_leaves_no_unfinished_parts(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "load_isnet", lambda _: (None, {}))
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "save_weights", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(tmp_path / "last.pt", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_training_saves_its_state(tmp_path: Path, number: signal.Signals):
+    """Ctrl-C reaches both processes, SIGTERM the parent alone; the training must get one signal, and time to save."""
+    run = tmp_path / "run"
+    python = trainer(tmp_path, loops=1200)
+    script = "import sys\nfrom pathlib import Path\nfrom IS_Net.command_line import run_command\n"
+    script += "from recipes.starter import train_on_gpu as module\nmodule.publish = lambda *_: None\n"
+    script += f"arguments = [], Path({str(run)!r}), Path({str(tmp_path / 'out')!r}), 5, 0.05, {python!r}\n"
+    script += "sys.exit(run_command(lambda: module.train(*arguments)))\n"
+    root = Path(module.__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, start_new_session=True)
+    try:
+        while not (run / "ready").is_file():
+            assert process.poll() is None
+            time.sleep(0.02)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(timeout=30) == (130 if number == signal.SIGINT else 143)
+    finally:
+        process.kill()
+    assert (run / "last.pt").read_text() == "stopped"
 
 
 @pytest.mark.parametrize(
