@@ -222,7 +222,9 @@ def _publish(state: Path, out: Path) -> bool:
     try:
         publish(state, out)
     except Exception as error:  # of the disk, or of the library that writes the weights
-        logger.warning("%s: the weights of %s could not be written: %s; if the disk is full, free space", out, state, error)
+        logger.warning(
+            "%s: the weights of %s could not be written: %s; if the disk is full, free space", out, state, error
+        )
         return False
     return True
 
