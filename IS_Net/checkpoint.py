@@ -173,9 +173,18 @@ def _reason(error: BaseException) -> str:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a training state (plain Python values and tensors only) for :func:`load_state`."""
+    """Write a training state (plain Python values and tensors only) for :func:`load_state`.
+
+    Raises:
+        OSError: If the file cannot be written; the message names ``path``.
+    """
     with atomic_file(path) as file:
-        torch.save({"version": STATE_VERSION, **state}, file)
+        try:
+            torch.save({"version": STATE_VERSION, **state}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # PyTorch's zip writer hides it behind one about positions
+                raise error.__context__ from None
+            raise
 
 
 def _require_file(path: str | Path) -> Path:

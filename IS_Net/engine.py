@@ -460,6 +460,7 @@ class Training:
         if run.settings.compile and isinstance(task, SegmentationTask):
             task.model.compile()
         task.network = distributed.parallel(task.model, run.device)
+        self._buffers = [buffer for buffer in task.model.buffers() if buffer.is_floating_point()]
         if resume:
             self._load(resume)
         run.log.begin(task.name, self.progress.iteration, self.progress.validated)
@@ -467,7 +468,7 @@ class Training:
         self._saved = time.monotonic()
         # sum and number of the losses since the last reading
         self._losses = torch.tensor(resume["losses"] if resume and "losses" in resume else [0.0, 0.0]).to(run.device)
-        # number of batches with a loss or gradient that is not finite, and the number of the first one
+        # number of iterations that were not finite, and the number of the first batch of the first one
         self._bad = torch.zeros(2, dtype=torch.long, device=run.device)
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -488,7 +489,9 @@ class Training:
         return self.ema.model if self.ema else self.task.model
 
     def step(self, batches: Iterator[Tensor]) -> None:
-        """Take one optimizer step on ``accumulation`` batches; none if loss or gradient are not finite; collective.
+        """Take one optimizer step on ``accumulation`` batches; collective.
+
+        If loss, gradient or BatchNorm statistics are not finite, weights and statistics stay as they are.
 
         Args:
             batches: The training batches; of several processes, each has its share of every batch.
@@ -502,6 +505,7 @@ class Training:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros_like(self._losses)
+        statistics = self._statistics()
         for index in range(settings.accumulation):
             with distributed.together():
                 planes = next(batches)
@@ -517,23 +521,36 @@ class Training:
                 self.scaler.scale(loss / settings.accumulation).backward()
             losses += torch.stack((loss.detach(), torch.ones_like(loss)))
         losses = distributed.mean(losses)
-        self._step_if_finite(losses)
-        self.progress.iteration += 1
-        self.progress.batch += settings.accumulation
         if not settings.sync_batchnorm:
             distributed.average_buffers(self.task.model)
+        self._step_if_finite(losses, statistics)
+        self.progress.iteration += 1
+        self.progress.batch += settings.accumulation
         if self.ema:
             self.ema.update(self.task.model, self.progress.iteration - self.task.start_ite)
 
-    def _step_if_finite(self, losses: Tensor) -> None:
-        """Step on the device without waiting for it; :meth:`read_loss` reports what was skipped."""
-        finite = torch.isfinite(losses[0])
+    def _statistics(self) -> Tensor:
+        """Return a copy of all BatchNorm statistics of the network, in one dimension."""
+        return torch.cat([self._losses.new_empty(0), *(buffer.flatten() for buffer in self._buffers)])
+
+    def _step_if_finite(self, losses: Tensor, statistics: Tensor) -> None:
+        """Step on the device without waiting for it; :meth:`read_loss` reports what was skipped.
+
+        Args:
+            losses: Sum and number of the iteration's losses.
+            statistics: Those of before the iteration, which are restored if it is not finite.
+        """
+        now = self._statistics()
+        finite = torch.isfinite(losses[0]) & torch.isfinite(now).all()
         if not self.scaler.is_enabled():  # a scaler skips infinite gradients itself, and meets them as a rule
             gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
             self.optimizer.found_inf = (~finite).float()  # the fused optimizer then leaves everything as it is
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self._buffers:
+            kept = torch.where(finite, now, statistics).split([buffer.numel() for buffer in self._buffers])
+            torch._foreach_copy_(self._buffers, [part.view_as(b) for part, b in zip(kept, self._buffers, strict=True)])
         number = torch.where(self._bad[0] > 0, self._bad[1], self.progress.batch)
         self._bad = torch.where(finite, self._bad, torch.stack((self._bad[0] + 1, number)))
         self._losses += torch.where(finite, losses, 0)
@@ -563,11 +580,13 @@ class Training:
         if not count:
             return
         self._bad.zero_()
-        files = ", ".join(self._files(batch))
+        accumulation = self.run.settings.accumulation
+        batches = range(batch, batch + accumulation)
+        numbers = f"batch {batch}" if accumulation == 1 else f"batches {batch} to {batches[-1]}"
         message = (
-            f"{self.task.name}: loss or gradient is not finite at iteration "
-            f"{self.progress.iteration - (self.progress.batch - batch) // self.run.settings.accumulation + 1}, batch "
-            f"{batch} ({files})"
+            f"{self.task.name}: loss, gradient or BatchNorm statistics are not finite at iteration "
+            f"{self.progress.iteration - (self.progress.batch - batch) // accumulation + 1}, {numbers} "
+            f"({', '.join(self._files(batches))})"
         )
         if self.run.settings.on_nonfinite == "skip":
             logger.warning("%s; %d iterations were skipped", message, count)
@@ -577,14 +596,17 @@ class Training:
             f"hypar['on_nonfinite'] to 'skip'. The checkpoints in {self.run.folder} were saved before and are intact"
         )
 
-    def _files(self, batch: int) -> list[str]:
-        """Return the names of the samples of a batch of all processes."""
-        loader = self.run.make_train_loader(batch)
-        return loader.dataset.names(loader.batch_sampler.batch(batch))
+    def _files(self, batches: Sequence[int]) -> list[str]:
+        """Return the names of the samples of some batches, of all processes."""
+        loader = self.run.make_train_loader(batches[0])
+        return loader.dataset.names([key for batch in batches for key in loader.batch_sampler.batch(batch)])
 
     @contextmanager
-    def failures_saved(self) -> Iterator[None]:
+    def failures_saved(self, validation: bool = False) -> Iterator[None]:
         """Save the training if its next step fails for want of memory, or because data cannot be loaded.
+
+        Args:
+            validation: Whether a validation may fail instead of a step; the training has then been saved before.
 
         Raises:
             TrainingError: Says what failed and which settings to change.
@@ -592,16 +614,18 @@ class Training:
         try:
             yield
         except (RuntimeError, MemoryError, OSError, UserError) as error:
-            if isinstance(error, PeerError) or distributed.is_lost(error):
+            lost = isinstance(error, PeerError) or distributed.is_lost(error)
+            remedy = None if lost else _remedy(error, self.run.settings, validation)
+            if not lost and remedy is None:
+                raise
+            if not validation:
                 self._write()
+            if lost:
                 raise
-            remedy = _remedy(error, self.run.settings)
-            if remedy is None:
-                raise
-            self._write()
+            iteration = self.progress.iteration
+            where = f"validation at iteration {iteration}" if validation else f"iteration {iteration + 1}"
             raise TrainingError(
-                f"{self.task.name}, iteration {self.progress.iteration + 1}: {remedy}. The training is saved: "
-                f"restore_model={STATE_FILE} resumes it"
+                f"{self.task.name}, {where}: {remedy}. The training is saved: restore_model={STATE_FILE} resumes it"
             ) from error
 
     def write_error(self, error: OSError) -> TrainingError:
@@ -623,15 +647,19 @@ class Training:
     def validate(self, stop: StopRequests | None = None) -> None:
         """Score the network on all data sets, log the metrics, and save the weights if they are the best; collective.
 
+        The training has to be saved before.
+
         Raises:
             StopRequested: If a request to stop arrived; the validation is then repeated when the run is resumed.
+            TrainingError: If memory is short, or data cannot be loaded.
         """
         task, run, progress = self.task, self.run, self.progress
         loss = self.read_loss()
         out_dir = run.settings.valid_out_dir if isinstance(task, SegmentationTask) else None
         results, rows = [], []
         for loader in run.valid_loaders:
-            metrics = validate(task, loader, run.device, run.dtype, out_dir, self.ema_model, stop)
+            with self.failures_saved(validation=True):
+                metrics = validate(task, loader, run.device, run.dtype, out_dir, self.ema_model, stop)
             results.append(metrics)
             name = loader.dataset.name
             logger.info("%s, iteration %d, %s: %s", task.name, progress.iteration, name, format_metrics(metrics))
@@ -712,8 +740,8 @@ def _is_finite(tensor: Tensor) -> bool:
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
 
-def _remedy(error: Exception, settings: Settings) -> str | None:
-    """Return what failed in a step and which settings to change; None if the error is of another kind."""
+def _remedy(error: Exception, settings: Settings, validation: bool) -> str | None:
+    """Return what failed in a step or validation and which settings to change; None if the error is of another kind."""
     text = str(error)
     if "DataLoader timed out" in text:
         return (
@@ -721,10 +749,13 @@ def _remedy(error: Exception, settings: Settings) -> str | None:
             f"({settings.workers}), or raise loader_minutes"
         )
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in text for part in _OUT_OF_MEMORY):
+        batch = f"batch_size_train ({settings.batch_size_train}) and raise accumulation instead"
+        if validation:
+            batch = f"batch_size_valid ({settings.batch_size_valid})"
         return (
-            f"out of memory; reduce batch_size_train ({settings.batch_size_train}) and raise accumulation instead, "
+            f"out of memory; reduce {batch}, "
             f"reduce input_size {list(settings.input_size)} or workers ({settings.workers}), or set model_digit to "
-            f"'half'{'' if settings.recompute else ' or recompute to True'}"
+            f"'half'{'' if validation or settings.recompute else ' or recompute to True'}"
         )
     if "DataLoader worker" in text and not isinstance(error, UserError):
         reason = text.splitlines()[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ T = TypeVar("T")
 
 _SHARED_MEMORY = Path("/dev/shm")  # where PyTorch puts what workers send
 _BATCHES_PER_WORKER = 3  # two are prefetched, and one is in use
+_GRACE = 1.0  # seconds that daemon processes have to answer SIGTERM at exit
 
 
 def prepare_worker(_worker: int) -> None:
@@ -29,6 +32,30 @@ def prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
+
+
+def _end_workers() -> None:
+    """End the worker processes that are left when the main process exits.
+
+    An error that ends the program keeps the iterator of its data loader alive, and with it the workers.
+    :mod:`multiprocessing` then sends them SIGTERM, which they ignore, and would wait for them forever.
+    """
+    processes = [process for process in multiprocessing.active_children() if process.daemon]
+    if not processes:
+        return
+    if hasattr(signal, "SIGCHLD"):  # PyTorch's handler raises an error for a worker that a signal ends
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + _GRACE
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+        if process.is_alive():
+            process.kill()
+
+
+# 0 is the lowest priority of what multiprocessing calls at exit: pools have ended their own processes before
+multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
 def workers_that_fit(workers: int, batch_bytes: int) -> int:

@@ -418,6 +418,22 @@ def test_interrupted_saving_keeps_the_former_file(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_training_state_for_which_the_disk_has_no_room(tmp_path: Path):
+    """PyTorch turns the error of a write into a RuntimeError of its own."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "last.pt"
+    save_state(path, {"phase": "segmentation"})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # its error stands for that of a full disk
+    try:
+        with pytest.raises(OSError, match=r"File too large; the file is as it was before") as raised:
+            save_state(path, {"model": {str(number): torch.zeros(10_000) for number in range(9)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(path)
+    assert load_state(path)["phase"] == "segmentation" and list(tmp_path.iterdir()) == [path]
+
+
 def test_interrupted_training_state_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "last.pt"
     save_state(path, {"iteration": 1})

@@ -454,6 +454,40 @@ def test_an_infinite_gradient_is_skipped_if_so_set(make_run, settings, caplog):
     assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 3
 
 
+def test_the_message_names_the_samples_of_all_batches_of_an_iteration(make_run, settings):
+    chosen = settings(max_ite=4, model_save_fre=4, batch_size_train=1, accumulation=3)
+    model, run = Canned(), make_run(chosen)
+    spoil_gradient(model, 5)  # the second of the batches 3 to 5
+    with pytest.raises(TrainingError, match=r"not finite at iteration 2, batches 3 to 5 \(") as raised:
+        fit(SegmentationTask(model, None, chosen), run)
+    loader = run.make_train_loader(0)
+    names = [loader.dataset.names(loader.batch_sampler.batch(number))[0] for number in (3, 4, 5)]
+    assert f"({', '.join(names)})" in str(raised.value) and len(set(names)) == 3
+
+
+@pytest.mark.parametrize("finite_loss", [False, True])
+def test_an_overflow_of_the_forward_pass_leaves_weights_and_statistics_as_they_are(make_run, settings, finite_loss):
+    """Also if BatchNorm turns values whose variance overflows into zeros, so that the loss is finite."""
+    chosen = settings(max_ite=4, model_save_fre=4, on_nonfinite="skip", ema=0.5)
+    model, run, seen = small(), make_run(chosen), []
+    training = Training(SegmentationTask(model, None, chosen), run)
+    batches = iter(run.make_train_loader(0))
+    for step in range(3):
+        hook = model.conv_in.register_forward_hook(
+            lambda _layer, _inputs, out, step=step: out * (1.0 if step != 1 else 1e30 if finite_loss else float("inf"))
+        )
+        training.step(batches)
+        hook.remove()
+        floats = {name: tensor.clone() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        seen.append(floats)
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+    assert all(torch.isfinite(tensor).all() for tensor in seen[2].values())
+    assert not torch.equal(seen[1]["bn.running_var"], seen[2]["bn.running_var"])
+    assert all(torch.isfinite(tensor).all() for tensor in training.ema_model.state_dict().values())
+    training.save()
+    assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 3
+
+
 def test_weights_that_are_not_finite_are_not_saved(make_run, settings):
     """A learning rate of 1e30 (row 44 of the list of faults)."""
     chosen = settings()
@@ -475,9 +509,62 @@ def test_a_state_is_saved_before_it_is_validated(make_run, settings, monkeypatch
         raise ImageError("x.png: is damaged")
 
     monkeypatch.setattr("IS_Net.engine.validate", fail)
-    with pytest.raises(ImageError):
+    with pytest.raises(TrainingError):
         fit(SegmentationTask(Canned(), None, chosen), make_run(chosen))
     assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 4
+
+
+@pytest.mark.parametrize("at", ["period", "end", "resumed"])
+def test_a_file_that_became_unreadable_is_named_by_the_validation(make_run, settings, monkeypatch, at):
+    """At each of the three places where a training is validated, with a worker, whose error holds a traceback."""
+    chosen = settings(max_ite=3 if at == "end" else 4, model_save_fre=100 if at == "end" else 4)
+    iteration, (run, valid) = chosen.max_ite, (make_run(chosen), Training.validate)
+    dataset = run.valid_loaders[0].dataset
+    run.valid_loaders = [valid_loader(dataset, 2, workers=1)]
+    image = dataset.dataset.samples[1].image
+
+    def validate_damaged(training: Training, stop: StopRequests | None = None) -> None:
+        image.write_bytes(b"x")
+        dataset.dataset._cache = None
+        valid(training, stop)
+
+    monkeypatch.setattr(Training, "validate", validate_damaged)
+    state = None
+    if at == "resumed":
+        interrupted = make_run(chosen)
+        Training(SegmentationTask(Canned(), None, chosen), interrupted).save()
+        state = load_state(Path(chosen.model_path) / "last.pt")
+        state["progress"]["iteration"] = 4
+    message = rf"^segmentation, validation at iteration {iteration}: {image}: cannot be read.*restore_model=last\.pt"
+    with pytest.raises(TrainingError, match=message) as raised:
+        fit(SegmentationTask(Canned(), None, chosen), run, state)
+    assert raised.value.exit_code == 1 and "Traceback" not in str(raised.value)
+    if at != "resumed":
+        assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == iteration
+
+
+def test_missing_memory_in_a_validation_names_its_batch_size(make_run, settings, monkeypatch):
+    chosen = settings(max_ite=2, model_save_fre=2, batch_size_valid=3)
+
+    def fail(*_arguments: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model = Canned()
+    model.forward = lambda x: ([model.gain * (x[:, 3:4] * 8 - 4)], [])
+    model.predict_logits = fail
+    with pytest.raises(TrainingError, match=r"out of memory; reduce batch_size_valid \(3\)") as raised:
+        fit(SegmentationTask(model, None, chosen), make_run(chosen))
+    assert "batch_size_train" not in str(raised.value) and "recompute" not in str(raised.value)
+    assert load_state(Path(chosen.model_path) / "last.pt")["progress"]["iteration"] == 2
+
+
+def test_another_error_of_a_validation_is_not_hidden(make_run, settings, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("IS_Net.engine.validate", fail)
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+        fit(SegmentationTask(Canned(), None, settings()), make_run(settings()))
 
 
 @pytest.mark.parametrize("file", ["last.pt", "metrics.csv", "curves"])
