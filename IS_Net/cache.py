@@ -28,7 +28,7 @@ from IS_Net.worker import keep, prepare_worker, workers_that_fit
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Changes when the same files give other planes, so that older caches are built again."""
 
 

@@ -29,6 +29,7 @@ from IS_Net.preprocess import (
     make_prompt_planes,
     make_window_planes,
     prompt_box,
+    prompt_mask,
     resize_alpha,
     resize_uint8,
 )
@@ -385,6 +386,7 @@ class DISPredictor:
             raise ValueError(f"expected detail to be one of {', '.join(get_args(Detail))}, found {detail!r}")
         if self.in_ch > MASK_CHANNEL and mask is not None and not mask.any():
             return Refined(np.zeros(image.size, dtype=np.float32), math.nan, False)
+        mask = prompt_mask(mask, box, image.size)
         box = prompt_box(mask, box, image.size)
         if passes == "auto":
             passes = PASSES_WITHOUT_MASK if mask is None else PASSES_WITH_MASK

@@ -14,7 +14,8 @@ channels  mask given                 box alone                               nei
 5         image, mask, filled box    image, zeros, filled box                image, zeros, whole frame
 ========  =========================  ======================================  ==========================
 
-With a mask and no box, the box is the mask's bounds; an empty mask has no bounds, and its box channel is zero.
+With a mask and no box, the box is the mask's bounds; an empty mask has no bounds, and its box channel is zero. A mask
+that is exactly the filled box given with it, as the model ``box`` of stage 1 makes them, is a box alone.
 """
 
 from __future__ import annotations
@@ -216,6 +217,22 @@ def make_image_planes(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize_uint8(image, size)
 
 
+def prompt_mask(mask: np.ndarray | None, box: Box | None, image_size: tuple[int, int]) -> np.ndarray | None:
+    """Return the mask of a prompt, or None if it is the filled box of the same prompt, and says no more than that.
+
+    Args:
+        mask: (H, W) uint8 0..255, the coarse mask, or None.
+        box: xyxy in pixels, or None.
+        image_size: (H, W), the height and width of the image.
+
+    Raises:
+        BoxError: If the box lies outside the image.
+    """
+    if mask is None or box is None:
+        return mask
+    return None if np.array_equal(mask, fill_box(box, image_size, image_size)[0]) else mask
+
+
 def prompt_box(mask: np.ndarray | None, box: Box | None, image_size: tuple[int, int]) -> Box | None:
     """Return the box of a prompt: the given one, else the mask's bounds, else the whole frame.
 
@@ -286,6 +303,7 @@ def make_planes(
         BoxError: If the box lies outside the image.
     """
     image_planes = make_image_planes(image, size)
+    mask = prompt_mask(mask, box, image.shape[:2])
     return np.concatenate((image_planes, make_prompt_planes(mask, box, in_ch, image.shape[:2], size)))
 
 

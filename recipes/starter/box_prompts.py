@@ -1,9 +1,9 @@
-"""Write prompts that are a box alone, to validate 5-channel weights on during training.
+"""Write prompts that are a box alone, to validate on during training.
 
     python -m recipes.starter.box_prompts data/sample/hard/many_parts
 
-writes an empty coarse mask for each ground truth to `box/` in the folder, and the tight boxes to its manifest. The data
-set `data/sample/hard/many_parts:box` then gives a 5-channel network what it gets for a box without a mask.
+writes the tight box of each ground truth as a filled mask to `box/` in the folder, and as numbers to its manifest. The
+data set `data/sample/hard/many_parts:box` then gives a network what it gets for a box without a mask.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import DatasetError
 from IS_Net.files import refuse_to_replace
 from IS_Net.images import list_images, read_mask, write_mask
 from IS_Net.manifest import Manifest
-from IS_Net.preprocess import box_from_mask
+from IS_Net.preprocess import box_from_mask, fill_box
 
 FOLDER = "box"
-"""Subfolder of the empty masks."""
+"""Subfolder of the masks."""
 
 
 def write_box_prompts(pairs: Path) -> int:
-    """Write an empty mask and a manifest entry with the tight box for each ground truth that has a target.
+    """Write a filled box and a manifest entry with the tight box for each ground truth that has a target.
 
     Args:
         pairs: A folder that holds ``im`` and ``gt``.
@@ -53,7 +51,7 @@ def write_box_prompts(pairs: Path) -> int:
         box = box_from_mask(gt)
         if box is None:
             raise DatasetError(f"{path}: the ground truth is empty, so it has no box; remove it and its image")
-        write_mask(folder / f"{name}.png", np.zeros_like(gt))
+        write_mask(folder / f"{name}.png", fill_box(box, gt.shape, gt.shape)[0])
         manifest.add({"mask": name, "image": name, "box": list(box), "model": FOLDER, "size": list(gt.shape)})
     return len(gts)
 

@@ -18,7 +18,7 @@ from IS_Net.checkpoint import save_weights
 from IS_Net.errors import BoxError, CheckpointError, DeviceError
 from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor, agreement, calibrate, check_mask, is_exact
-from IS_Net.preprocess import make_planes
+from IS_Net.preprocess import fill_box, make_planes
 from IS_Net.runtime.torch_runtime import fold_batchnorm
 from IS_Net.tensors import make_input
 
@@ -197,9 +197,11 @@ def test_box_channel_is_the_given_box_or_the_masks_bounds():
 
 
 def test_box_changes_the_alpha(predictor: DISPredictor):
-    bounds = predictor.predict(IMAGE, MASK, box=(30, 20, 80, 59))
-    np.testing.assert_array_equal(predictor.predict(IMAGE, MASK), bounds)
-    assert np.abs(predictor.predict(IMAGE, MASK, box=(0, 0, 100, 74)) - bounds).max() > 1e-4
+    mask = MASK.copy()
+    mask[20, 30] = False  # a full rectangle with its bounds is a box alone
+    bounds = predictor.predict(IMAGE, mask, box=(30, 20, 80, 59))
+    np.testing.assert_array_equal(predictor.predict(IMAGE, mask), bounds)
+    assert np.abs(predictor.predict(IMAGE, mask, box=(0, 0, 100, 74)) - bounds).max() > 1e-4
 
 
 def test_mask_of_one_pixel(predictor: DISPredictor):
@@ -246,6 +248,20 @@ def test_number_of_passes_by_default():
         default = predictor.predict(IMAGE, mask, box)
         assert len(model.inputs) == number
         np.testing.assert_array_equal(default, predictor.predict(IMAGE, mask, box, passes=number))
+
+
+@pytest.mark.parametrize("in_ch", [4, 5])
+def test_a_mask_that_is_its_box_is_a_box_alone(in_ch: int):
+    torch.manual_seed(in_ch)
+    predictor = DISPredictor(ISNetDIS(in_ch), "cpu", input_size=(64, 64))
+    box = (10.4, 8, 70, 50.5)
+    filled = fill_box(box, MASK.shape, MASK.shape)[0]
+    alone = predictor.predict(IMAGE, None, box)
+    np.testing.assert_array_equal(predictor.predict(IMAGE, filled, box), alone)
+    filled[20, 20] = 0
+    assert np.abs(predictor.predict(IMAGE, filled, box) - alone).max() > 0
+    without = make_planes(IMAGE, fill_box(box, MASK.shape, MASK.shape)[0], None, in_ch, (64, 64))
+    assert without[3].max() == 255  # without the box, it is a mask
 
 
 def test_passes_of_a_three_channel_network_do_not_differ():
@@ -480,7 +496,7 @@ def test_box_may_be_a_single_pixel(predictor: DISPredictor):
     pixel = np.zeros_like(MASK)
     pixel[9, 7] = 1
     found = predictor.predict(IMAGE, pixel, (7, 9, 7, 9))
-    np.testing.assert_array_equal(found, predictor.predict(IMAGE, pixel))
+    np.testing.assert_array_equal(found, predictor.predict(IMAGE, None, (7, 9, 7, 9)))
     assert not np.array_equal(found, predictor.predict(IMAGE, pixel, (0, 0, 100, 74)))
 
 

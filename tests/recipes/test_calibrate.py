@@ -123,6 +123,7 @@ def test_box_prompts_give_a_network_the_box_alone(pairs, capsys):
         gt = read_mask(sample.gt)
         alone = make_planes(read_image(sample.image), None, box_from_mask(gt), 5, (128, 128))
         assert np.array_equal(data.planes(index)[:5], alone)
+        assert read_mask(sample.mask).sum() > 0  # networks with four channels see the box, too
     write_mask(pairs / "gt" / "2.png", np.zeros((140, 150), np.uint8))
     assert box_prompts.main([str(pairs)]) == 2
     assert "2.png: the ground truth is empty, so it has no box" in capsys.readouterr().err
