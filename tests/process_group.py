@@ -53,8 +53,9 @@ class Group:
             process = context.Process(target=_run, args=(folder, environment, function, arguments))
             process.start()
             self.processes.append(process)
-        if agent:
-            threading.Thread(target=self._end_together, daemon=True).start()
+        self._agent = threading.Thread(target=self._end_together, daemon=True) if agent else None
+        if self._agent:
+            self._agent.start()
 
     def _end_together(self) -> None:
         running = {process.sentinel: process for process in self.processes}
@@ -74,6 +75,8 @@ class Group:
         Raises:
             AssertionError: If one hangs.
         """
+        if self._agent:  # a process tells its exit code once, and of two threads that ask, one gets 255
+            self._agent.join(seconds)
         for process in self.processes:
             process.join(seconds)
         hanging = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
