@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -29,3 +33,22 @@ def wait_for_end(group: int, seconds: float = 60) -> None:
     while left := members(group):
         assert time.monotonic() < deadline, f"processes that did not end: {left}"
         time.sleep(0.1)
+
+
+def end_by(number: signal.Signals, script: str, folder: Path, ready: Path) -> int:
+    """Run a Python script in a folder, send it a signal once a file exists, and return its exit code.
+
+    Ctrl-C goes to its children, too, as from a terminal; other signals go to it alone.
+    """
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, start_new_session=True)
+    try:
+        while not ready.is_file():
+            assert process.poll() is None
+            time.sleep(0.02)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        return process.wait(timeout=30)
+    finally:
+        process.kill()

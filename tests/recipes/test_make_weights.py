@@ -7,9 +7,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from IS_Net.hypar import parse_assignments
 from IS_Net.paths import checkout
 from recipes.starter import make_weights as module
 from recipes.starter.make_weights import RecipeError, Settings, StepError, list_steps, main, make_weights, run_python
+from tests.processes import end_by
 
 STEPS = [
     "sample set",
@@ -353,16 +351,5 @@ def test_after_a_signal_the_child_saves_its_state(tmp_path: Path, number: signal
     parent = "import sys\nfrom pathlib import Path\nfrom IS_Net.command_line import run_command\n"
     parent += "from recipes.starter.make_weights import run_python\n"
     parent += f"sys.exit(run_command(lambda: run_python(['-c', {child!r}], Path({str(tmp_path)!r}))))"
-    process = subprocess.Popen([sys.executable, "-c", parent], cwd=checkout(), start_new_session=True)
-    try:
-        while not (tmp_path / "ready").is_file():
-            assert process.poll() is None
-            time.sleep(0.02)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        assert process.wait(timeout=30) == (130 if number == signal.SIGINT else 143)
-    finally:
-        process.kill()
+    assert end_by(number, parent, checkout(), tmp_path / "ready") == (130 if number == signal.SIGINT else 143)
     assert (tmp_path / "saved").is_file()

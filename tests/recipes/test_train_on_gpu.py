@@ -6,9 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +28,7 @@ from recipes.starter.train_on_gpu import (
     train,
     training_arguments,
 )
+from tests.processes import end_by
 
 
 def write_pairs(folder: Path, number: int, size: tuple[int, int] = (300, 400), masks: bool = False) -> Path:
@@ -289,18 +287,7 @@ def test_after_a_signal_the_training_saves_its_state(tmp_path: Path, number: sig
     script += f"arguments = [], Path({str(run)!r}), Path({str(tmp_path / 'out')!r}), 5, 0.05, {python!r}\n"
     script += "sys.exit(run_command(lambda: module.train(*arguments)))\n"
     root = Path(module.__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, start_new_session=True)
-    try:
-        while not (run / "ready").is_file():
-            assert process.poll() is None
-            time.sleep(0.02)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        assert process.wait(timeout=30) == (130 if number == signal.SIGINT else 143)
-    finally:
-        process.kill()
+    assert end_by(number, script, root, run / "ready") == (130 if number == signal.SIGINT else 143)
     assert (run / "last.pt").read_text() == "stopped"
 
 
