@@ -58,13 +58,17 @@ class StopRequests:
     """Turns the first Ctrl-C or SIGTERM into a request, which the loops answer between two batches.
 
     A context manager; outside of it, and in threads other than the main one, signals act as before. A second signal
-    ends the process at once, but not one of several: torchrun passes a signal on to processes that have received it
-    from the terminal or the cluster already, and kills them itself after its ``--shutdown-timeout``.
+    ends the process at once, unless it comes within ``REPEAT_SECONDS`` of the first: a process that started this one
+    passes on a signal that both have received. One of several processes never ends so: torchrun kills them itself
+    after its ``--shutdown-timeout``.
     """
+
+    REPEAT_SECONDS = 1.0
 
     def __init__(self) -> None:
         self.reason = ""
         """The end that was requested, a value of ``STOP_SIGNALS``; empty if there is no request."""
+        self._requested_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -76,10 +80,12 @@ class StopRequests:
 
     def _request(self, number: int, _frame: Any) -> None:
         if self.reason:
+            if distributed.size() == 1 and time.monotonic() > self._requested_at + self.REPEAT_SECONDS:
+                self._restore()
+                signal.raise_signal(number)
             return
         self.reason = STOP_SIGNALS[signal.Signals(number)]
-        if distributed.size() == 1:
-            self._restore()
+        self._requested_at = time.monotonic()
         logger.info("%s: the training stops after this batch and is saved", signal.Signals(number).name)
 
     def _restore(self) -> None:
@@ -615,7 +621,7 @@ class Training:
             yield
         except (RuntimeError, MemoryError, OSError, UserError) as error:
             lost = isinstance(error, PeerError) or distributed.is_lost(error)
-            remedy = None if lost else _remedy(error, self.run.settings, validation)
+            remedy = None if lost else find_remedy(error, self.run.settings, validation)
             if not lost and remedy is None:
                 raise
             if not validation:
@@ -740,7 +746,7 @@ def _is_finite(tensor: Tensor) -> bool:
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
 
-def _remedy(error: Exception, settings: Settings, validation: bool) -> str | None:
+def find_remedy(error: Exception, settings: Settings, validation: bool) -> str | None:
     """Return what failed in a step or validation and which settings to change; None if the error is of another kind."""
     text = str(error)
     if "DataLoader timed out" in text:

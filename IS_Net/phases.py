@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,17 @@ from IS_Net.data_loader import (
 )
 from IS_Net.device import autocast_dtype, pick_device
 from IS_Net.doctor import require_usable, take_first_look
-from IS_Net.engine import STATE_FILE, Progress, Run, fit, predict_maps
-from IS_Net.errors import BoxError, CheckpointError, DatasetError, HyparError, ImageError, UnusableSamplesError
+from IS_Net.engine import STATE_FILE, Progress, Run, find_remedy, fit, predict_maps
+from IS_Net.errors import (
+    BoxError,
+    CheckpointError,
+    DatasetError,
+    HyparError,
+    ImageError,
+    ScoringError,
+    UnusableSamplesError,
+    UserError,
+)
 from IS_Net.files import is_file_name, prepare_output, refuse_to_replace, remove_leftovers
 from IS_Net.hypar import FIELDS, Settings
 from IS_Net.lock import lock_folder
@@ -498,10 +507,29 @@ def evaluate(session: Session, datasets: Datasets) -> Evaluation:
     scores, problems = [], []
     with Scorer(settings.metrics, session.workers) as scorer:
         for loader in loaders:
-            found, failed = _evaluate_one(session, task, loader, scorer)
+            with _explained(settings, loader.dataset.dataset.name):
+                found, failed = _evaluate_one(session, task, loader, scorer)
             scores.append(found)
             problems += failed
     return Evaluation([found for found in scores if found.images], problems)
+
+
+@contextmanager
+def _explained(settings: Settings, name: str) -> Iterator[None]:
+    """Replace errors for want of memory, and those of processes that load data, by a ScoringError that names a remedy.
+
+    Args:
+        settings: The settings of the run.
+        name: The name of the data set.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        lost = isinstance(error, UserError) or distributed.is_lost(error)
+        remedy = None if lost else find_remedy(error, settings, validation=True)
+        if remedy is None:
+            raise
+        raise ScoringError(f"data set {name!r}: {remedy}") from error
 
 
 def _evaluate_one(

@@ -690,11 +690,21 @@ def test_a_signal_during_the_exchange_of_requests_is_not_lost(monkeypatch: pytes
         assert requests.agree() == "terminated"
 
 
-def test_a_second_request_stops_at_once():
+def test_a_second_request_stops_at_once(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(KeyboardInterrupt), StopRequests() as requests:
         signal.raise_signal(signal.SIGINT)
         assert requests.reason == "interrupted"
+        monkeypatch.setattr(StopRequests, "REPEAT_SECONDS", -1.0)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_is_passed_on_by_another_process_is_one_request(monkeypatch: pytest.MonkeyPatch):
+    """The recipes pass SIGTERM on to their trainings, which may have it from the cluster already."""
+    monkeypatch.setattr(StopRequests, "REPEAT_SECONDS", 60.0)
+    with StopRequests() as requests:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert requests.reason == "terminated"
 
 
 # --- resuming ---

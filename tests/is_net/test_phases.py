@@ -254,3 +254,25 @@ def test_a_bad_file_does_not_keep_the_others_from_being_predicted(session, make_
     evaluate(session(**settings, valid_out_dir=str(tmp_path / "whole")), [whole])
     for name in ("ring_0.png", "ring_2.png"):
         assert (read_mask(tmp_path / "whole" / "tiny" / name) == read_mask(maps / "tiny" / name)).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("out of memory"), r"data set 'tiny': out of memory; reduce batch_size_valid \(3\)"),
+        (RuntimeError("another fault"), "^another fault$"),
+    ],
+)
+def test_missing_memory_in_mode_valid_names_its_batch_size(
+    session, make_dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+):
+    save_weights(tmp_path / "w.safetensors", Thin(), {"input_size": [128, 128]})
+
+    def fail(*_arguments: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(Thin, "predict_logits", fail)
+    settings = {"mode": "valid", "restore_model": str(tmp_path / "w.safetensors"), "batch_size_valid": 3}
+    with pytest.raises(RuntimeError, match=message) as raised:
+        evaluate(session(**settings, metrics="mae"), [make_dataset()])
+    assert getattr(raised.value, "exit_code", None) == (None if raised.value is error else 1)
