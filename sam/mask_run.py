@@ -10,16 +10,13 @@ asks to replace them.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,20 +26,19 @@ from tqdm import tqdm
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.decoding import tell_once
 from IS_Net.errors import DatasetError, ImageError, join_some
-from IS_Net.files import atomic_file, remove_leftovers
-from IS_Net.images import is_image, name_of, read_header, read_image, read_mask, size_mismatch, write_mask
+from IS_Net.files import remove_leftovers
+from IS_Net.images import read_header, read_image, read_mask, size_mismatch, write_mask
 from IS_Net.lock import lock_folder
-from IS_Net.manifest import Manifest, identify, is_unchanged
+from IS_Net.manifest import identify
 from IS_Net.shards import merge_parts
 from sam import enrich
 from sam.backends.base import Select, StageOnePredictor
+from sam.mask_folder import MaskFolder, State, is_about
 from sam.mask_items import Item, check_files, check_folders, find_items, require_boxes
-from sam.prompts import Prompt, prompt_from_mask, prompt_from_record
+from sam.prompts import Prompt, prompt_from_mask
 
 logger = logging.getLogger(__name__)
 
-SOURCE_FILE = "enriched_from.json"
-"""In an enriched split: the folders of images and ground truths that it was made from, relative to the split."""
 _MAX_LISTED = 20
 
 
@@ -254,15 +250,6 @@ class _Work:
         return any(not self.prompts[name].empty for name in self.todo)
 
 
-class _State(Enum):
-    """Whose file a mask is."""
-
-    FREE = "no one's: missing, empty, damaged, or left by a run that was killed while it wrote it"
-    OWN = "as a run wrote it"
-    OLD = "of an earlier version, which did not record the content"
-    OTHER = "not written by a run, or changed since"
-
-
 class MaskRun:
     """One run over one folder of masks.
 
@@ -310,17 +297,9 @@ class MaskRun:
         for folder in [self.mask_dir] if self.enriched is None else [self.enriched / kind for kind in enrich.FOLDERS]:
             remove_leftovers(folder)
         self.part = part
-        self.manifest = Manifest(self.mask_dir, part)
-        self.known = dict(self.manifest.entries)  # of earlier runs
-        # NAME.jpg, NAME.PNG, or a name with decomposed accents: beside it, NAME.png would be a second mask
-        files = [path for path in self.mask_dir.iterdir() if is_image(path)] if self.mask_dir.is_dir() else []
-        names = {path: name_of(Path(path.name)) for path in files}
-        self.twins = {name: path for path, name in names.items() if path.name != f"{name}.png"}
-        self.recorded: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for entry in self.manifest.entries.values():
-            self.recorded[entry.get("image", "")].append(entry)
+        self.folder = MaskFolder(self.mask_dir, part, self.enriched)
         if self.enriched is not None:
-            self.claim(items)
+            self.folder.claim(items, self.source)
 
     def make_all(
         self, items: Sequence[Item], workers: int | None, report: Callable[[Outcome], None] | None = None
@@ -349,7 +328,7 @@ class MaskRun:
                     writes.submit(self.save, entry, mask, progress)
                 progress.end(time.perf_counter() - started)
                 samples.update(dict.fromkeys(work.prompts, item.image.suffix))
-                outdated |= {entry["mask"] for entry in self.recorded.get(item.stem, ())}
+                outdated |= {entry["mask"] for entry in self.folder.recorded(item.stem)}
                 by_hand |= work.by_hand
                 self.summary.empty += [name for name, prompt in work.prompts.items() if prompt.empty]
                 self.summary.written += len(work.todo)
@@ -358,19 +337,18 @@ class MaskRun:
         if self.part is not None:  # a worker does not know the others' masks, and leaves the removal to a whole run
             outdated.clear()
         elif self.enriched is not None:
-            removed, kept = enrich.remove_stale(self.enriched, samples, self.summary.failed, self.is_own)
+            removed, kept = enrich.remove_stale(self.enriched, samples, self.summary.failed, self.folder.is_own)
             outdated |= removed
             by_hand |= kept
         for name in sorted(outdated - samples.keys() - by_hand):
-            if self.is_own(name):
-                self.path(name).unlink(missing_ok=True)
-                self.manifest.drop(name)
+            if self.folder.is_own(name):
+                self.folder.drop(name)
                 self.summary.removed.append(name)
             else:
                 by_hand.add(name)
         self.summary.by_hand = sorted(by_hand)
         if self.part is None:
-            self.manifest.compact()
+            self.folder.manifest.compact()
         return self.summary
 
     def encode(
@@ -432,48 +410,9 @@ class MaskRun:
         if report is not None:
             report(Outcome(item, seconds, error=self.summary.failed[item.stem]))
 
-    def claim(self, items: Sequence[Item]) -> None:
-        """Note where the enriched split comes from, unless it already comes from elsewhere.
-
-        Raises:
-            DatasetError: If the folder holds the enriched split of other images, or files that no run wrote.
-        """
-        record, (images, gt) = self.enriched / SOURCE_FILE, self.source
-        recorded = _read_source(record)
-        if recorded is None and not self.manifest.entries and not self.manifest.pending:
-            enrich.require_own_files(self.enriched, {item.stem for item in items})
-        elif not (recorded and recorded.is_dir() and recorded.samefile(images)):
-            # the folders were moved or copied together, or an earlier version made the split: the images decide
-            of_stem = {item.stem: item.image for item in items}
-            same = (
-                entry["image"] in of_stem and self.is_same_or_old(of_stem[entry["image"]], entry)
-                for entry in self.manifest.entries.values()
-                if "image" in entry
-            )
-            if (recorded and recorded.is_dir()) or (self.manifest.entries and not any(same)):
-                origin = f" in {recorded}" if recorded else ""
-                raise DatasetError(
-                    f"{self.enriched}: holds the enriched split of other images{origin}, not of those in {images}; "
-                    "write this one to another folder, or delete the old one"
-                )
-        here = self.enriched.resolve()
-        try:
-            source = {"images": os.path.relpath(images.resolve(), here), "gt": os.path.relpath(gt.resolve(), here)}
-        except ValueError:  # on another drive
-            source = {"images": str(images.resolve()), "gt": str(gt.resolve())}
-        text = json.dumps(source, indent=1) + "\n"
-        if not record.is_file() or record.read_text(encoding="utf-8", errors="replace") != text:
-            with atomic_file(record, "w") as file:
-                file.write(text)
-
-    @staticmethod
-    def is_same_or_old(image: Path, entry: Mapping[str, Any]) -> bool:
-        """Return whether an entry may be about this image; those of earlier versions tell no more than its name."""
-        return "image_hash" not in entry or (image.is_file() and is_unchanged(image, "image", entry))
-
     def load(self, item: Item) -> _Work:
         """Determine what is to be done for an image, and read it if necessary (in a reader thread)."""
-        image, recorded = None, self.recorded.get(item.stem, ())
+        image, recorded = None, self.folder.recorded(item.stem)
         try:
             sources = identify(item.image, "image", recorded)
             if item.gt is not None:
@@ -483,7 +422,7 @@ class MaskRun:
         parts: dict[str, dict[str, str]] = {}
         todo: set[str] = set()
         by_hand: set[str] = set()
-        prompts = self.recorded_prompts(item, sources) if item.prompts is None else item.prompts
+        prompts = self.folder.recorded_prompts(item, sources) if item.prompts is None else item.prompts
         if prompts is None:
             image = read_image(item.image)
             prompts = self.prompts_from_gt(item, image, parts, by_hand)
@@ -495,80 +434,21 @@ class MaskRun:
         }
         common = {"gt_fingerprint": None, **made_by, **sources, "num_masks": len(prompts)}
         for name, prompt in prompts.items():
-            entry, state = self.manifest.entries.get(name, {}), self.state(name)
-            current = _includes(entry, {**made_by, **prompt.record()}) and _is_about(entry, "image", sources)
-            if state is _State.OTHER or (state is _State.OLD and not current):
+            entry, state = self.folder.manifest.entries.get(name, {}), self.folder.state(name)
+            current = _includes(entry, {**made_by, **prompt.record()}) and is_about(entry, "image", sources)
+            if state is State.OTHER or (state is State.OLD and not current):
                 (todo if self.overwrite else by_hand).add(name)
-            elif state is _State.FREE or not current:
+            elif state is State.FREE or not current:
                 todo.add(name)
             else:
                 now = {**common, **parts.get(name, {})}
-                if state is _State.OWN:
-                    now |= identify(self.path(name), "mask", [entry])
+                if state is State.OWN:
+                    now |= identify(self.folder.file(name), "mask", [entry])
                 if not _includes(entry, now):  # the times changed, or a ground truth whose box did not
-                    self.manifest.add({**entry, **now})
+                    self.folder.manifest.add({**entry, **now})
         if todo and image is None:
             image = read_image(item.image)
         return _Work(prompts, todo, by_hand, common, parts, image if todo else None)
-
-    def state(self, name: str) -> _State:
-        """Return whose file a mask is."""
-        path, entry = self.path(name), self.manifest.entries.get(name)
-        if name in self.twins and not path.is_file():
-            return _State.OTHER
-        if not path.is_file() or path.stat().st_size == 0 or name in self.manifest.pending:
-            return _State.FREE
-        if entry is None:
-            return _State.OTHER
-        if "mask_hash" not in entry:
-            return _State.OLD
-        if is_unchanged(path, "mask", entry):
-            return _State.OWN
-        try:
-            read_image(path)
-        except ImageError:
-            return _State.FREE
-        return _State.OTHER
-
-    def is_own(self, name: str, images: Sequence[Path] = ()) -> bool:
-        """Return whether no one's work is lost with a mask and, in an enriched split, the sample's other files.
-
-        Args:
-            name: Of the mask.
-            images: Files of the sample's image.
-        """
-        own = self.state(name) in (_State.FREE, _State.OWN) and all(self.is_own_image(name, path) for path in images)
-        return own and (self.enriched is None or self.is_own_part(name))
-
-    def is_own_image(self, name: str, path: Path) -> bool:
-        """Return whether an image file of a sample is missing, or is a link or a copy that a run made."""
-        if path.is_symlink() or not path.is_file() or path.stat().st_size == 0:
-            return True
-        entry = self.known.get(name, {})
-        return entry.get("image_fingerprint") is not None and is_unchanged(path, "image", entry)
-
-    def is_own_part(self, name: str) -> bool:
-        """Return whether the ground truth of a sample is missing, or is as a run wrote it."""
-        path, entry = enrich.gt_file(self.enriched, name), self.manifest.entries.get(name, {})
-        if not path.is_file() or path.stat().st_size == 0:
-            return True
-        return "part_hash" in entry and is_unchanged(path, "part", entry)
-
-    def recorded_prompts(self, item: Item, sources: Mapping[str, str]) -> dict[str, Prompt] | None:
-        """Return the prompts that the manifest holds for an image, or None if image or ground truth are new to it.
-
-        Reading and splitting all ground truths would take most of the time of a run that has little left to do.
-        """
-        entries = [
-            entry
-            for entry in self.recorded.get(item.stem, ())
-            if _is_about(entry, "image", sources) and _is_about(entry, "gt", sources)
-        ]
-        if not entries or len(entries) != entries[0].get("num_masks"):
-            return None
-        if self.enriched and not all(enrich.has_sample(self.enriched, e["mask"], item.image) for e in entries):
-            return None
-        return {entry["mask"]: prompt_from_record(item.stem, entry) for entry in entries}
 
     def prompts_from_gt(
         self, item: Item, image: np.ndarray, parts: dict[str, dict[str, str]], by_hand: set[str]
@@ -594,10 +474,10 @@ class MaskRun:
             name = enrich.sample_name(item.image, item.stem, number)
             path = enrich.gt_file(self.enriched, name)
             picture = enrich.image_file(self.enriched, name, item.image)
-            if not (self.overwrite or enrich.is_same(item.image, picture) or self.is_own_image(name, picture)):
+            if not (self.overwrite or enrich.is_same(item.image, picture) or self.folder.is_own_image(name, picture)):
                 by_hand.add(name)
                 continue
-            if self.overwrite or self.is_own_part(name):
+            if self.overwrite or self.folder.is_own_part(name):
                 enrich.write_sample(self.enriched, name, item.image, part)
             else:
                 kept = read_mask(path)
@@ -622,40 +502,15 @@ class MaskRun:
     def save(self, entry: Mapping[str, Any], mask: np.ndarray, progress: _Progress) -> None:
         """Write a mask, then its manifest entry (in a writer thread)."""
         started = time.perf_counter()
-        # If the run is killed in between, the old entry must not describe the new mask, and the mask is no one's work.
-        path = self.path(entry["mask"])
-        self.manifest.begin(entry["mask"])
-        twin = self.twins.get(entry["mask"])
-        if twin is not None and not path.is_file():  # it is to be replaced
-            twin.unlink(missing_ok=True)
+        path = self.folder.file(entry["mask"])
+        self.folder.begin(entry["mask"])
         write_mask(path, mask)
-        self.manifest.add({**entry, **identify(path, "mask")})
+        self.folder.manifest.add({**entry, **identify(path, "mask")})
         progress.end(time.perf_counter() - started)
-
-    def path(self, name: str) -> Path:
-        """Return the file of a mask."""
-        return self.mask_dir / f"{name}.png"
 
 
 def _includes(entry: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     return all(key in entry and entry[key] == value for key, value in values.items())
-
-
-def _is_about(entry: Mapping[str, Any], kind: str, now: Mapping[str, str]) -> bool:
-    """Return whether an entry is about the image or ground truth that ``now`` identifies (see :func:`identify`)."""
-    if f"{kind}_hash" in entry or f"{kind}_fingerprint" not in now:
-        return entry.get(f"{kind}_hash") == now.get(f"{kind}_hash")
-    # of an earlier version, which knew a file by its size and time; a copied file has another time
-    recorded = entry.get(f"{kind}_fingerprint")
-    return isinstance(recorded, str) and recorded.partition("-")[0] == now[f"{kind}_fingerprint"].partition("-")[0]
-
-
-def _read_source(record: Path) -> Path | None:
-    """Return the folder of images that an enriched split records as its source, or None if it records none."""
-    try:
-        return record.parent / json.loads(record.read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _with_path(error: Exception, item: Item) -> str:

@@ -25,7 +25,7 @@ from IS_Net.errors import DatasetError, FolderInUseError, PromptError
 from IS_Net.images import binarize, read_image, read_mask, write_image, write_mask
 from IS_Net.lock import lock_folder
 from IS_Net.manifest import read_manifest
-from sam import enrich, mask_run
+from sam import enrich, mask_folder, mask_run
 from sam.backends import load_predictor
 from sam.backends.segment_anything import BatchedSamPredictor
 from sam.mask_run import Summary, enrich_split, generate_masks
@@ -155,6 +155,7 @@ def test_second_run_has_nothing_to_do(split: Path, monkeypatch: pytest.MonkeyPat
         raise AssertionError(f"{path} was read, although there was nothing to do")
 
     monkeypatch.setattr(mask_run, "read_image", fail)
+    monkeypatch.setattr(mask_folder, "read_image", fail)
     monkeypatch.setattr(mask_run, "read_mask", fail)
     summary, predictor = run(split)
     assert (summary.written, summary.kept) == (0, 3) and predictor.images == []
@@ -673,10 +674,10 @@ def test_a_second_split_does_not_remove_the_first(parts: Path, tmp_path: Path) -
             DatasetError, match=r"holds the enriched split of other images in .*write this one to another"
         ):
             enrich_split(second / "im", second / "gt", out, FilledBox())
-        (out / mask_run.SOURCE_FILE).unlink(missing_ok=True)  # an earlier version made it
+        (out / mask_folder.SOURCE_FILE).unlink(missing_ok=True)  # an earlier version made it
         with pytest.raises(DatasetError, match="holds the enriched split of other images"):
             enrich_split(second / "im", second / "gt", out, FilledBox())
-        (out / mask_run.SOURCE_FILE).write_bytes(before[out / mask_run.SOURCE_FILE])
+        (out / mask_folder.SOURCE_FILE).write_bytes(before[out / mask_folder.SOURCE_FILE])
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -757,7 +758,7 @@ def test_an_image_whose_samples_would_have_too_long_names_fails_alone(parts: Pat
 
 def test_a_lost_image_does_not_stop_a_moved_enriched_split(parts: Path) -> None:
     _, _, out = do_enrich(parts)
-    (out / mask_run.SOURCE_FILE).unlink()
+    (out / mask_folder.SOURCE_FILE).unlink()
     (parts / "im" / "one.png").unlink()
     (parts / "im" / "one.png").symlink_to("nothing.png")
     assert list(do_enrich(parts)[0].failed) == ["one"]
