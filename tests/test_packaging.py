@@ -115,6 +115,7 @@ def test_modules_import_the_core_alone_at_their_top(name: str):
     allowed = {
         "sam.backends.segment_anything": {"segment-anything", "torchvision"},
         "dis_sam.serve.app": {"fastapi"},
+        "dis_sam.serve.server": {"fastapi"},
         "IS_Net.runtime.openvino_runtime": {"openvino"},
         "IS_Net.runtime.ncnn_runtime": {"ncnn"},
         "IS_Net.runtime.onnx_runtime": {"onnxruntime"},

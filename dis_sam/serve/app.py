@@ -5,34 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import io
 import json
-import logging
-import re
-import zipfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import quote
+from typing import Annotated, Any, Literal
 
-import cv2
 import numpy as np
 from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi import Path as UrlPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.formparsers import MultiPartParser
 
 from dis_sam import __version__
-from dis_sam.outputs import check_kind, encode, file_label, object_colors, render_all
+from dis_sam.outputs import check_kind
 from dis_sam.pipeline import Result
-from dis_sam.serve.examples import Example, find_examples
-from dis_sam.serve.guard import LOCAL_NAMES, Guard
+from dis_sam.serve.downloads import (
+    encode_colors,
+    encode_matte,
+    export_files,
+    export_prompts,
+    file_headers,
+    make_files,
+    make_zip,
+    reduce_pixels,
+    score_text,
+    unique_names,
+)
+from dis_sam.serve.examples import find_examples
+from dis_sam.serve.guard import Guard
 from dis_sam.serve.pictures import (
     Decoded,
     Model,
@@ -46,195 +50,15 @@ from dis_sam.serve.pictures import (
     safe_stem,
     segment,
 )
+from dis_sam.serve.server import CLOSED, MAX_IN_THREADS, Server, ServerSettings
 from dis_sam.serve.training_pairs import save_pair
-from dis_sam.serve.worker import (
-    AbandonedError,
-    ClientLimitError,
-    Job,
-    QueueFullError,
-    SupersededError,
-    Worker,
-)
+from dis_sam.serve.worker import AbandonedError, Job, Worker
 from IS_Net.errors import PromptError, UserError
-from IS_Net.images import encode_image, encode_png, size_mismatch
-
-logger = logging.getLogger(__name__)
+from IS_Net.images import encode_image, size_mismatch
 
 STATIC = Path(__file__).parent / "static"
 MAX_BOXES = 100
 """Boxes of a request, and objects of a download."""
-_THREADS, _MAX_IN_THREADS = 2, 16
-"""How many pictures are decoded or encoded at once, and how many of them may be in work or wait."""
-_LOOKS = 60
-"""How often the server looks for pictures that nobody uses, in the time after which they are dropped."""
-_CLOSED = 499
-"""The status code, known from nginx, of a request whose client has gone; nobody sees it."""
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How the server works.
-
-    Attributes:
-        sam: The model of stage 1; ``box`` if there is none, and so no points.
-        token: What requests must bring; None for none.
-        hosts: The names that the Host header may contain; None allows all.
-        prefix: The path under which a proxy serves the page, such as ``/cut``.
-        save_to: The folder of training pairs; None disables them.
-        max_mb: Largest upload, in megabytes.
-        max_megapixels: Largest picture.
-        max_queue: How many requests may wait for the model, all users together.
-        max_queue_per_client: How many requests of one user may wait.
-        timeout: Seconds after which a request is answered with an error.
-        memory_mb: Of decoded pictures and results, in megabytes.
-        max_idle: Seconds after which a picture that nobody uses is dropped.
-    """
-
-    sam: str = "box"
-    token: str | None = None
-    hosts: tuple[str, ...] | None = LOCAL_NAMES
-    prefix: str = ""
-    save_to: Path | None = None
-    max_mb: float = 60
-    max_megapixels: float = 100
-    max_queue: int = 16
-    max_queue_per_client: int = 4
-    timeout: float = 120
-    memory_mb: float = 2000
-    max_idle: float = 3600
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels of the largest picture."""
-        return int(self.max_megapixels * 1e6)
-
-
-@dataclass
-class _Server:
-    """What the requests share."""
-
-    settings: ServerSettings
-    new_model: Callable[[], Model]
-    worker: Worker
-    store: PictureStore
-    examples: dict[str, Example]
-    threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_THREADS))
-    in_threads: int = 0
-
-    async def compute(
-        self, request: Request, function: Callable[[Job], _T], client: str, slot: tuple[str, ...] | None = None
-    ) -> _T:
-        """Run a function in the model's thread, as long as the client waits for it."""
-        try:
-            job = self.worker.submit(function, client, slot)
-        except ClientLimitError as error:
-            raise HTTPException(
-                429,
-                f"{self.settings.max_queue_per_client} of your requests wait already; wait until one is answered",
-                {"Retry-After": "2"},
-            ) from error
-        except QueueFullError as error:
-            raise HTTPException(
-                503,
-                f"the server is busy: {self.settings.max_queue} requests wait for the model; try again in some seconds",
-                {"Retry-After": "5"},
-            ) from error
-        work = asyncio.wrap_future(job.future)
-        gone = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait({work, gone}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                with _failures():
-                    return work.result()
-            if gone.done():
-                raise HTTPException(_CLOSED, "the client has closed the connection")
-            raise HTTPException(
-                504,
-                f"no result after {self.settings.timeout:g} s; the server is busy, or the picture is large: try again, "
-                "or start the server with a larger --timeout",
-            )
-        except SupersededError as error:
-            raise HTTPException(409, "a newer request for the same object replaced this one") from error
-        finally:
-            gone.cancel()
-            if not work.done():
-                work.add_done_callback(_ignore)
-                job.abandon()
-
-    async def in_thread(self, function: Callable[[], _T]) -> _T:
-        """Run a function that decodes or encodes pictures in a thread; only a few at once, for the memory's sake."""
-        if self.in_threads >= _MAX_IN_THREADS:
-            raise HTTPException(
-                503, "the server is busy with other pictures; try again in some seconds", {"Retry-After": "5"}
-            )
-        self.in_threads += 1
-        try:
-            async with self.threads:
-                with _failures():
-                    return await asyncio.to_thread(function)
-        finally:
-            self.in_threads -= 1
-
-    def picture(self, picture_id: str) -> Picture:
-        try:
-            return self.store.get(picture_id)
-        except KeyError:
-            raise HTTPException(
-                404, "the server no longer has this picture, because its memory is limited; upload it again"
-            ) from None
-
-    async def result(self, request: Request, picture: Picture, key: str) -> Result:
-        """Return the result of an earlier prompt, computed again if it is not in memory."""
-        if key not in picture.prompts:
-            raise HTTPException(404, f"the picture has no result {key!r}; segment the object again")
-        return await self.segment(request, picture, picture.prompts[key])
-
-    async def segment(
-        self, request: Request, picture: Picture, prompt: Prompt, slot: tuple[str, ...] | None = None
-    ) -> Result:
-        result = self.store.result(picture, prompt.key)
-        if result is None:
-            result = await self.compute(request, lambda _: picture.compute(prompt), picture.id, slot)
-        self.store.keep(picture, prompt, result)
-        return result
-
-    async def results(self, request: Request, picture: Picture, keys: Sequence[str]) -> list[Result]:
-        return [await self.result(request, picture, key) for key in keys]
-
-    async def drop_idle(self) -> None:
-        """Drop the pictures that nobody uses, until the task is cancelled; no request may come that would do it."""
-        while True:
-            await asyncio.sleep(self.settings.max_idle / _LOOKS)
-            self.store.drop_idle()
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """Turn errors that are not the user's into answers that do not tell what is inside."""
-    try:
-        yield
-    except (HTTPException, UserError, TooManyPixelsError, SupersededError, AbandonedError):
-        raise
-    except Exception as error:
-        # PyTorch's own class is a RuntimeError; its name is the same on all devices
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            raise HTTPException(
-                503, "the server has too little memory for this picture; scale it down, or try again later"
-            ) from error
-        logger.exception("a request failed")
-        raise HTTPException(500, f"the server failed ({type(error).__name__}); its log says more") from error
-
-
-def _ignore(work: asyncio.Future[Any]) -> None:
-    if not work.cancelled():
-        work.exception()  # otherwise asyncio reports that nobody retrieved it
-
-
-async def _disconnected(request: Request) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.1)
 
 
 class Item(BaseModel):
@@ -297,65 +121,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _file_headers(name: str) -> dict[str, str]:
-    ascii_name = re.sub(r"[^ -~]|[\"\\%]", "_", name)
-    return {"Content-Disposition": f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"}
-
-
-def _score_text(result: Result) -> str:
-    return "" if np.isnan(result.score) else f"{result.score:.4f}"
-
-
-def _make_files(
-    result: Result, decoded: Decoded, name: str, kinds: Sequence[str], bits: int, threshold: float | None, crop: bool
-) -> dict[str, bytes]:
-    """Return a result as files, by their names."""
-    rendered = render_all(result, kinds, bits=bits, threshold=threshold, crop=crop)
-    return {f"{name}.{file_label(k)}.png": encode(pixels, decoded.icc, decoded.dpi) for k, pixels in rendered.items()}
-
-
-def encode_matte(alpha: np.ndarray) -> tuple[bytes, tuple[int, int, int, int]]:
-    """Encode an alpha matte for display: a white PNG whose transparency is the matte, cropped to what is not empty.
-
-    Args:
-        alpha: (H, W) float32 in [0, 1].
-
-    Returns:
-        The PNG, and (left, top, width, height) of the crop. An empty matte gives one transparent pixel.
-    """
-    values = np.rint(alpha * 255).astype(np.uint8)
-    rows, columns = window = _visible(values)
-    image = Image.fromarray(np.ascontiguousarray(values[window]))
-    image.putpalette([255] * 768)  # the values become indices of a palette: a quarter of the bytes of RGBA
-    file = io.BytesIO()
-    image.save(file, "PNG", transparency=bytes(range(256)), compress_level=1)
-    return file.getvalue(), (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-
-
-def _visible(values: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns that contain all values above 0; the first pixel if there are none."""
-    found = [np.flatnonzero(values.any(axis=axis)) for axis in (1, 0)]
-    return tuple(slice(int(i[0]), int(i[-1]) + 1) if i.size else slice(0, 1) for i in found)
-
-
-def encode_colors(result: Result, longest: int) -> bytes:
-    """Encode the object's own colors for display, as JPEG, cropped as :func:`encode_matte` does, and reduced."""
-    window = _visible(np.rint(result.alpha * 255).astype(np.uint8))
-    colors = object_colors(result.image[window], result.alpha[window])
-    file = io.BytesIO()
-    # without subsampling of colors, which would mix them with the black around the object
-    Image.fromarray(_reduced(colors, longest)).save(file, "JPEG", quality=92, subsampling=0)
-    return file.getvalue()
-
-
-def _reduced(pixels: np.ndarray, longest: int) -> np.ndarray:
-    scale = longest / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    size = tuple(max(round(length * scale), 1) for length in pixels.shape[1::-1])
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-
-
 def _parse_boxes(texts: Iterable[str]) -> list[tuple[float, ...]]:
     return [_numbers(text, (4,), "box", "x0,y0,x1,y1") for text in texts]
 
@@ -375,23 +140,6 @@ def _numbers(text: str, counts: tuple[int, ...], what: str, expected: str) -> tu
     return values
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as writer:  # PNG files do not get smaller
-        for name, data in files.items():
-            writer.writestr(name, data)
-    return archive.getvalue()
-
-
-def _unique(stems: Sequence[str]) -> Iterator[str]:
-    """Yield the names with ``-2``, ``-3`` and so on appended where one repeats."""
-    taken: set[str] = set()
-    for stem in stems:
-        candidates = (stem if k == 1 else f"{stem}-{k}" for k in range(1, len(stems) + 1))
-        taken.add(name := next(c for c in candidates if c not in taken))
-        yield name
-
-
 def create_app(
     new_model: Callable[[], Model], settings: ServerSettings, rest: Callable[[], None] | None = None
 ) -> Guard:
@@ -405,7 +153,7 @@ def create_app(
     Returns:
         An ASGI application.
     """
-    server = _Server(
+    server = Server(
         settings,
         new_model,
         Worker(settings.max_queue, settings.max_queue_per_client, rest),
@@ -447,7 +195,7 @@ def create_app(
         settings.token,
         settings.hosts,
         int(settings.max_mb * 1e6),
-        settings.max_queue + _MAX_IN_THREADS,
+        settings.max_queue + MAX_IN_THREADS,
         settings.prefix,
     )
 
@@ -471,7 +219,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(AbandonedError)
     async def abandoned(_: Request, __: AbandonedError) -> JSONResponse:
-        return answer(_CLOSED, "nobody waits for this result")
+        return answer(CLOSED, "nobody waits for this result")
 
 
 def _add_pages(app: FastAPI, settings: ServerSettings) -> None:
@@ -489,7 +237,7 @@ def _add_pages(app: FastAPI, settings: ServerSettings) -> None:
         return page("docs.html")
 
 
-def _add_programs_api(app: FastAPI, server: _Server) -> None:
+def _add_programs_api(app: FastAPI, server: Server) -> None:
     settings = server.settings
 
     async def answer(
@@ -513,9 +261,9 @@ def _add_programs_api(app: FastAPI, server: _Server) -> None:
 
         client = request.client.host if request.client else ""
         result = await server.compute(request, work, client)
-        make = partial(_make_files, result, decoded, decoded.name, [kind], int(bits), threshold, crop)
+        make = partial(make_files, result, decoded, decoded.name, [kind], int(bits), threshold, crop)
         [(name, data)] = (await server.in_thread(make)).items()
-        return Response(data, media_type="image/png", headers={"X-Score": _score_text(result), **_file_headers(name)})
+        return Response(data, media_type="image/png", headers={"X-Score": score_text(result), **file_headers(name)})
 
     @app.post("/api/cut", tags=["programs"], responses={**_PNG, **_ERRORS}, response_class=Response)
     async def cut(
@@ -581,7 +329,7 @@ def _check_points(points: Sequence[Any], settings: ServerSettings) -> None:
         )
 
 
-def _add_page_api(app: FastAPI, server: _Server) -> None:
+def _add_page_api(app: FastAPI, server: Server) -> None:
     settings = server.settings
 
     @app.get("/api/info", tags=["page"])
@@ -655,7 +403,7 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
         _check_points(parsed.points, settings)
         result = await server.segment(request, picture, parsed, (picture_id, slot) if slot else None)
         matte, area = await server.in_thread(lambda: encode_matte(result.alpha))
-        headers = {"X-Result": parsed.key, "X-Score": _score_text(result), "X-Area": ",".join(map(str, area))}
+        headers = {"X-Result": parsed.key, "X-Score": score_text(result), "X-Area": ",".join(map(str, area))}
         return Response(matte, media_type="image/png", headers=headers)
 
     @app.get("/api/pictures/{picture_id}/results/{key}/coarse", tags=["page"], responses=_PNG, response_class=Response)
@@ -676,7 +424,7 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
         def work() -> bytes:
             mask = result.mask if is_box or result.coarse is None else result.coarse
             pixels = mask.astype(np.uint8) * np.uint8(255) if mask.dtype == bool else mask
-            return encode_image(np.where(_reduced(pixels, longest) > 127, np.uint8(255), np.uint8(0)), ".png")
+            return encode_image(np.where(reduce_pixels(pixels, longest) > 127, np.uint8(255), np.uint8(0)), ".png")
 
         return Response(await server.in_thread(work), media_type="image/png")
 
@@ -697,23 +445,24 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
         if what.kind != "zip":
             check_kind(what.kind)
         pictures = [server.picture(item.picture) for item in what.items]
-        names = list(_unique([picture.decoded.name for picture in pictures]))
+        names = list(unique_names([picture.decoded.name for picture in pictures]))
         files: dict[str, bytes] = {}
         prompts: dict[str, Any] = {}
         for picture, name, item in zip(pictures, names, what.items, strict=True):
             results = await server.results(request, picture, item.results)
-            make = partial(_export_files, results, picture.decoded, name, what)
+            options = what.kind, what.bits, what.threshold, what.crop
+            make = partial(export_files, results, picture.decoded, name, *options)
             files |= await server.in_thread(make)
             if what.kind == "zip":
-                prompts[name] = await server.in_thread(partial(_export_prompts, results, picture, item.results))
+                prompts[name] = await server.in_thread(partial(export_prompts, results, picture, item.results))
         if what.kind != "zip" and len(files) == 1:
             name, data = next(iter(files.items()))
-            return Response(data, media_type="image/png", headers=_file_headers(name))
+            return Response(data, media_type="image/png", headers=file_headers(name))
         if what.kind == "zip":
             files["prompts.json"] = json.dumps(prompts, indent=1, ensure_ascii=False).encode()
-        data = await server.in_thread(lambda: _zip(files))
+        data = await server.in_thread(lambda: make_zip(files))
         stem = names[0] if len(names) == 1 else "dis-sam"
-        return Response(data, media_type="application/zip", headers=_file_headers(f"{safe_stem(stem)}.zip"))
+        return Response(data, media_type="application/zip", headers=file_headers(f"{safe_stem(stem)}.zip"))
 
     if settings.save_to is None:
         return
@@ -734,24 +483,3 @@ def _add_page_api(app: FastAPI, server: _Server) -> None:
 
         files = await server.in_thread(write)
         return {"name": files["im"].stem, **{part: str(path.relative_to(folder)) for part, path in files.items()}}
-
-
-def _export_prompts(results: list[Result], picture: Picture, keys: list[str]) -> list[dict[str, Any]]:
-    """Return the objects of one picture as a prompt file holds them, without those in which nothing was found."""
-    records = [picture.prompts[key].as_dict(result) for key, result in zip(keys, results, strict=True)]
-    return [{"object": str(number), **record} for number, record in enumerate(records, start=1) if record]
-
-
-def _export_files(results: list[Result], decoded: Decoded, name: str, what: Export) -> dict[str, bytes]:
-    """Return the files of one picture by name: one, or everything for a ZIP."""
-    joined, options = join(results), (what.bits, what.threshold, what.crop)
-    if what.kind != "zip":
-        return _make_files(joined, decoded, name, [what.kind], *options)
-    files = _make_files(joined, decoded, name, ["rgba", "alpha", "mask"], *options)
-    if joined.coarse is not None:
-        mask = joined.coarse if joined.coarse.dtype != bool else joined.coarse.astype(np.uint8) * np.uint8(255)
-        files[f"{name}.coarse.png"] = encode_png(mask)
-    if len(results) > 1:
-        for number, result in enumerate(results, start=1):
-            files |= _make_files(result, decoded, f"{name}_{number}", ["rgba", "alpha"], *options)
-    return files

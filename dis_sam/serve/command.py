@@ -20,7 +20,7 @@ from sam.backends import available_model, split_model
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM
-    from dis_sam.serve.app import ServerSettings
+    from dis_sam.serve.server import ServerSettings
 
 TOKEN_VARIABLE = "DIS_SAM_TOKEN"
 SHORTEST_TOKEN = 16
@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     listener = _listen(options.host, options.port)  # before the model is loaded, which takes longer
     with listener:
         from dis_sam.pipeline import load
-        from dis_sam.serve.app import ServerSettings
+        from dis_sam.serve.server import ServerSettings
         from dis_sam.serve.training_pairs import require_folder
 
         if options.save_to is not None:

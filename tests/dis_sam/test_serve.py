@@ -38,6 +38,7 @@ httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 app = pytest.importorskip("dis_sam.serve.app", reason="needs the extra serve")
+from dis_sam.serve import downloads  # noqa: E402
 
 
 class FakeModel:
@@ -532,7 +533,7 @@ def test_the_matte_is_the_alpha_cropped(client: httpx.Client):
 
 
 def test_an_empty_matte_is_one_transparent_pixel():
-    data, area = app.encode_matte(np.zeros((5, 7), np.float32))
+    data, area = downloads.encode_matte(np.zeros((5, 7), np.float32))
     assert area == (0, 0, 1, 1)
     with Image.open(io.BytesIO(data)) as image:
         assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 0)
