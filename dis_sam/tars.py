@@ -255,7 +255,7 @@ class TarWork:
             try:
                 model = self.model.choice.key(uses_stage_1=not self.refine)
                 key = digest([fingerprint(path), str(self.refine)], [], model, self.options)
-                if _made_from(self.out / path.name) == key:
+                if _made_from(self.out / path.name) == key and _is_whole(self.out / path.name):
                     if row is not None and row["status"] != FAILED:
                         part.keep()
                     else:  # a run was killed before it could add the row, or the rows were deleted
@@ -321,3 +321,11 @@ def _made_from(path: Path) -> str | None:
         keyword, _, key = tar.pax_headers.get(_COMMENT, "").partition(" ")
         return key if keyword == KEYWORD else None
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the end of an output is there; a program that copied it may have stopped."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(size - 2 * tarfile.BLOCKSIZE, 0))
+        return size % tarfile.RECORDSIZE == 0 and not any(file.read())  # two blocks of zeros, and padding

@@ -129,6 +129,17 @@ def test_only_what_changed_is_made_again(model: FakeModel, monkeypatch: pytest.M
     assert [made("--crop"), made("--crop")] == [5, 0]
 
 
+@pytest.mark.parametrize("end", [-1, -tarfile.RECORDSIZE, 2 * tarfile.RECORDSIZE, 5000])
+def test_an_output_that_a_copy_cut_off_is_made_again(model: FakeModel, end: int):
+    write_samples(Path("a.tar"), 9)
+    assert main(["a.tar", "-o", "out"]) == 0
+    whole = Path("out/a.tar").read_bytes()
+    assert len(whole) >= 3 * tarfile.RECORDSIZE
+    Path("out/a.tar").write_bytes(whole[:end])
+    assert main(["a.tar", "-o", "out"]) == 0
+    assert Path("out/a.tar").read_bytes() == whole
+
+
 def test_a_sample_that_fails_does_not_stop_the_others(model: FakeModel, capsys: pytest.CaptureFixture):
     good, black = photo(0), png(np.zeros((9, 9, 3), np.uint8))
     bad = {"1.png": b"x", "2.json": b"{}", "3.png": good, "3.json": b"[", "4.png": black, "5.png": good}
