@@ -32,9 +32,9 @@ from IS_Net import int8 as int8_storage
 from IS_Net.errors import CheckpointError
 from IS_Net.images import atomic_file
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
-from IS_Net.models.input_channels import add_mask_skip, expand_input
+from IS_Net.models.input_channels import add_mask_skip, copy_mask_to_box, expand_input
 from IS_Net.onnx_weights import OnnxError, read_onnx
-from IS_Net.preprocess import MASK_CHANNEL
+from IS_Net.preprocess import BOX_CHANNEL, MASK_CHANNEL
 
 logger = logging.getLogger(__name__)
 
@@ -433,12 +433,15 @@ def _first_without(weights: Weights, prefix: str) -> str:
     return next((name for name in weights if not name.startswith(prefix)), "")
 
 
-def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_skip_logit: float = 0.0) -> Metadata:
+def load_weights(
+    model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_skip_logit: float = 0.0, box_gain: float = 0.0
+) -> Metadata:
     """Load a checkpoint into a network. All names and shapes must agree.
 
     There is one exception, which is logged: an ISNetDIS accepts weights with fewer input channels. The missing ones
     get zero weights, or, if the mask channel is missing and ``mask_skip_logit`` is not 0, a mask skip connection with
-    that logit (:func:`IS_Net.models.input_channels.add_mask_skip`).
+    that logit (:func:`IS_Net.models.input_channels.add_mask_skip`); and if the box channel is missing and ``box_gain``
+    is not 0, that multiple of the mask channel's weights (:func:`IS_Net.models.input_channels.copy_mask_to_box`).
 
     Returns:
         The metadata of the checkpoint.
@@ -447,15 +450,19 @@ def load_weights(model: ISNetDIS | ISNetGTEncoder, path: str | Path, mask_skip_l
         CheckpointError: If the file cannot be read, or its names or shapes are not those of the network.
     """
     weights, metadata = read_weights(path)
-    assign_weights(model, weights, path, mask_skip_logit)
+    assign_weights(model, weights, path, mask_skip_logit, box_gain)
     return metadata
 
 
 def assign_weights(
-    model: ISNetDIS | ISNetGTEncoder, weights: Weights, path: str | Path, mask_skip_logit: float = 0.0
+    model: ISNetDIS | ISNetGTEncoder,
+    weights: Weights,
+    path: str | Path,
+    mask_skip_logit: float = 0.0,
+    box_gain: float = 0.0,
 ) -> None:
     """Load weights that were read from ``path`` into a network, as :func:`load_weights` does."""
-    mask_skip = False
+    mask_skip = copy_mask = False
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
         if found > model.in_ch:
@@ -465,10 +472,15 @@ def assign_weights(
         if found < model.in_ch:
             weights = expand_input(weights, model.in_ch)
             mask_skip = bool(mask_skip_logit) and found <= MASK_CHANNEL
-            how = f"a mask skip connection (logit {mask_skip_logit:g})" if mask_skip else "zero weights"
+            copy_mask = bool(box_gain) and model.in_ch > BOX_CHANNEL
+            how = [f"a mask skip connection (logit {mask_skip_logit:g})"] if mask_skip else []
+            how += [f"{box_gain:g} of the mask's weights for the box"] if copy_mask else []
+            how = " and ".join(how) or "zero weights"
             logger.warning("%s has %d input channels; expanded to %d with %s", path, found, model.in_ch, how)
     _check_names(model, weights, path)
-    model.load_state_dict(add_mask_skip(weights, mask_skip_logit) if mask_skip else weights)
+    if mask_skip:
+        weights = add_mask_skip(weights, mask_skip_logit)
+    model.load_state_dict(copy_mask_to_box(weights, box_gain) if copy_mask else weights)
     logger.info("weights: %s", path)
 
 

@@ -109,6 +109,9 @@ class Settings:
     mask_skip_logit: float = setting(
         0.0, "3-channel weights get a mask skip connection with this logit; 0 adds zero weights"
     )
+    box_gain: float = setting(
+        0.0, "weights without a box channel get this multiple of the mask channel's weights for it; 0 adds zero weights"
+    )
 
     # sizes: (height, width)
     cache_size: tuple[int, int] = setting((1024, 1024), "size of the cached images", minimum=MIN_SIZE)

@@ -262,7 +262,7 @@ def _train(session: Session, train_datasets: Datasets, valid_datasets: Datasets)
     settings = session.settings
     resume = state if state and state["phase"] == SegmentationTask.name else None
     if settings.restore_model and not resume:
-        load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
+        load_weights(session.model, settings.restore_model, settings.mask_skip_logit, settings.box_gain)
     phase_1 = settings.interm_sup and not settings.gt_encoder_model and not (resume and resume["gt_encoder"])
     run = session.run(train_datasets, valid_datasets, log, phase_1)
     if state:
@@ -488,7 +488,7 @@ def evaluate(session: Session, datasets: Datasets) -> Evaluation:
         raise DatasetError(f"a data set is named {MEAN!r}, like the mean over all data sets; rename it")
     if settings.check:
         session.require_usable([], datasets)
-    metadata = load_weights(session.model, settings.restore_model, settings.mask_skip_logit)
+    metadata = load_weights(session.model, settings.restore_model, settings.mask_skip_logit, settings.box_gain)
     trained_at = tuple(metadata.get("input_size", settings.input_size))
     if trained_at != settings.input_size:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Add input channels to IS-Net weights: with zero weights, or with a mask skip connection.
+"""Add input channels to IS-Net weights: with zero weights, with a mask skip connection, or as a copy of the mask's.
 
 A plain IS-Net was not trained with a coarse mask. With zero weights in the new channel it learns to use the mask only
 slowly, from the first convolution on, through layers that were trained for colors. :func:`add_mask_skip` therefore
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from IS_Net.preprocess import IMAGE_CHANNELS, MASK_CHANNEL
+from IS_Net.preprocess import BOX_CHANNEL, IMAGE_CHANNELS, MASK_CHANNEL
 
 Weights = dict[str, Tensor]
 
@@ -33,6 +33,24 @@ def expand_input(weights: Weights, in_ch: int) -> Weights:
     stem = weights["conv_in.weight"]
     zeros = stem.new_zeros(stem.shape[0], in_ch - stem.shape[1], *stem.shape[2:])
     return {**weights, "conv_in.weight": torch.cat((stem, zeros), dim=1)}
+
+
+def copy_mask_to_box(weights: Weights, gain: float) -> Weights:
+    """Replace the box channel's weights by a multiple of the mask channel's.
+
+    With a gain of 1, a network that takes a filled box for its mask computes the same for a box alone as before. With a
+    mask and a box it adds both, and must be trained; see ``recipes/starter/LOG.md`` for a comparison with zero weights.
+
+    Args:
+        weights: A state dict of ISNetDIS with 5 input channels; not changed.
+        gain: The multiple.
+
+    Returns:
+        A state dict of the same names and shapes.
+    """
+    stem = weights["conv_in.weight"].clone()
+    stem[:, BOX_CHANNEL] = gain * stem[:, MASK_CHANNEL]
+    return {**weights, "conv_in.weight": stem}
 
 
 def _fold_batchnorm(weights: Weights, block: str) -> tuple[Tensor, Tensor]:

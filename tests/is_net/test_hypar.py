@@ -214,6 +214,7 @@ def test_probabilities_are_0_to_1(key: str):
 def test_augmentations_and_training_options_are_off_by_default():
     wanted = {"copy_paste": 0, "simulate_mask": 0, "backgrounds": ""}
     wanted |= {"lr_decay": "none", "lr_stem_factor": 1, "freeze_bn": False, "mask_skip_logit": 0, "edge_weight": 0}
+    wanted |= {"box_gain": 0}
     assert {key: check({})[key] for key in wanted} == wanted
 
 

@@ -122,6 +122,36 @@ def test_loading_adds_the_mask_skip_only_if_the_mask_channel_is_missing(plain: I
     assert all(torch.equal(wanted[name], value) for name, value in wider.state_dict().items())
 
 
+@torch.no_grad()
+def test_a_box_alone_acts_as_a_mask_of_its_pixels_if_the_gain_is_1(tmp_path, caplog):
+    torch.manual_seed(0)
+    four = ISNetDIS(4)
+    save_weights(tmp_path / "four.safetensors", four, {})
+    five, image = ISNetDIS(5), torch.rand(1, 3, 64, 64)
+    load_weights(five, tmp_path / "four.safetensors", LOGIT, 1.0)
+    assert "expanded to 5 with 1 of the mask's weights for the box" in caplog.messages[-1]
+    box = torch.zeros(1, 1, 64, 64)
+    box[..., 10:40, 20:50] = 1
+    wanted = four.eval().predict_logits(torch.cat((image, box), dim=1))
+    found = five.eval().predict_logits(torch.cat((image, torch.zeros_like(box), box), dim=1))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+    load_weights(five, tmp_path / "four.safetensors", LOGIT, 0.5)
+    stem = five.state_dict()["conv_in.weight"]
+    assert torch.equal(stem[:, 4], stem[:, 3] / 2)
+
+
+def test_3_channels_get_both(plain: ISNetDIS, tmp_path, caplog):
+    save_weights(tmp_path / "isnet.safetensors", plain, {})
+    five, narrow = ISNetDIS(5), ISNetDIS(4)
+    load_weights(five, tmp_path / "isnet.safetensors", LOGIT, 1.0)
+    assert "with a mask skip connection (logit 3) and 1 of the mask's weights for the box" in caplog.messages[-1]
+    stem = five.state_dict()["conv_in.weight"]
+    assert stem[:, 3].any() and torch.equal(stem[:, 4], stem[:, 3])
+    load_weights(narrow, tmp_path / "isnet.safetensors", LOGIT, 1.0)  # has no box channel
+    assert caplog.messages[-1].endswith("with a mask skip connection (logit 3)")
+
+
 def test_another_network_is_refused_before_the_mask_skip_is_added(plain: ISNetDIS, tmp_path):
     weights = {name: value for name, value in plain.state_dict().items() if not name.startswith("stage3d")}
     torch.save(weights, tmp_path / "other.pth")
