@@ -188,8 +188,8 @@ def training_arguments(sources: Path, run: Path, weights: Path, extra: Sequence[
     valid += [f"{f}:{MASKS}" for f in sorted((sources / VALID).iterdir()) if (f / MASKS).is_dir()]
     recipe = [
         *(f"train_datasets={','.join(pairs)}", f"valid_datasets={','.join(valid)}", f"backgrounds={sources / PHOTOS}"),
-        *(*TRAINING, *PROMPTS, "model_save_fre=1000000", "batch_size_train=16", "lr=1e-4", "max_ite=4000"),
-        *(f"save_minutes={SAVE_MINUTES:g}", f"model_path={run}"),
+        *(*TRAINING, *PROMPTS, "box_gain=1", "batch_size_train=16", "lr=1e-4", "max_ite=4000"),
+        *("model_save_fre=1000000", f"save_minutes={SAVE_MINUTES:g}", f"model_path={run}"),
         f"restore_model={'last.pt' if (run / 'last.pt').is_file() else weights}",
     ]
     given = {argument.partition("=")[0] for argument in extra}
