@@ -285,7 +285,10 @@ def find_maps(data_set: DataSet, folder: Path, alone: bool) -> dict[str, Path]:
     recursive = any("/" in name for name in data_set.gts)
     for name in data_set.folders:
         if (folder / name).is_dir():
-            return list_images(folder / name, recursive)
+            files = list_images(folder / name, recursive)
+            if alone and any(gt.startswith(f"{name}/") for gt in data_set.gts):  # it may be the first folder of names
+                return max(files, list_images(folder, recursive), key=lambda f: len(f.keys() & data_set.gts.keys()))
+            return files
     tried = " or ".join(data_set.folders)
     if not alone:
         raise MissingFileError(

@@ -99,9 +99,11 @@ def test_a_list_of_pictures(split: Path, capsys: pytest.CaptureFixture):
     assert "split.jsonl, line 1: box: expected four finite numbers" in capsys.readouterr().err
 
 
-def test_names_of_a_list_may_begin_with_folders(split: Path):
+@pytest.mark.parametrize("first", ["0", "split"])  # the second one is the name of the list, too
+def test_names_of_a_list_may_begin_with_folders(split: Path, first: str):
     assert run("--json", "one.json") == 0
-    rows = [{"name": f"{n % 2}/{n}", "image": f"split/im/{n}.jpg", "gt": f"split/gt/{n}.png"} for n in range(5)]
+    names = [f"{first if n % 2 else 1}/{n}" for n in range(5)]
+    rows = [{"name": name, "image": f"split/im/{n}.jpg", "gt": f"split/gt/{n}.png"} for n, name in enumerate(names)]
     Path("split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for folder in ("found", "several/split"):
         for row in rows:
