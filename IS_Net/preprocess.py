@@ -119,17 +119,19 @@ def clip_box(box: Box, height: int, width: int, where: str = "box") -> tuple[flo
     return clipped
 
 
-def check_box(box: Box, height: int, width: int, where: str = "box") -> tuple[float, float, float, float]:
+def check_box(
+    box: Box, height: int, width: int, where: str = "box", with_mask: bool = False
+) -> tuple[float, float, float, float]:
     """Check a box that a person gives and clip it to its image, as :func:`clip_box` does; refuse a single point.
 
-    A box of one pixel is what a click leaves. Boxes of masks may be that small.
+    A box of one pixel is what a click leaves. With a mask, the box may be its bounds, which may be that small.
 
     Raises:
-        BoxError: If :func:`clip_box` raises it, or the box is a single point.
+        BoxError: If :func:`clip_box` raises it, or the box is a single point and comes without a mask.
     """
     clipped = clip_box(box, height, width, where)
     x0, y0, x1, y1 = four_numbers(box, where)
-    if x1 == x0 and y1 == y0:
+    if x1 == x0 and y1 == y0 and not with_mask:
         raise BoxError(f"{where}: {[x0, y0, x1, y1]} is a single point; expected a box with an area")
     return clipped
 

@@ -245,11 +245,13 @@ def _checked(request: Request, size: Size) -> Request:
     """Return a request with its box clipped to its photograph, (height, width).
 
     Raises:
-        BoxError: If the box has no area, or lies outside the photograph.
+        BoxError: If the box has no area and no mask comes with it, or lies outside the photograph.
         PromptError: If a point lies outside the photograph.
     """
     check_points(request.points, request.labels, size, request.box is not None)
-    return request if request.box is None else replace(request, box=check_box(request.box, *size))
+    if request.box is None:
+        return request
+    return replace(request, box=check_box(request.box, *size, with_mask=request.mask is not None))
 
 
 class _Problem(NamedTuple):

@@ -139,7 +139,8 @@ def _read_sample(image: Path, request: Request) -> Sample:
     mask = None if request.mask is None else read_mask(request.mask)
     if mask is not None and mask.shape != pixels.shape[:2]:
         raise PromptError(size_mismatch(request.mask, mask.shape, image, pixels.shape[:2]))
-    box = None if request.box is None else check_box(request.box, *pixels.shape[:2], f"{request.name}: box")
+    box, where = request.box, f"{request.name}: box"
+    box = None if box is None else check_box(box, *pixels.shape[:2], where, with_mask=mask is not None)
     return Sample(request.name, pixels, mask, box)
 
 

@@ -295,7 +295,7 @@ class DISSAM:
         mask: Picture | None,
         **options: Any,
     ) -> Result:
-        clipped = None if box is None else check_box(box, *prepared.size)
+        clipped = None if box is None else check_box(box, *prepared.size, with_mask=mask is not None)
         if points is not None or labels is not None:
             points, labels = _check_points(points, labels, prepared.size, box is not None, mask is not None)
         if mask is not None:
@@ -442,7 +442,7 @@ def refine(
     Raises:
         ImageError: If a file is missing, damaged, or not an image.
         ValueError: If an array has another shape, dtype or range, or the sizes of mask and image differ.
-        BoxError: If the box has no area, or lies outside the image.
+        BoxError: If the box is not four numbers in order, or lies outside the image.
         CheckpointError: If the weights are missing, damaged, or belong to another network.
         DeviceError: If the device, the precision or the runtime is not available.
     """
@@ -450,7 +450,8 @@ def refine(
     prepared = predictor.prepare(_to_image(image))
     names = mask if _is_path(mask) else "the mask", f"its image {image}" if _is_path(image) else "its image"
     coarse = check_mask(_to_mask(mask), prepared.size, *names)
-    return predictor.refine(prepared, coarse, None if box is None else check_box(box, *prepared.size)).alpha
+    clipped = None if box is None else check_box(box, *prepared.size, with_mask=True)
+    return predictor.refine(prepared, coarse, clipped).alpha
 
 
 def _is_path(value: Picture) -> bool:

@@ -245,6 +245,17 @@ def test_segment_a_mask_or_the_most_salient_thing(predictor: DISPredictor, tmp_p
     assert sam.images == sam.prompts == []
 
 
+def test_a_mask_of_one_pixel_comes_with_its_box(predictor: DISPredictor):
+    """Stage 1 records such a box in its manifest."""
+    image, mask, box = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8), (30, 20, 30, 20)
+    mask[20, 30] = 255
+    model = DISSAM(None, predictor)
+    model.set_image(image)
+    assert model.segment(box, mask=mask).alpha.shape == (40, 60)
+    with pytest.raises(BoxError, match="single point"):
+        model.segment(box)
+
+
 def test_a_map_of_hardly_anything_is_no_mask_of_classes(predictor: DISPredictor, tmp_path: Path, monkeypatch):
     """Its levels are 0 and 1 of 255; in an array of a caller, 1 is the object."""
     levels = np.zeros(IMAGE.shape[:2], np.uint8)

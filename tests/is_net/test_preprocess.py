@@ -98,6 +98,12 @@ def test_invalid_boxes_are_errors(box: Any, message: str):
         check_box(box, 37, 53, where="the box of spoon")
 
 
+def test_a_mask_may_come_with_a_box_of_one_pixel():
+    assert check_box([5, 6, 5, 6], 37, 53, with_mask=True) == (5, 6, 5, 6)
+    with pytest.raises(BoxError, match="wrong order"):
+        check_box([5, 6, 4, 6], 37, 53, with_mask=True)
+
+
 @pytest.mark.parametrize(
     ("box", "clipped"),
     [
