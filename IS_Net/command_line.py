@@ -140,6 +140,36 @@ def _signals_answered(interrupted: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def signals_held() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C and SIGTERM wait, while a process is started for example, until the block ends.
+
+    Yields:
+        A function that answers one that has come, as before the block, and holds no further ones.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: received.append(number))
+
+    def release() -> None:
+        while before:
+            number, handler = before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if received:
+            number = received[0]
+            received.clear()
+            signal.raise_signal(number)
+
+    try:
+        yield release
+    finally:
+        release()
+
+
 def escape_unprintable() -> None:
     """Let the standard streams escape characters that their encoding does not have, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):

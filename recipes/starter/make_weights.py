@@ -16,7 +16,8 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +30,7 @@ from IS_Net.command_line import (
     non_negative_int,
     positive_int,
     run_command,
+    signals_held,
 )
 from IS_Net.errors import UserError
 from IS_Net.images import atomic_file
@@ -212,15 +214,40 @@ def run_python(arguments: Sequence[str], root: Path) -> int:
 
     After Ctrl-C or SIGTERM, it waits until the child has saved its state, and returns 130 or 143.
     """
-    with subprocess.Popen([sys.executable, *arguments], cwd=root) as process:
-        try:
+    try:
+        with start_child([sys.executable, *arguments], root) as process:
             return process.wait()
+    except KeyboardInterrupt as error:
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+@contextmanager
+def start_child(arguments: Sequence[str], folder: Path | None = None) -> Iterator[subprocess.Popen]:
+    """Start a process that saves its state after Ctrl-C and SIGTERM, and leave it when it has ended.
+
+    Args:
+        arguments: The program and its arguments.
+        folder: Where it runs; None is the current folder.
+
+    Yields:
+        The process. After Ctrl-C or SIGTERM it may save its state; after another error it is ended.
+    """
+    with signals_held() as release:  # one that comes meanwhile must not leave the child alone
+        process = subprocess.Popen(arguments, cwd=folder)
+        try:
+            release()
+            yield process
         except KeyboardInterrupt as error:
-            wait_until_saved(process, error)
-            return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+            _wait_until_saved(process, error)
+            raise
+        except BaseException:
+            process.terminate()  # else it would be waited for until its own end
+            raise
+        finally:
+            process.wait()
 
 
-def wait_until_saved(process: subprocess.Popen, error: KeyboardInterrupt) -> None:
+def _wait_until_saved(process: subprocess.Popen, error: KeyboardInterrupt) -> None:
     """Wait until a child process has saved its state and ended, after this process got Ctrl-C or SIGTERM.
 
     The child has received Ctrl-C from the terminal, and a second signal would end it before it has saved; SIGTERM,

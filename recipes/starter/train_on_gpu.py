@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -39,7 +38,7 @@ from IS_Net.images import atomic_file, encode_image, list_images, read_image, re
 from recipes.starter.box_prompts import FOLDER as BOX
 from recipes.starter.box_prompts import write_box_prompts
 from recipes.starter.calibrate import MASKS
-from recipes.starter.make_weights import PROMPTS, TRAINING, wait_until_saved
+from recipes.starter.make_weights import PROMPTS, TRAINING, start_child
 
 logger = logging.getLogger(__name__)
 
@@ -251,23 +250,17 @@ def train(
     """
     deadline, state, published = time.monotonic() + 60 * minutes, run / "last.pt", _version(run / "last.pt")
     succeeded = True
-    with subprocess.Popen([python, "-m", "IS_Net.train_valid_inference_main", *arguments]) as process:
+    with start_child([python, "-m", "IS_Net.train_valid_inference_main", *arguments]) as process:
         # it saves and ends; a timer, because publishing takes seconds
         timer = threading.Timer(60 * minutes, process.terminate)
-        timer.start()
+        timer.daemon = True
         try:
+            timer.start()
             while process.poll() is None:
                 if _version(state) != published:
                     published = _version(state)
                     succeeded = _publish(state, out)
                 time.sleep(poll)
-        except KeyboardInterrupt as error:
-            timer.cancel()
-            wait_until_saved(process, error)
-            raise
-        except Exception:
-            process.terminate()  # else the training would be waited for until its own end
-            raise
         finally:
             timer.cancel()
     stopped = time.monotonic() >= deadline

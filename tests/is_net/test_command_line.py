@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from IS_Net import command_line, errors
-from IS_Net.command_line import print_text, run_command
+from IS_Net.command_line import print_text, run_command, signals_held
 
 
 def raising(error: BaseException):
@@ -209,6 +209,33 @@ def test_signals_are_answered_as_before_after_a_command():
 
     assert run_command(command) == 143
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_signals_that_are_held_are_answered_once_they_are_released():
+    reached = []
+
+    def command() -> int:
+        with signals_held() as release:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            reached.append("held")
+            try:
+                release()
+                reached.append("not answered")
+            finally:
+                reached.append("after")
+        return 0
+
+    assert run_command(command) == 143
+    assert reached == ["held", "after"]
+    with pytest.raises(KeyboardInterrupt), signals_held():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("block")
+    assert reached[-1] == "block"
+    before = signal.getsignal(signal.SIGTERM)
+    with signals_held() as release:
+        release()
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_handlers_of_other_programs_are_kept():

@@ -6,13 +6,18 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from IS_Net.checkpoint import load_isnet, save_state
+from IS_Net.command_line import run_command
 from IS_Net.errors import DatasetError
 from IS_Net.hypar import Settings, parse_assignments
 from IS_Net.images import read_image, read_mask, write_image, write_mask
@@ -289,6 +294,23 @@ def test_after_a_signal_the_training_saves_its_state(tmp_path: Path, number: sig
     root = Path(module.__file__).parents[2]
     assert end_by(number, script, root, run / "ready") == (130 if number == signal.SIGINT else 143)
     assert (run / "last.pt").read_text() == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_that_comes_while_the_training_starts_is_passed_on(tmp_path: Path, published, monkeypatch):
+    class Starting(subprocess.Popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            while not (tmp_path / "run" / "ready").is_file():
+                time.sleep(0.02)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Starting)
+    python = trainer(tmp_path, loops=1200)
+    run = tmp_path / "run", tmp_path / "out"
+    assert run_command(lambda: train([], *run, minutes=5, poll=0.05, python=python)) == 143
+    assert (tmp_path / "run" / "last.pt").read_text() == "stopped"
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(
