@@ -29,6 +29,7 @@ import torch
 
 from IS_Net import paths
 from IS_Net.bounded import map_bounded
+from IS_Net.command_line import signals_held
 from IS_Net.decoding import tell_once
 from IS_Net.errors import ImageError, ScoringError
 from IS_Net.files import atomic_file
@@ -251,23 +252,14 @@ def _main_hidden() -> Iterator[None]:
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Delay Ctrl-C and SIGTERM until the end of this context; keep Ctrl-C from processes that are started in it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None  # inherited by new processes
-    try:
-        yield
-    finally:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)
+    masks = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
+    with signals_held():
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None  # new processes inherit it
+        try:
+            yield
+        finally:
+            if masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _QuietPool(ProcessPoolExecutor):
@@ -337,4 +329,5 @@ class Scorer:
         context = multiprocessing.get_context("forkserver" if served else "spawn")
         if served:
             context.set_forkserver_preload([__name__])
-        return _QuietPool(self.workers, context, _start_worker, self._settings)
+        with _interrupts_wait():  # half-made semaphores would stay
+            return _QuietPool(self.workers, context, _start_worker, self._settings)
