@@ -151,7 +151,8 @@ def signals_held() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: old for number, old in found.items() if old is not signal.SIG_IGN}  # new processes inherit that
     for number in before:
         signal.signal(number, lambda number, _: received.append(number))
 
