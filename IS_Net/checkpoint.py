@@ -465,6 +465,10 @@ def assign_weights(
     mask_skip = copy_mask = False
     if isinstance(model, ISNetDIS):
         found = input_channels(weights, path)
+        if mask_skip_logit and found > MASK_CHANNEL:
+            logger.warning("mask_skip_logit=%g is not used: %s has a mask channel already", mask_skip_logit, path)
+        if box_gain and found > BOX_CHANNEL:
+            logger.warning("box_gain=%g is not used: %s has a box channel already", box_gain, path)
         if found > model.in_ch:
             raise CheckpointError(
                 f"{path}: has {found} input channels, the network {model.in_ch}; set hypar['model'] to {found}"

@@ -64,6 +64,7 @@ class StopRequests:
     """
 
     REPEAT_SECONDS = 1.0
+    """How long after the first signal another one counts as the same request."""
 
     def __init__(self) -> None:
         self.reason = ""

@@ -243,13 +243,20 @@ class Settings:
             raise HyparError("hypar['valid_out_dir']: is empty, but mode 'inference' needs a folder for its maps")
         if self.mode != "train" and not self.restore_model:
             raise HyparError(f"hypar['restore_model']: is empty, but mode {self.mode!r} needs a checkpoint")
+        for key in ("mask_skip_logit", "box_gain"):
+            if getattr(self, key) and not self.restore_model:
+                raise HyparError(
+                    f"hypar[{key!r}]: is for weights with fewer input channels than the network, but restore_model is "
+                    f"empty; name them there, or set {key} to 0"
+                )
         if self.compile and self.recompute:
             raise HyparError("hypar['recompute']: does not work together with compile; set one of them to False")
         if self.lr_decay == "cosine" and self.max_ite == NO_LIMIT:
             raise HyparError("hypar['lr_decay']: 'cosine' decays to 0 at max_ite, which is not set; set max_ite")
 
     def _check_prompts(self) -> None:
-        for key, least in {"outside_weight": 5, **dict.fromkeys(PROMPT_KEYS, 4)}.items():
+        needed = {"outside_weight": 5, "box_gain": 5, "mask_skip_logit": 4, **dict.fromkeys(PROMPT_KEYS, 4)}
+        for key, least in needed.items():
             if getattr(self, key) and self.in_ch < least:
                 raise HyparError(
                     f"hypar[{key!r}]: is {getattr(self, key):g}, but a network with {self.in_ch} input channels has no "

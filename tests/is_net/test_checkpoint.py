@@ -282,6 +282,16 @@ def test_expanded_networks_compute_the_same(tmp_path: Path, narrow: State, caplo
     assert_same(expand_input(expand_input(narrow, 4), 5), expand_input(narrow, 5))
 
 
+def test_settings_for_missing_channels_that_are_not_missing(weights: Path, caplog: pytest.LogCaptureFixture):
+    load_weights(ISNetDIS(4), weights, mask_skip_logit=5)
+    assert [f"mask_skip_logit=5 is not used: {weights} has a mask channel already"] == caplog.messages
+    five = weights.parent / "five.safetensors"
+    save_weights(five, ISNetDIS(5), {})
+    caplog.clear()
+    load_weights(ISNetDIS(5), five, box_gain=0.5)
+    assert [f"box_gain=0.5 is not used: {five} has a box channel already"] == caplog.messages
+
+
 def test_weights_wider_than_the_network(weights: Path):
     with torch.device("meta"):
         model = ISNetDIS(3)

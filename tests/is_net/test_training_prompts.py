@@ -423,6 +423,9 @@ def test_a_network_without_a_prompt_refuses_to_vary_it(key: str):
     ("changes", "message"),
     [
         ({"model": 4, "outside_weight": 1.0}, r"hypar\['outside_weight'\].*has no box; set hypar\['model'\] to 5"),
+        ({"model": 4, "box_gain": 1.0}, r"hypar\['box_gain'\]: is 1, .*has no box; set hypar\['model'\] to 5"),
+        ({"model": 3, "mask_skip_logit": 5.0}, r"hypar\['mask_skip_logit'\].*has no prompt; set .* to 4 or 5"),
+        ({"box_gain": 1.0}, r"hypar\['box_gain'\]: .*restore_model is empty; name them there"),
         ({"whole_frame": 0.1}, r"hypar\['whole_frame'\].*set drop_mask too"),
         ({"model": 4, "box_jitter": 0.1, "own_mask": 0.5}, r"hypar\['box_jitter'\]: is 0\.1, .*set drop_mask too"),
         ({"window_share": 0.6, "own_mask": 0.6, "input_size": 128, "cache_size": 256}, "sum is above 1"),
