@@ -312,7 +312,7 @@ class DISPredictor:
         keep_better: bool = False,
         return_score: bool = False,
     ) -> np.ndarray | tuple[np.ndarray, float]:
-        """Segment the object of a prompt: a coarse mask, a box, or both. With neither, the most salient thing.
+        """Segment the object of a prompt: a coarse mask, a box, or both. With neither, the most salient object.
 
         What the network gets where the mask or the box is missing is listed in :mod:`IS_Net.preprocess`. A mask that is
         given and empty gives an empty alpha matte by rule. A 3-channel network uses neither mask nor box.

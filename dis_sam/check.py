@@ -1,8 +1,8 @@
 """Report what DIS-SAM would run with, or examine data sets (``dis-sam check``).
 
-dis-sam check                                 # versions, devices, weights, disk space, and a self test
-dis-sam check data/DIS5K/DIS-TR               # every file that cannot be used or would distort a result
-dis-sam check DIS-TR DIS-VD --json found.json # also images that are in both
+dis-sam check                                            # versions, devices, weights, disk space, and a self test
+dis-sam check data/DIS5K/DIS-TR                          # every file that cannot be used or would distort a result
+dis-sam check dataset_tr dataset_vd --json found.json    # also images that are in both
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "torch": "", "numpy": "", "opencv-python-headless": "", "opencv-python": "", "pillow": "", "safetensors": "",
     "tqdm": "", "platformdirs": "", "openvino": "fast", "ncnn": "fast", "onnxruntime": "onnx",
-    "segment-anything": "sam", "torchvision": "sam", "tensorboard": "train", "scikit-image": "train",
+    "segment-anything": "sam", "torchvision": "sam", "tensorboard": "train",
     "onnx": "import", "matplotlib": "notebook",
 }  # fmt: skip
 """Distributions, and the extras that install them ("" is the core)."""

@@ -28,7 +28,7 @@ class Verb(NamedTuple):
 VERBS = {
     "cut": Verb(
         "dis_sam.cut:main",
-        "cut objects out of photographs: boxes, points, or the most salient thing",
+        "cut objects out of photographs: boxes, points, or the most salient object",
         plan="dis_sam.cut:plan_cut_work",
     ),
     "refine": Verb(

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="ground truths NAME.png or NAME_OBJECT.png. Without prompts, their tight boxes are the prompts",
     )
-    prompts = parser.add_argument_group("prompts; default: the boxes of --gt, or the most salient thing")
+    prompts = parser.add_argument_group("prompts; default: the boxes of --gt, or the most salient object")
     add_prompts(prompts, "called")
     prompts.add_argument(
         "-m",

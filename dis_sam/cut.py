@@ -102,7 +102,7 @@ def _add_common(parser: argparse.ArgumentParser, prog: str) -> None:
 
 
 def _cut_parser() -> argparse.ArgumentParser:
-    parser, prompts = _parser("cut", "Cut objects out of photographs. Without a prompt, it is the most salient thing.")
+    parser, prompts = _parser("cut", "Cut objects out of photographs. Without a prompt, it is the most salient object.")
     add_prompts(prompts, "written as")
     _add_common(parser, "cut")
     return parser

@@ -1,7 +1,7 @@
 """Export stage 2 with its pre- and post-processing to another format (``dis-sam export``).
 
-dis-sam export --format onnx --dynamic                       # pictures of any size
-dis-sam export --format onnx --input-size 512 --int8         # small and fast, for browsers
+dis-sam export --format onnx --dynamic                            # pictures of any size
+dis-sam export --format onnx --dynamic --input-size 512 --int8    # small and fast, for browsers
 dis-sam export --format openvino --pictures photos --masks masks
 """
 
@@ -115,7 +115,7 @@ def read_samples(pictures: Sequence[Path], masks: Path | None, prompts: Path | N
         limit: The highest number of samples.
 
     Yields:
-        A sample for each prompt. Without masks and prompts, the most salient thing is meant.
+        A sample for each prompt. Without masks and prompts, the most salient object is meant.
 
     Raises:
         UserError: If a file cannot be used.

@@ -1,7 +1,7 @@
 """Download SAM's checkpoints from their publisher (``dis-sam fetch vit_l``).
 
-This is the only code of the project that uses the network, and only when it is called. A download is written to a
-partial file beside its target, resumes after an interruption, and gets its name only when its content is verified.
+Nothing is downloaded unless this command is called. A download is written to a partial file beside its target, resumes
+after an interruption, and gets its name only when its content is verified.
 """
 
 from __future__ import annotations
@@ -379,7 +379,10 @@ def _parser() -> argparse.ArgumentParser:
     models = list(checkpoint_names())
     parser.add_argument("models", nargs="+", choices=models, metavar="MODEL", help=", ".join(models))
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the files; default: saved_models in the home folder"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the files; default: saved_models in the folder that dis-sam check names as home",
     )
     parser.add_argument("--force", action="store_true", help="replace a file of the same name that has other content")
     parser.add_argument(

@@ -21,7 +21,7 @@ Source = Path | bytes
 
 @dataclass(frozen=True)
 class Request:
-    """One object of a photograph. With neither box nor points nor mask, the most salient thing is meant.
+    """One object of a photograph. With neither box nor points nor mask, the most salient object is meant.
 
     Attributes:
         name: The photograph's name; if it has several requests, with ``_OBJECT`` behind it.
@@ -126,7 +126,7 @@ def plan_cut(
         file: Instead, a prompt file (see :func:`sam.prompts.read_prompts`); photographs without a prompt are skipped.
 
     Returns:
-        A task for each photograph. With neither objects nor file, the most salient thing is requested.
+        A task for each photograph. With neither objects nor file, the most salient object is requested.
 
     Raises:
         PromptError: If prompts of the file are faulty; the message names all of them.

@@ -152,7 +152,7 @@ def plan_listing(path: Path, refine: bool) -> list[Task]:
         refine: Whether the masks of the list are refined; otherwise they are not used.
 
     Returns:
-        A task for each photograph. A row without box, points and mask requests the most salient thing.
+        A task for each photograph. A row without box, points and mask requests the most salient object.
 
     Raises:
         DatasetError: If the list is faulty, or says two things about a photograph.

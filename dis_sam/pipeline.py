@@ -257,7 +257,7 @@ class DISSAM:
         """Segment one object of the image that is set.
 
         A box or points go to stage 1, whose mask is refined; if stage 1 is ``box``, the box alone goes to stage 2. A
-        mask is refined without stage 1. Without any prompt, the most salient thing is segmented, without stage 1.
+        mask is refined without stage 1. Without any prompt, the most salient object is segmented, without stage 1.
 
         Args:
             box: xyxy in pixels of the upright image.

@@ -143,7 +143,7 @@ def decode_mask(data: bytes, file_name: str | None, max_pixels: int) -> np.ndarr
 
 @dataclass(frozen=True)
 class Prompt:
-    """What says which object is meant. Without box, points and mask, it is the most salient thing.
+    """What says which object is meant. Without box, points and mask, it is the most salient object.
 
     Attributes:
         box: xyxy in pixels of the upright picture.

@@ -1,4 +1,4 @@
-"""How the starter weights were made: programs, run with ``python -m recipes.starter.NAME``."""
+"""The recipe of the starter weights: programs, run with ``python -m recipes.starter.NAME``."""
 
 from IS_Net.command_line import answer_interrupts
 

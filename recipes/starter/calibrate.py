@@ -1,11 +1,13 @@
 """Measure weights on validation pairs, prompt by prompt, and fit the score that prediction returns.
 
     python -m recipes.starter.calibrate saved_models/starter/mean.safetensors data/sample/hard/many_parts --plot p.png
+    python -m recipes.starter.calibrate WEIGHTS FOLDER ... --test OTHER_FOLDER ... --out CALIBRATED.safetensors
 
 Each pair (im, gt) is predicted from its tight box, from boxes that are looser and tighter by 10 % of their size, and
 from the coarse masks in its subfolder `sim` if there is one. The agreement of two passes of the network and the IoU of
 the result are related by two coefficients, which --out stores in the metadata of the weights; see
-IS_Net.predictor.calibrate. Also printed: how much of the alpha lies outside the box grown by 10 % on each side.
+IS_Net.predictor.calibrate. With --test, the table and the plot show pairs that the coefficients were not fitted to.
+Also printed: how much of the alpha lies outside the box grown by 10 % on each side.
 """
 
 from __future__ import annotations
@@ -169,15 +171,17 @@ def draw_reliability(scores: np.ndarray, ious: np.ndarray, out: Path, bins: int 
 
 
 def describe(outcomes: Sequence[Outcome], scores: np.ndarray) -> str:
-    """Return a table of means: one line for each prompt."""
-    lines = [f"{'prompt':<10} {'number':>6} {'IoU':>6} {'score':>6} {'error':>6} {'alpha outside the box':>22}"]
+    """Return a table of means: one line for each prompt. Errors are those of the agreement and of the score as IoU."""
+    titles = ("IoU", "agreement", "error", "score", "error", "alpha outside the box")
+    lines = [f"{'prompt':<10} {'number':>6} " + " ".join(f"{title:>{max(len(title), 6)}}" for title in titles)]
     for prompt in dict.fromkeys(outcome.prompt for outcome in outcomes):
         chosen = [index for index, outcome in enumerate(outcomes) if outcome.prompt == prompt]
-        ious, found = np.array([outcomes[index].iou for index in chosen]), scores[chosen]
+        ious, agreements = (np.array([getattr(outcomes[i], key) for i in chosen]) for key in ("iou", "agreement"))
         outside = np.mean([outcomes[index].outside for index in chosen])
         lines.append(
-            f"{prompt:<10} {len(chosen):>6} {ious.mean():>6.3f} {np.nanmean(found):>6.3f} "
-            f"{np.nanmean(np.abs(found - ious)):>6.3f} {outside:>22.3%}"
+            f"{prompt:<10} {len(chosen):>6} {ious.mean():>6.3f} {np.nanmean(agreements):>9.3f} "
+            f"{np.nanmean(np.abs(agreements - ious)):>6.3f} {np.nanmean(scores[chosen]):>6.3f} "
+            f"{np.nanmean(np.abs(scores[chosen] - ious)):>6.3f} {outside:>21.3%}"
         )
     return "\n".join(lines)
 
@@ -191,6 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint with 4 or 5 input channels")
     parser.add_argument("pairs", type=Path, nargs="+", metavar="FOLDER", help="folders that hold im, gt and maybe sim")
+    parser.add_argument(
+        "--test", type=Path, nargs="+", default=[], metavar="FOLDER", help="other pairs, for the table and the plot"
+    )
     parser.add_argument("--out", type=Path, help="write the weights with the coefficients to this .safetensors file")
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the file size")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a reliability plot (needs matplotlib)")
@@ -203,16 +210,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, metadata = load_isnet(args.weights)
         metadata.pop(CALIBRATION, None)
         size = metadata.get("input_size") or DEFAULT_SIZE
-        outcomes = list(measure(DISPredictor(model, args.device, "auto", size, metadata), args.pairs))
-        ious = np.array([outcome.iou for outcome in outcomes])
-        agreements = [outcome.agreement for outcome in outcomes]
-        coefficients = fit_calibration(agreements, ious)
-        scores = np.array([calibrate(value, coefficients) for value in agreements])
-        print(describe(outcomes, scores))
+        predictor = DISPredictor(model, args.device, "auto", size, metadata)
+        outcomes = list(measure(predictor, args.pairs))
+        shown = list(measure(predictor, args.test)) if args.test else outcomes
+        coefficients = fit_calibration([o.agreement for o in outcomes], [o.iou for o in outcomes])
+        scores = np.array([calibrate(outcome.agreement, coefficients) for outcome in shown])
+        print(describe(shown, scores))
         print(f"{CALIBRATION}: {coefficients[0]:.4f}, {coefficients[1]:.4f}")
         if args.plot:
             known = np.isfinite(scores)
-            draw_reliability(scores[known], ious[known], args.plot)
+            draw_reliability(scores[known], np.array([outcome.iou for outcome in shown])[known], args.plot)
             print(args.plot)
         if args.out:
             rounded = [round(value, 4) for value in coefficients]

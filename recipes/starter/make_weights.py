@@ -1,4 +1,4 @@
-"""Make weights as the starter weights were made: prepare the data, train at three sizes, average.
+"""Make weights by the current recipe: prepare the data, train at three sizes, average, fit the score.
 
     python -m recipes.starter.make_weights --photos data/photographs --cutouts /usr/share/tuxpaint/stamps
 

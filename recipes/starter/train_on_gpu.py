@@ -1,4 +1,4 @@
-"""Train on a GPU that is lent for minutes: pack what the training reads, train until the time is up, join the weights.
+"""Train on a GPU in a few minutes: pack what the training reads, train until the time is up, join the weights.
 
     python -m recipes.starter.train_on_gpu pack --pairs data/rendered data/cutouts --photos data/photographs
         --valid data/sample/hard/many_parts --out build/sources
