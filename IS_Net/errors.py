@@ -77,6 +77,12 @@ class ScoringError(UserError, RuntimeError):
     exit_code = 1
 
 
+class StoppedError(UserError, OSError):
+    """Work that cannot go on because its record cannot be written; what is recorded is kept."""
+
+    exit_code = 1
+
+
 class PeerError(UserError, RuntimeError):
     """A run of several processes in which another one has failed."""
 

@@ -263,6 +263,8 @@ def _run(options: argparse.Namespace) -> int:
                 written.append(outputs[key])
                 print_text(f"wrote {outputs[key]}")
     except KeyboardInterrupt as error:
+        if options.rows and not written:
+            raise
         done = f"only {', '.join(map(str, written))} was written" if written else "nothing was written"
         raise type(error)(f"interrupted; {done}") from error
     return code

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from IS_Net.errors import DatasetError
+from IS_Net.errors import DatasetError, StoppedError
 
 LONGEST_NAME = 255
 """Bytes of a file name; the limit of the usual file systems."""
@@ -146,6 +146,23 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line, which ends in a newline, to the record of what is done; the folder is made if it is missing.
+
+    Raises:
+        StoppedError: If it cannot be written, for example because the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise StoppedError(
+            f"{path}: cannot be written ({error.strerror or error}); what is done is kept: make room, and run the same "
+            "command again"
+        ) from error
 
 
 def content_hash(path: str | Path) -> str:

@@ -249,6 +249,15 @@ class Settings:
                     f"hypar[{key!r}]: is for weights with fewer input channels than the network, but restore_model is "
                     f"empty; name them there, or set {key} to 0"
                 )
+        if self.mode == "train" and self.gt_encoder_model and not self.interm_sup:
+            raise HyparError("hypar['gt_encoder_model']: is not used without interm_sup; set one of them")
+        if self.mode == "train" and self.backgrounds and not self.copy_paste:
+            raise HyparError("hypar['backgrounds']: are those of copy_paste, which is 0; set it, or leave this empty")
+        if self.mode != "train" and self.passes > 1 and self.in_ch < 4:
+            raise HyparError(
+                f"hypar['passes']: is {self.passes}, but a network with {self.in_ch} input channels has no mask "
+                "channel, so that all passes are the same; set it to 1"
+            )
         if self.compile and self.recompute:
             raise HyparError("hypar['recompute']: does not work together with compile; set one of them to False")
         if self.lr_decay == "cosine" and self.max_ite == NO_LIMIT:

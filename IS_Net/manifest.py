@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from IS_Net.errors import DatasetError
-from IS_Net.files import atomic_file, content_hash, is_file_name
+from IS_Net.files import append_line, atomic_file, content_hash, is_file_name
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,23 @@ def is_unchanged(path: Path, kind: str, entry: Mapping[str, Any]) -> bool:
     return of_same_size and entry.get(f"{kind}_hash") == content_hash(path)
 
 
+def recorded_box(mask: Path, entry: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Return the box that a coarse mask was made from, if the mask is still as stage 1 wrote it.
+
+    Args:
+        mask: The file of the mask.
+        entry: Its entry; may be empty.
+
+    Returns:
+        xyxy in pixels of the image; None if the entry has no box, or the mask was replaced or edited: then the box is
+        that of another mask.
+    """
+    box = entry.get("box")
+    if box is None or ("mask_hash" in entry and not is_unchanged(mask, "mask", entry)):
+        return None
+    return tuple(box)
+
+
 def read_manifest(mask_dir: str | Path) -> dict[str, dict[str, Any]]:
     """Read the manifest of a folder of masks.
 
@@ -101,6 +119,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
             name = entry["mask"]
             if not is_file_name(name):  # masks are removed by these names
                 raise ValueError
+            _check_values(entry)
         except (ValueError, TypeError, KeyError, RecursionError):
             # a run that is killed while it writes leaves an incomplete line; its mask is made again
             logger.warning("%s, line %d: not a complete entry; ignored", path, number)
@@ -113,6 +132,15 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
             if entry.get("pending"):
                 pending.add(name)
     return entries, pending
+
+
+def _check_values(entry: Mapping[str, Any]) -> None:
+    """Raise a ValueError or TypeError if the image or the box of an entry is not what read_manifest says."""
+    if not (entry.get("image") is None or is_file_name(entry["image"])):
+        raise ValueError
+    box = entry.get("box")
+    if box is not None and not (len(box) == 4 and all(math.isfinite(value) for value in box)):
+        raise ValueError
 
 
 class Manifest:
@@ -181,6 +209,4 @@ class Manifest:
                     file.write(text)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        self._changes.parent.mkdir(parents=True, exist_ok=True)
-        with self._changes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self._changes, json.dumps(entry) + "\n")

@@ -456,6 +456,7 @@ class _SkippingLoader:
             num_workers=loader.num_workers,
             collate_fn=_collate_readable,
             pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
         )
 
@@ -489,7 +490,7 @@ def evaluate(session: Session, datasets: Datasets) -> Evaluation:
     if settings.check:
         session.require_usable([], datasets)
     metadata = load_weights(session.model, settings.restore_model, settings.mask_skip_logit, settings.box_gain)
-    trained_at = tuple(metadata.get("input_size", settings.input_size))
+    trained_at = tuple(metadata.get("input_size") or settings.input_size)
     if trained_at != settings.input_size:
         logger.warning(
             "%s was trained at %s (height, width) and runs at %s; cache_size and input_size set the size",

@@ -12,7 +12,7 @@ from typing import Any
 from IS_Net.decoding import is_first
 from IS_Net.errors import DatasetError, ImageError, MissingFileError, did_you_mean, join_some
 from IS_Net.images import list_images, read_header, size_mismatch
-from IS_Net.manifest import read_manifest
+from IS_Net.manifest import read_manifest, recorded_box
 from IS_Net.paths import resolve
 from IS_Net.preprocess import Box
 
@@ -140,9 +140,9 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
     samples = []
     for name, image in images.items():
         for sample_name in mask_names[name] if need_mask else [name]:
-            box = manifest.get(sample_name, {}).get("box")
-            mask = masks.get(sample_name)
-            samples.append(Sample(sample_name, image, mask, gts.get(name), tuple(box) if box else None))
+            mask, entry = masks.get(sample_name), manifest.get(sample_name, {})
+            box = None if mask is None else recorded_box(mask, entry)
+            samples.append(Sample(sample_name, image, mask, gts.get(name), box))
     _check_sizes(where, samples, skip_unreadable=not need_gt)
     return samples
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from IS_Net import command_line
 from IS_Net.command_line import positive_int
 from IS_Net.errors import DatasetError, FolderInUseError, UserError
-from IS_Net.files import atomic_file
+from IS_Net.files import append_line, atomic_file
 from IS_Net.lock import LOCK_FILE, lock_folder
 
 logger = logging.getLogger(__name__)
@@ -246,8 +246,7 @@ class Part:
             self.counts[status] += 1
             if error is not None:
                 self.errors.append(error)
-            with (self.folder / ROWS).open("a", encoding="utf-8") as file:
-                file.write(line)
+            append_line(self.folder / ROWS, line)
 
 
 def run_part(work: Work, items: Sequence[Any], name: str) -> Part:

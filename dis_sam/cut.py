@@ -156,7 +156,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("annotation files require -o, where the refined ones are written")
     pixels = ("kinds", "bits", "threshold", "crop", "overwrite", "detail", "workers", "keep_better", "mask", "prompts")
     for name in (*pixels, "box", "point"):
-        if getattr(options, name, None):
+        if getattr(options, name, None) not in (None, False, []):
             option = "as" if name == "kinds" else name.replace("_", "-")
             parser.error(f"--{option} has no effect on annotation files; omit it")
     if options.coco and options.recursive:
@@ -208,7 +208,9 @@ def _choose_model(options: argparse.Namespace, **needs: bool) -> ModelChoice:
     from dis_sam.model_choice import choose_model
     from IS_Net.errors import PromptError
 
-    if options.command == "cut" and options.sam not in ("auto", "box") and not needs.get("uses_stage_1", True):
+    if options.sam not in ("auto", "box") and not needs.get("uses_stage_1", True):
+        if options.command == "refine":
+            raise PromptError(f"--sam {options.sam} has no effect where masks are given; omit it")
         raise PromptError(
             f"--sam {options.sam} has no effect without a prompt; add --box, --point or --prompts, or omit --sam"
         )
@@ -238,7 +240,7 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
         raise OutputError("found nothing to do")
     choice = _choose_model(options, **needs_of(tasks))
     if options.out == STANDARD or (options.out is None and isinstance(tasks[0].image, bytes)):
-        return _write_to_standard_output(tasks, choice, how)
+        return _write_to_standard_output(tasks, choice, how, failed)
     destination = Destination(None if options.out is None else Path(options.out), how.kinds)
     inputs = (choice.weights, getattr(options, "prompts", None), options.manifest)
     destination.check(tasks, options.overwrite, [path for path in inputs if path is not None])
@@ -258,7 +260,7 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
     return FAILED if summary.failed else DONE
 
 
-def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: Options) -> int:
+def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: Options, failed: Sequence[str]) -> int:
     from dis_sam.batch import run_one
     from dis_sam.outputs import OutputError
 
@@ -270,7 +272,9 @@ def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: O
     data = run_one(tasks[0], choice, how)
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
-    return DONE
+    for message in failed:
+        print_error(message)
+    return FAILED if failed else DONE
 
 
 def _run_annotations(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dis_sam.inputs import Request, Task, inputs_of
 from dis_sam.outputs import OutputError, file_label
-from dis_sam.records import read_record
+from dis_sam.records import is_whole, read_record
 from IS_Net.errors import join_some
 from IS_Net.files import atomic_file, require_writable
 from IS_Net.images import IMAGE_EXTENSIONS
@@ -48,8 +48,8 @@ class Destination:
                 yield self.path(task, request, kind)
 
     def holds(self, path: Path, made_from: str) -> bool:
-        """Return whether an output exists that was made from what this fingerprint says."""
-        return (read_record(path) or {}).get("fingerprint") == made_from
+        """Return whether a whole output exists that was made from what this fingerprint says."""
+        return (read_record(path) or {}).get("fingerprint") == made_from and is_whole(path)
 
     def write(self, path: Path, data: bytes) -> None:
         """Write an output."""

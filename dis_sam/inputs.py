@@ -11,7 +11,7 @@ from pathlib import Path
 from dis_sam.records import read_record
 from IS_Net.errors import DatasetError, MissingFileError, join_some
 from IS_Net.images import is_image, list_images, name_of
-from IS_Net.manifest import read_manifest
+from IS_Net.manifest import read_manifest, recorded_box
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ def find_photographs(
         out: The folder of the outputs, if there is one.
 
     Returns:
-        Name and path of each photograph, each once. The name is the file's stem; in a folder, the path relative to it
-        without extension.
+        Name and path of each photograph. A file that is named twice is one photograph; two links to a file are two, as
+        the samples of an enriched split are. The name is the file's stem; in a folder, the path relative to it without
+        extension.
 
     Raises:
         MissingFileError: If files or folders do not exist; the message names all of them.
@@ -93,7 +94,7 @@ def find_photographs(
     for path in inputs:
         named = {name_of(Path(path.name)): path} if path.is_file() else _list_folder(path, recursive, out)
         for name, file in named.items():
-            found.setdefault(file.resolve(), (name, file))
+            found.setdefault(file.parent.resolve() / file.name, (name, file))
     return list(found.values())
 
 
@@ -134,10 +135,7 @@ def plan_cut(
     """
     if file is None:
         return [Task(name, image, tuple(_name_objects(name, objects))) for name, image in photographs]
-    images: dict[str, Path] = {}
-    for name, image in photographs:
-        if images.setdefault(name, image) != image:
-            raise DatasetError(f"{images[name]} and {image}: have the same name, so {file} does not say which is meant")
+    images = _by_name(photographs, file)
     from sam.prompts import check_prompts, read_prompts  # imports PyTorch; see ModelChoice.load
 
     requests: dict[str, list[Request]] = defaultdict(list)
@@ -146,6 +144,17 @@ def plan_cut(
     if len(requests) < len(images):
         logger.info("%d of %d photographs have no prompt and are skipped", len(images) - len(requests), len(images))
     return [Task(name, image, tuple(requests[name])) for name, image in images.items() if name in requests]
+
+
+def _by_name(photographs: Sequence[tuple[str, Source]], where: Path) -> dict[str, Source]:
+    """Return photographs by name; raise a DatasetError if two have the same, because a file or folder names them."""
+    images: dict[str, Source] = {}
+    for name, image in photographs:
+        if images.setdefault(name, image) != image:
+            raise DatasetError(
+                f"{images[name]} and {image}: have the same name, so {where} does not say which is meant"
+            )
+    return images
 
 
 def _name_objects(name: str, objects: Sequence[Request]) -> Iterator[Request]:
@@ -174,8 +183,8 @@ def plan_refine(
 
     Raises:
         MissingFileError: If the masks do not exist.
-        DatasetError: If there is one mask for several photographs, the folder contains no mask or also a photograph, or
-            no photograph has a mask.
+        DatasetError: If there is one mask for several photographs, the folder contains no mask or also a photograph, no
+            photograph has a mask, or two photographs have the same name.
     """
     if isinstance(masks, bytes) or masks.is_file():
         if len(photographs) != 1:
@@ -192,7 +201,7 @@ def plan_refine(
     if mixed:
         raise DatasetError(f"{masks}: contains the photograph {min(mixed).name} too; keep them in folders of their own")
     requests: dict[str, list[Request]] = defaultdict(list)
-    names, unused = {name for name, _ in photographs}, []
+    names, unused = _by_name(photographs, masks), []
     manifests = {folder: read_manifest(folder) for folder in {path.parent for path in files.values()}}
     for name, path in files.items():
         entry = manifests[path.parent].get(path.stem, {})
@@ -203,8 +212,7 @@ def plan_refine(
         if image is None:
             unused.append(path.name)
             continue
-        box = entry.get("box")
-        requests[image].append(Request(name, tuple(box) if box else None, mask=path))
+        requests[image].append(Request(name, recorded_box(path, entry), mask=path))
     if unused:
         logger.warning("%s: found no photograph for %s", masks, join_some(unused))
     missing = [(name, image) for name, image in photographs if name not in requests]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from dis_sam import __version__
 from IS_Net.images import read_png_text
+
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last chunk of a PNG file: length, type, checksum."""
 
 KEYWORD = "dis-sam"
 """Keyword of the text in a PNG file by which an output of this project is recognized."""
@@ -25,6 +29,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return record if isinstance(record, dict) and {"fingerprint", "source"} <= record.keys() else None
     except (ValueError, RecursionError):
         return None
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a PNG file ends as such files do; one that a copy cut off does not."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(file.tell() - len(_END), 0))
+        return file.read() == _END
 
 
 def make_record(made_from: str, source: Path | bytes) -> str:

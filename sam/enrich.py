@@ -89,8 +89,9 @@ def write_sample(split: Path, name: str, image: Path, gt: np.ndarray | None) -> 
 
 
 def has_sample(split: Path, name: str, image: Path) -> bool:
-    """Return whether image and ground truth of a sample exist where :func:`write_sample` writes them."""
-    return gt_file(split, name).is_file() and is_same(image, image_file(split, name, image))
+    """Return whether image and ground truth of a sample exist, not empty, where :func:`write_sample` writes them."""
+    gt = gt_file(split, name)
+    return gt.is_file() and gt.stat().st_size > 0 and is_same(image, image_file(split, name, image))
 
 
 def require_own_files(split: Path, stems: Container[str]) -> None:
@@ -146,7 +147,7 @@ def remove_stale(
         samples: The extension of the image file of each sample that exists, by the sample's name.
         unreadable: Stems of images that could not be read. Their samples are unknown, so none of them is removed.
         is_own: Returns whether the files of a sample, given its name and its outdated image files, are as this project
-            wrote them.
+            wrote them. It does not know ground truths and masks that are not PNG files: no run writes those.
 
     Returns:
         The names of the samples of which a file was removed, and of those that were kept because they are not as this
@@ -163,7 +164,8 @@ def remove_stale(
                 stale[path.stem].append(path)
     removed, kept = set(), set()
     for name, paths in stale.items():
-        if is_own(name, [path for path in paths if path.parent.name == "im"]):
+        foreign = any(path.parent.name != "im" and path.suffix != ".png" for path in paths)
+        if not foreign and is_own(name, [path for path in paths if path.parent.name == "im"]):
             for path in paths:
                 path.unlink()
             removed.add(name)

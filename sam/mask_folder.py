@@ -129,7 +129,8 @@ class MaskFolder:
     def recorded_prompts(self, item: Item, sources: Mapping[str, str]) -> dict[str, Prompt] | None:
         """Return the prompts that the manifest holds for an image, or None if image or ground truth are new to it.
 
-        Reading and splitting all ground truths would take most of the time of a run that has little left to do.
+        It is also None if a file of its samples in an enriched split is missing or was changed. Reading and splitting
+        all ground truths would take most of the time of a run that has little left to do.
         """
         entries = [
             entry
@@ -138,9 +139,12 @@ class MaskFolder:
         ]
         if not entries or len(entries) != entries[0].get("num_masks"):
             return None
-        if self.enriched and not all(enrich.has_sample(self.enriched, e["mask"], item.image) for e in entries):
+        if self.enriched and not all(self._has_own_sample(entry["mask"], item.image) for entry in entries):
             return None
         return {entry["mask"]: prompt_from_record(item.stem, entry) for entry in entries}
+
+    def _has_own_sample(self, name: str, image: Path) -> bool:
+        return enrich.has_sample(self.enriched, name, image) and self.is_own_part(name)
 
     def claim(self, items: Sequence[Item], source: tuple[Path, Path]) -> None:
         """Record where the enriched split comes from, unless it already comes from elsewhere.

@@ -190,12 +190,14 @@ class Outcome:
         item: The image.
         seconds: How long the model and the writing took.
         written: Names of the masks that were made in this run.
+        masks: Names of all its masks that exist then.
         error: Why the image failed, or None.
     """
 
     item: Item
     seconds: float = 0.0
     written: Sequence[str] = ()
+    masks: Sequence[str] = ()
     error: str | None = None
 
 
@@ -322,7 +324,8 @@ class MaskRun:
             loads = tqdm(loads, "masks", len(items), unit="image")
             for item, work, seconds in self.encode(zip(items, loads, strict=True), report):
                 started = time.perf_counter()
-                progress = _Progress(Outcome(item, seconds, written=sorted(work.todo)), report)
+                outcome = Outcome(item, seconds, written=sorted(work.todo), masks=sorted(work.prompts))
+                progress = _Progress(outcome, report)
                 for entry, mask in self.predict(work):
                     progress.begin()
                     writes.submit(self.save, entry, mask, progress)

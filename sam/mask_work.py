@@ -78,7 +78,7 @@ class MaskWork:
                 part.add(name, FAILED, outcome.seconds, outcome.error, outputs=[])
             elif outcome.written or row is None or row["status"] == FAILED:
                 status = DONE if outcome.written else KEPT
-                part.add(name, status, outcome.seconds, outputs=[f"{mask}.png" for mask in outcome.written])
+                part.add(name, status, outcome.seconds, outputs=[f"{mask}.png" for mask in outcome.masks])
             else:
                 part.keep()
 

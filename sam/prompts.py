@@ -319,10 +319,11 @@ def check_prompts(prompts: Iterable[Prompt], images: Mapping[str, Path]) -> dict
                 if other is not prompt:
                     what = "the object is given twice" if other.name == stem else f"so would {_describe(other)}"
                     raise PromptError(f"{_describe(prompt)}: would write mask {name!r}, and {what}; rename the object")
-                if len(os.fsencode(name)) > _LONGEST_NAME:
+                length = len(os.fsencode(name.rpartition("/")[2]))  # a photograph's name may begin with folders
+                if length > _LONGEST_NAME:
                     raise PromptError(
-                        f"{_describe(prompt)}: the name of the mask, {name[:40]!r} .., has {len(os.fsencode(name))} "
-                        f"bytes, expected at most {_LONGEST_NAME}; shorten the object's name"
+                        f"{_describe(prompt)}: the name of the mask, {name[:40]!r} .., has {length} bytes, expected at "
+                        f"most {_LONGEST_NAME}; shorten the object's name"
                     )
                 if name != stem and name in images:
                     raise PromptError(

@@ -445,7 +445,8 @@ def _add_page_api(app: FastAPI, server: Server) -> None:
         if what.kind != "zip":
             check_kind(what.kind)
         pictures = [server.picture(item.picture) for item in what.items]
-        names = list(unique_names([picture.decoded.name for picture in pictures]))
+        stems, counts = [picture.decoded.name for picture in pictures], [len(item.results) for item in what.items]
+        names = list(unique_names(stems, counts))
         files: dict[str, bytes] = {}
         prompts: dict[str, Any] = {}
         for picture, name, item in zip(pictures, names, what.items, strict=True):

@@ -30,13 +30,17 @@ class ServeError(UserError):
     """Options with which the server does not start, or an address that it cannot use."""
 
 
+_MOST = 1e9
+"""Of a limit; Python cannot wait for more seconds."""
+
+
 def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    if not 0 < value <= _MOST:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, and at most {_MOST:g}, found {text!r}")
     return value
 
 
@@ -129,10 +133,9 @@ def _listen(host: str, port: int) -> socket.socket:
         if os.name != "nt":  # there, the option lets two servers use one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        raise ServeError(
-            f"{host}:{port}: cannot be listened at ({error.strerror or error}); choose another --port or --host"
-        ) from error
+    except (OSError, UnicodeError) as error:  # Python encodes names of hosts by IDNA, which refuses some
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(f"{host}:{port}: cannot be listened at ({reason}); choose another --port or --host") from error
     return listener
 
 

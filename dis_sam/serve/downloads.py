@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -90,12 +91,24 @@ def make_zip(files: dict[str, bytes]) -> bytes:
     return archive.getvalue()
 
 
-def unique_names(stems: Sequence[str]) -> Iterator[str]:
-    """Yield the names with ``-2``, ``-3`` and so on appended where one repeats."""
+def unique_names(stems: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
+    """Yield the names of pictures, with ``-2``, ``-3`` and so on appended where files would have the same name.
+
+    Some systems do not distinguish capitals.
+
+    Args:
+        stems: The pictures' own names.
+        counts: How many objects each has; the files of several are named ``NAME_1``, ``NAME_2`` and so on.
+    """
     taken: set[str] = set()
-    for stem in stems:
-        candidates = (stem if k == 1 else f"{stem}-{k}" for k in range(1, len(stems) + 1))
-        taken.add(name := next(c for c in candidates if c not in taken))
+    for stem, count in zip(stems, counts, strict=True):
+        for number in itertools.count(1):
+            name = stem if number == 1 else f"{stem}-{number}"
+            objects = range(1, count + 1) if count > 1 else ()
+            labels = {label.casefold() for label in (name, *(f"{name}_{k}" for k in objects))}
+            if taken.isdisjoint(labels):
+                break
+        taken |= labels
         yield name
 
 

@@ -5,12 +5,15 @@ One prediction uses all cores, so that two at once would take as long as one aft
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
@@ -131,7 +134,10 @@ class Worker:
             timeout = self._rest_after if job and self._rest else None
             if job is None:
                 if self._rest and not self._closed:
-                    self._rest()
+                    try:
+                        self._rest()
+                    except Exception:  # the thread must live on for the next job
+                        logger.exception("memory could not be freed")
                 continue
             if not job.future.set_running_or_notify_cancel():
                 continue

@@ -28,6 +28,7 @@ from dis_sam.records import read_record
 from IS_Net.errors import CheckpointError, DatasetError, PromptError
 from IS_Net.files import atomic_file
 from IS_Net.images import read_image, read_png_text, write_image, write_mask
+from IS_Net.manifest import identify
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -76,6 +77,16 @@ def test_folders_and_files_are_found_once(photos: Path, tmp_path: Path):
     found = find_photographs([tmp_path / "single.jpeg", photos, photos / "a.png"])
     assert [name for name, _ in found] == ["single", "Fenêtre 自転車", "a", "b c"]
     assert [name for name, _ in find_photographs([photos], recursive=True)][-1] == "deep/d"
+
+
+def test_links_to_one_file_are_several_photographs(photos: Path, tmp_path: Path):
+    """The samples of an enriched split: only the first was found."""
+    for number in range(3):
+        (photos / f"a_comp_{number}.png").symlink_to("a.png")
+    names = [name for name, _ in find_photographs([photos])]
+    assert {"a", "a_comp_0", "a_comp_1", "a_comp_2"} <= set(names)
+    (tmp_path / "link").symlink_to(photos)
+    assert [name for name, _ in find_photographs([photos, tmp_path / "link"])] == names
 
 
 def test_missing_and_empty_inputs_are_named(photos: Path, tmp_path: Path):
@@ -160,6 +171,13 @@ def test_objects_of_a_prompt_file(photos: Path, tmp_path: Path):
         plan_cut(find_photographs([photos, tmp_path / "others"]), file=tmp_path / "prompts.json")
 
 
+def test_masks_for_photographs_of_the_same_name_are_refused(photos: Path, tmp_path: Path):
+    """Both were refined with the mask of one."""
+    write_photo(tmp_path / "others" / "a.png")
+    with pytest.raises(DatasetError, match=r"have the same name, so .*masks does not say which"):
+        plan_refine(find_photographs([photos, tmp_path / "others"]), masks_of(tmp_path / "masks", "a"))
+
+
 def masks_of(folder: Path, *found: str) -> Path:
     for index, name in enumerate(found):
         mask = np.zeros((30, 41), bool)
@@ -215,6 +233,27 @@ def test_boxes_of_the_manifest_are_used(photos: Path, tmp_path: Path):
         [(1, 2, 30, 20)],
         [None],
     ]
+
+
+def test_the_box_of_a_replaced_mask_is_not_used(photos: Path, tmp_path: Path):
+    masks = masks_of(tmp_path / "masks", "a", "b c")
+    for name in ("a", "b c"):
+        entry = {"mask": name, "image": name, "model": "vit_l", "box": [3, 5, 19, 14]}
+        with (masks / "manifest.jsonl").open("a") as file:
+            file.write(json.dumps({**entry, **identify(masks / f"{name}.png", "mask")}) + "\n")
+    write_mask(masks / "a.png", np.pad(np.ones((9, 9), bool), ((20, 1), (30, 2))))
+    tasks, _ = plan_refine(find_photographs([photos]), masks)
+    assert {task.name: task.requests[0].box for task in tasks} == {"a": None, "b c": (3, 5, 19, 14)}
+
+
+def test_an_output_that_was_cut_off_is_made_again(photos: Path, model: FakeModel, choice: ModelChoice, tmp_path: Path):
+    cut(choice, photos, tmp_path / "out")
+    path = tmp_path / "out" / "a.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    summary = cut(choice, photos, tmp_path / "out")
+    assert (summary.written, len(summary.kept)) == ([path], 2)
+    assert path.read_bytes() == whole
 
 
 def test_masks_in_subfolders(tmp_path: Path, model: FakeModel, choice: ModelChoice):

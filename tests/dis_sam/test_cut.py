@@ -98,6 +98,30 @@ def test_points_without_sam_are_refused_at_once(capsys: pytest.CaptureFixture):
     assert "SAM vit_b" in capsys.readouterr().err
 
 
+def test_standard_output_does_not_hide_a_photograph_without_a_mask(capfdbinary: pytest.CaptureFixture):
+    folder(count=2)
+    write_mask(Path("masks/0.png"), np.ones((37, 53), bool))
+    assert refine(["photos", "-m", "masks", "-o", "-"]) == 1
+    printed = capfdbinary.readouterr()
+    assert printed.out.startswith(b"\x89PNG") and b"1.png: found no mask" in printed.err
+
+
+def test_stage_1_has_no_effect_on_masks(capsys: pytest.CaptureFixture):
+    write_photo(Path("photo.png"))
+    write_mask(Path("mask.png"), np.ones((37, 53), bool))
+    assert refine(["photo.png", "-m", "mask.png", "--sam", "vit_h=nowhere"]) == 2
+    assert "--sam vit_h=nowhere has no effect where masks are given" in capsys.readouterr().err
+
+
+def test_names_may_be_long_with_their_folders():
+    deep = Path("photos", *["x" * 90] * 3)
+    write_photo(deep / "a.png")
+    name = (deep / "a").relative_to("photos").as_posix()
+    Path("prompts.csv").write_text(f"name,object,x0,y0,x1,y1\n{name},,1,1,20,20\n")
+    assert main(["photos", "-r", "--prompts", "prompts.csv", "-o", "out"]) == 0
+    assert written("out") == [f"out/{name}.png"]
+
+
 def test_a_prompt_file_names_the_objects():
     folder()
     Path("prompts.csv").write_text("name,object,x0,y0,x1,y1\n0,cat,1,1,20,20\n0,dog,20,1,50,30\n2.png,,0,0,9,9\n")

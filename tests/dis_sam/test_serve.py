@@ -476,6 +476,17 @@ def test_only_some_bodies_are_in_memory_at_once():
     asyncio.run(requests())
 
 
+def test_worker_outlives_a_rest_that_fails(caplog: pytest.LogCaptureFixture):
+    def rest() -> None:
+        raise RuntimeError("the device is lost")
+
+    worker = Worker(limit=3, limit_per_client=2, rest=rest, rest_after=0.01)
+    for number in (1, 2):
+        assert worker.submit(lambda _, n=number: n, "a").future.result(ANSWER_TIME) == number
+        wait_for(lambda n=number: caplog.text.count("the device is lost") >= n)
+    worker.close()
+
+
 def test_worker_rests_once_when_no_job_comes():
     rested: list[int] = []
     worker = Worker(limit=3, limit_per_client=2, rest=lambda: rested.append(1), rest_after=0.01)
@@ -577,6 +588,20 @@ def test_everything_comes_as_zip(client: httpx.Client):
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert set(archive.namelist()) == {"cat.mask.png", "cat-2.mask.png"}
     assert "unknown kind" in detail(client.post("/api/export", json={"items": items, "as": "gif"}), 422)
+
+
+def test_files_in_a_zip_have_different_names(client: httpx.Client):
+    """The second picture's files replaced those of the first one's object 1."""
+    pictures = [upload(client, name=name)["id"] for name in ("a.png", "a_1.png", "A_2.png")]
+    counts, boxes = (2, 1, 1), (BOX, (5, 5, 60, 50))
+    items = [
+        {"picture": id, "results": [segment(client, id, {"box": box}).headers["x-result"] for box in boxes[:count]]}
+        for id, count in zip(pictures, counts, strict=True)
+    ]
+    answer = client.post("/api/export", json={"items": items, "as": "zip"})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        stems = [name.split(".")[0] for name in archive.namelist() if name.endswith(".cutout.png")]
+    assert sorted(stems) == ["A_2-2", "a", "a_1", "a_1-2", "a_2"]
 
 
 def test_the_prompts_of_a_zip_can_be_used(client: httpx.Client, tmp_path: Path):
@@ -1000,8 +1025,17 @@ def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture):
     assert f"127.0.0.1:{port}" in capsys.readouterr().err
 
 
+def test_a_host_that_cannot_be_a_name(capsys: pytest.CaptureFixture):
+    assert main(["--host", "foo..bar", "--token", "x" * 16]) == 2
+    assert "foo..bar:8000: cannot be listened at" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--port", "99999"], ["--prefix", "cut"], ["--prefix", "/a b"], ["--max-mb", "0"], ["--sam", "vit_x"]]
+    "arguments",
+    [
+        *(["--port", "99999"], ["--prefix", "cut"], ["--prefix", "/a b"], ["--max-mb", "0"], ["--sam", "vit_x"]),
+        ["--memory-mb", "1e303"],
+    ],
 )
 def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as error:

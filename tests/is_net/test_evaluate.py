@@ -24,6 +24,7 @@ from IS_Net.images import atomic_file, read_image, read_mask, write_image, write
 from IS_Net.metrics import Pair, iou
 from IS_Net.metrics.suite import FAMILIES, FIGURES, Suite
 from IS_Net.report import MAX_COLUMNS, MAX_WIDTH, SCREEN, Scores, text_table
+from IS_Net.shards import Part
 
 SIZES = ((60, 80), (97, 64), (45, 45))
 
@@ -434,6 +435,20 @@ def test_an_interrupted_run_writes_nothing(make_split, tmp_path, monkeypatch, ca
     assert run("--gt", split, "--pred", tmp_path / "rough", *outputs) == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert not list(out.rglob("*"))
+
+
+def test_an_interrupted_run_with_rows_says_that_it_resumes(make_split, tmp_path, monkeypatch, capsys):
+    """It said that nothing was written."""
+    real, calls = Part.add, []
+
+    def add(*arguments, **values):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(real(*arguments, **values))
+
+    monkeypatch.setattr(Part, "add", add)
+    assert run("--gt", make_split(), "--pred", tmp_path / "rough", "--rows", tmp_path / "rows") == 130
+    assert "interrupted; what was measured is kept, and the same command resumes" in capsys.readouterr().err
 
 
 def test_interrupted_writing_reports_what_was_written(make_split, tmp_path, monkeypatch, capsys):

@@ -309,7 +309,7 @@ def test_relative_paths_start_in_the_home(home: Path, tmp_path: Path, monkeypatc
     assert checked["valid_out_dir"] == str(home / "IS_Net" / "maps")
     assert check({"model_path": "~/x"})["model_path"] == str(Path.home().resolve() / "x")
     assert check({"model_path": str(tmp_path)})["model_path"] == str(tmp_path)
-    assert check({"backgrounds": "../data/streets"})["backgrounds"] == str(home / "data" / "streets")
+    assert check({"backgrounds": "../data/streets", "copy_paste": 0.5})["backgrounds"] == str(home / "data" / "streets")
     assert check({"backgrounds": ""})["backgrounds"] == ""
 
 

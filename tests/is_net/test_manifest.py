@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from IS_Net.errors import StoppedError
 from IS_Net.manifest import Manifest, fingerprint, identify, is_unchanged, read_manifest
 
 
@@ -45,6 +46,33 @@ def test_damaged_lines_are_ignored(tmp_path: Path) -> None:
         b'\xff\xfe\n[1]\n"x"\n{}\nnull\n' + json.dumps(entry("a")).encode() + b"\n"
     )
     assert read_manifest(tmp_path) == {"a": entry("a")}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image": "p/x"}, {"image": ["x"]}, {"box": 5}, {"box": [1, 2, "x", 4]}, {"box": [1]}]
+)
+def test_entries_with_values_of_another_form_are_ignored(tmp_path: Path, wrong: dict, caplog) -> None:
+    lines = [json.dumps(entry("a", **wrong)), json.dumps(entry("b", box=[1, 2, 3, 4]))]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    assert read_manifest(tmp_path).keys() == {"b"}
+    assert "line 1: not a complete entry; ignored" in caplog.text
+
+
+def test_a_manifest_that_cannot_be_written_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest(tmp_path)
+    manifest.add(entry("a"))
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(
+            StoppedError, match=r"manifest\.jsonl: cannot be written \(No space left on device\)"
+        ) as caught:
+            manifest.add(entry("b"))
+    assert caught.value.exit_code == 1
+    assert read_manifest(tmp_path).keys() == {"a"}
 
 
 OLD = {

@@ -425,6 +425,15 @@ def test_a_network_without_a_prompt_refuses_to_vary_it(key: str):
         ({"model": 4, "outside_weight": 1.0}, r"hypar\['outside_weight'\].*has no box; set hypar\['model'\] to 5"),
         ({"model": 4, "box_gain": 1.0}, r"hypar\['box_gain'\]: is 1, .*has no box; set hypar\['model'\] to 5"),
         ({"model": 3, "mask_skip_logit": 5.0}, r"hypar\['mask_skip_logit'\].*has no prompt; set .* to 4 or 5"),
+        ({"backgrounds": "streets"}, r"hypar\['backgrounds'\]: are those of copy_paste, which is 0"),
+        (
+            {"interm_sup": False, "gt_encoder_model": __file__},
+            r"hypar\['gt_encoder_model'\]: is not used without interm_sup",
+        ),
+        (
+            {"model": 3, "mode": "valid", "restore_model": __file__, "passes": 2},
+            r"hypar\['passes'\]: is 2, but a network with 3 input channels has no mask channel",
+        ),
         ({"box_gain": 1.0}, r"hypar\['box_gain'\]: .*restore_model is empty; name them there"),
         ({"whole_frame": 0.1}, r"hypar\['whole_frame'\].*set drop_mask too"),
         ({"model": 4, "box_jitter": 0.1, "own_mask": 0.5}, r"hypar\['box_jitter'\]: is 0\.1, .*set drop_mask too"),

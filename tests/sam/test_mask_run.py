@@ -710,6 +710,33 @@ def test_a_corrected_sample_is_kept(parts: Path) -> None:
         assert (gt.read_bytes(), mask.read_bytes()) == before
 
 
+def test_changed_samples_are_noticed_where_the_source_is_as_it_was(parts: Path) -> None:
+    """They were called kept, an empty file included, and --overwrite did not replace them."""
+    _, _, out = do_enrich(parts)
+    edited_gt, emptied = out / "gt" / "two_comp_1.png", out / "gt" / "two_comp_2.png"
+    before = edited_gt.read_bytes(), emptied.read_bytes()
+    write_mask(edited_gt, filled((1, 1, 9, 9), (80, 100)))
+    emptied.write_bytes(b"")
+    content = edited_gt.read_bytes()
+    for _ in range(2):
+        summary, _, _ = do_enrich(parts)
+        assert summary.by_hand == ["two_comp_1"] and edited_gt.read_bytes() == content
+        assert emptied.read_bytes() == before[1]
+    summary = enrich_split(parts / "im", parts / "gt", out, FilledBox(), overwrite=True)
+    assert summary.by_hand == [] and (edited_gt.read_bytes(), emptied.read_bytes()) == before
+
+
+def test_files_of_other_forms_beside_a_sample_are_kept(parts: Path) -> None:
+    """They were deleted without a word."""
+    _, _, out = do_enrich(parts)
+    theirs = out / "mask" / "two_comp_1.jpg", out / "gt" / "two_comp_1.tif"
+    for path in theirs:
+        write_image(path.with_suffix(".png.png"), np.zeros((80, 100, 3), np.uint8))
+        path.with_suffix(".png.png").rename(path)
+    summary, _, _ = do_enrich(parts)
+    assert all(path.is_file() for path in theirs) and summary.by_hand == ["two_comp_1"]
+
+
 def edited(path: Path) -> bytes:
     """Put an image of one's own in place of a link or copy; return the content."""
     path.unlink()

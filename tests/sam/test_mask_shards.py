@@ -84,6 +84,16 @@ def test_a_second_start_does_what_is_left(split: Path, predictors: list[FilledBo
     assert f"{split / 'mask'}: 0 done, 9 kept, 0 failed" in capsys.readouterr().out
 
 
+def test_rows_name_all_masks_of_an_image(split: Path, tmp_path: Path):
+    prompts = tmp_path / "p.json"
+    prompts.write_text(json.dumps({"00": [{"object": o, "box": [1, 1, 9, 9]} for o in "xy"]}))
+    expected = ["00_x.png", "00_y.png"]
+    for lost in ("", "00_y.png", "rows.jsonl"):
+        (split / "mask" / (lost or "none")).unlink(missing_ok=True)
+        assert shard(split, "0/1", "--prompts", str(prompts)) == 0
+        assert read_rows(split / "mask")["00"]["outputs"] == expected
+
+
 def test_a_worker_that_is_lost_loses_nothing(split: Path, monkeypatch: pytest.MonkeyPatch, predictors: list[FilledBox]):
     class Lost(FilledBox):
         def set_image(self, image: np.ndarray) -> None:
