@@ -18,7 +18,7 @@ from IS_Net.errors import BoxError, EvaluationError, ImageError, ScoringError
 from IS_Net.evaluation_data import OWN, PERFECT, DataSet, Request, gather, problems_text
 from IS_Net.images import binarize, read_image, read_mask, write_map
 from IS_Net.machine import available_cores
-from IS_Net.manifest import read_manifest
+from IS_Net.manifest import read_manifest, recorded_box
 from IS_Net.masks import keep_levels
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import DISPredictor
@@ -197,13 +197,17 @@ def measure(
 def boxes_of_masks(data_set: DataSet) -> dict[str, dict[str, Any]]:
     """Return the boxes that the coarse masks were made from, which the predictions get: by kind, and by name.
 
-    They are in the manifests beside the masks, or in the list of the data set; the values are not checked.
+    They are in the manifests beside the masks, or in the list of the data set. A mask that was replaced has none.
     """
     kinds = {prediction.kind for prediction in data_set.predictions if prediction.kind and not prediction.change}
     folders = {kind: data_set.kinds[kind] for kind in kinds if kind != PERFECT}
-    manifests = {kind: read_manifest(folder) for kind, folder in folders.items() if folder.is_dir()}
-    found = {kind: {name: row.get("box") for name, row in rows.items()} for kind, rows in manifests.items()}
+    found = {kind: _boxes_in(folder) for kind, folder in folders.items() if folder.is_dir()}
     return {OWN: data_set.boxes, **found}
+
+
+def _boxes_in(folder: Path) -> dict[str, tuple[float, ...] | None]:
+    files = {name: (folder / f"{name}.png", entry) for name, entry in read_manifest(folder).items()}
+    return {name: recorded_box(path, entry) for name, (path, entry) in files.items() if path.is_file()}
 
 
 class _Refiner:

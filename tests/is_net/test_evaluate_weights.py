@@ -20,6 +20,7 @@ from IS_Net.errors import EvaluationError
 from IS_Net.evaluate import main
 from IS_Net.evaluation_data import Request, gather
 from IS_Net.images import read_image, read_mask, write_image, write_map, write_mask
+from IS_Net.manifest import identify
 from IS_Net.metrics import iou
 from IS_Net.metrics.suite import FIGURES, Suite
 from IS_Net.models import ISNetDIS
@@ -214,7 +215,20 @@ def test_the_prompt_of_the_manifest_is_the_box(photos: Path, lost: Lost):
     entry = {"mask": "y", "image": "y", "model": "sam", "box": [10.0, 20.0, 90.0, 80.0]}
     (photos / "a" / "disc" / "manifest.jsonl").write_text(json.dumps(entry) + "\n")
     assert run("--gt", photos / "a", "--weights", "w.pth", "--coarse", "disc", "perfect") == 0
-    assert lost.boxes == [None, None, [10.0, 20.0, 90.0, 80.0], None]
+    assert lost.boxes == [None, None, (10.0, 20.0, 90.0, 80.0), None]
+
+
+def test_the_box_of_a_replaced_mask_is_not_used(photos: Path, lost: Lost):
+    mask = photos / "a" / "disc" / "y.png"
+    entry = {"mask": "y", "image": "y", "model": "sam", "box": [10.0, 20.0, 90.0, 80.0], **identify(mask, "mask")}
+    (photos / "a" / "disc" / "manifest.jsonl").write_text(json.dumps(entry) + "\n")
+    command = ["--gt", photos / "a", "--weights", "w.pth", "--coarse", "disc"]
+    assert run(*command) == 0
+    assert lost.boxes == [None, (10.0, 20.0, 90.0, 80.0)]
+    lost.boxes.clear()
+    write_mask(mask, np.roll(read_mask(mask), 9))
+    assert run(*command) == 0
+    assert lost.boxes == [None, None]
 
 
 def test_a_box_that_does_not_fit_is_named_and_does_not_stop_the_others(
@@ -265,7 +279,7 @@ def test_a_box_that_changed_is_measured_again(
         (photos / "a" / "disc" / "manifest.jsonl").write_text(json.dumps(entry) + "\n")
         lost.boxes.clear()
         assert run(*command) == 0
-    assert lost.boxes == [box, None]  # of y, whose masks are of two kinds; x is as it was
+    assert lost.boxes == [tuple(box), None]  # of y, whose masks are of two kinds; x is as it was
     assert run(*command) == 0 and len(lost.boxes) == 2
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from IS_Net.datalist import from_folder
 from IS_Net.errors import DatasetError
 from IS_Net.images import read_mask, write_mask
+from IS_Net.manifest import identify
 from IS_Net.samples import check_dataset, find_samples
 
 
@@ -98,6 +99,16 @@ def test_the_prompt_of_a_mask_is_read_from_its_manifest(make_dataset):
     (Path(entry["mid_dir"]) / "manifest.jsonl").write_text(json.dumps(line) + "\n")
     boxes = [s.box for s in find_samples(entry, need_mask=True, need_gt=True)]
     assert boxes == [None, (3, 4, 50, 60), None]
+
+
+def test_the_prompt_of_a_mask_that_was_replaced_is_not_used(make_dataset):
+    entry = make_dataset()
+    mask = Path(entry["mid_dir"]) / "ring_1.png"
+    line = {"mask": "ring_1", "image": "ring_1", "box": [3, 4, 50, 60], "model": "vit_l", **identify(mask, "mask")}
+    (Path(entry["mid_dir"]) / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    assert find_samples(entry, need_mask=True, need_gt=True)[1].box == (3, 4, 50, 60)
+    write_mask(mask, np.roll(read_mask(mask), 9))
+    assert find_samples(entry, need_mask=True, need_gt=True)[1].box is None
 
 
 # --- names and forms of files ---
