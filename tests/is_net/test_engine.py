@@ -715,7 +715,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_run, settings, tmp_path)
     def start(folder: str) -> tuple[GTEncoderTask, Run]:
         chosen = settings(model_path=str(tmp_path / folder), gt_encoder_max_ite=5, model_save_fre=2, accumulation=2)
         torch.manual_seed(0)
-        return GTEncoderTask(ISNetGTEncoder(), chosen), make_run(chosen)
+        return GTEncoderTask(ThinGTEncoder(), chosen), make_run(chosen)
 
     def outcome(folder: str) -> tuple[dict, list[dict]]:
         with (tmp_path / folder / "metrics.csv").open() as file:
@@ -1062,9 +1062,9 @@ def test_a_resumed_run_uses_the_current_stem_factor_and_freezing(make_run, setti
 @pytest.mark.slow
 def test_the_frozen_gt_encoder_does_not_change(make_run, settings):
     chosen = settings(max_ite=1)
-    gt_encoder = ISNetGTEncoder()
+    gt_encoder = ThinGTEncoder()
     before = {name: tensor.clone() for name, tensor in gt_encoder.state_dict().items()}
-    fit(SegmentationTask(ISNetDIS(4), gt_encoder.train(), chosen), make_run(chosen))
+    fit(SegmentationTask(Thin(4), gt_encoder.train(), chosen), make_run(chosen))
     assert all(torch.equal(tensor, before[name]) for name, tensor in gt_encoder.state_dict().items())
     assert not gt_encoder.training and all(p.grad is None for p in gt_encoder.parameters())
 
