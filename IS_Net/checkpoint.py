@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from IS_Net import int8 as int8_storage
 from IS_Net.errors import CheckpointError
+from IS_Net.hypar import MAX_SIZE
 from IS_Net.images import atomic_file
 from IS_Net.models import ISNetDIS, ISNetGTEncoder
 from IS_Net.models.input_channels import add_mask_skip, copy_mask_to_box, expand_input
@@ -49,7 +50,6 @@ _WRAPPERS = (
 """Keys under which state dicts are found, averaged weights first. The first one is a training state's."""
 _MAX_DEPTH = 4  # of such keys inside each other
 _COUNTERS = (".total_ops", ".total_params")  # tensors that a profiler adds to every module
-_MAX_SIDE = 1 << 14
 _GT_ENCODER_STEM = "conv_in.conv.weight"
 _IN_CH = (3, 4, 5)
 _METADATA_KEY = "dis-sam"
@@ -312,10 +312,10 @@ def _check_metadata(metadata: Any, path: Path) -> Metadata:
         )
     size = metadata.get("input_size")
     sides = list(size) if isinstance(size, (list, tuple)) else [size]
-    if size is not None and not (
-        len(sides) == 2 and all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides)
-    ):
-        raise CheckpointError(f"{path}: metadata, key 'input_size': expected [height, width], found {size!r}")
+    if size is not None and not (len(sides) == 2 and all(type(side) is int and 0 < side <= MAX_SIZE for side in sides)):
+        raise CheckpointError(
+            f"{path}: metadata, key 'input_size': expected [height, width] of at most {MAX_SIZE}, found {size!r}"
+        )
     return metadata
 
 

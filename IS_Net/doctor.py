@@ -220,9 +220,15 @@ def _pair(index: int, dataset: CheckedDataset, findings: list[Finding]) -> Itera
         )
     gts = _list(dataset.gt_dir, dataset.gt_ext, add) if dataset.gt_dir else {}
     masks = _list(dataset.mid_dir, dataset.mid_ext, add) if dataset.mid_dir else {}
-    for what, folder in (("ground truths", dataset.gt_dir), ("coarse masks", dataset.mid_dir)):
+    for what, folder, files, extension, key in (
+        ("ground truths", dataset.gt_dir, gts, dataset.gt_ext, "gt_ext"),
+        ("coarse masks", dataset.mid_dir, masks, dataset.mid_ext, "mid_ext"),
+    ):
         if folder is not None and not folder.is_dir():
             add("mispaired", [folder], f"{folder}: the folder of {what} does not exist")
+        elif folder is not None and not files:
+            kind = f" {extension}" * bool(extension)
+            add("mispaired", [folder], f"{folder}: holds no{kind} file of {what}; check the folder and {key}")
     manifest = read_manifest(dataset.mid_dir) if masks else {}
     owners = images_of_masks(masks, images, manifest)
     of_image: dict[str, list[str]] = {}

@@ -19,6 +19,8 @@ from IS_Net.paths import resolve, settings_base
 MIN_SIZE = 128
 """Smallest height and width of the network's input. Below it, the deepest feature maps shrink to single pixels, on
 which BatchNorm cannot be trained."""
+MAX_SIZE = 1 << 14
+"""Largest height and width that a checkpoint may name for prediction: more fits into no memory."""
 
 FOLDER, CHECKPOINT = "folder", "checkpoint"
 """Path rules of :func:`setting`."""

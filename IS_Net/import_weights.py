@@ -13,7 +13,7 @@ from pathlib import Path
 
 from IS_Net.command_line import DONE, print_text, run_command
 from IS_Net.files import prepare_output
-from IS_Net.hypar import MIN_SIZE
+from IS_Net.hypar import MAX_SIZE, MIN_SIZE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
-    if args.input_size is not None and args.input_size < MIN_SIZE:
-        parser.error(f"--input-size: expected at least {MIN_SIZE}, found {args.input_size}")
+    if args.input_size is not None and not MIN_SIZE <= args.input_size <= MAX_SIZE:
+        parser.error(f"--input-size: expected {MIN_SIZE} to {MAX_SIZE}, found {args.input_size}")
     return run_command(lambda: _convert(args), f"interrupted; {args.out} was not written")
 
 

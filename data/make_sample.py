@@ -248,6 +248,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.size is not None and args.size < 64:
         parser.error("--size: at least 64 pixels")
+    if args.contact_sheet and args.contact_sheet.suffix.lower() not in (".png", ".jpg"):
+        parser.error(f"--contact-sheet {args.contact_sheet}: expected a name that ends in .png or .jpg")
+    if args.contact_sheet and not args.train + args.valid + args.test:
+        parser.error("--contact-sheet shows pairs; set --train, --valid or --test")
     settings = Settings(args.train, args.valid, args.test, args.seed, args.size)
 
     def command() -> int:

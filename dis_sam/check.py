@@ -337,6 +337,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=positive_int, help="with data sets: threads; default: one for each core")
     options = parser.parse_args(argv)
+    about_model, about_data = ("device", "precision", "runtime", "no_self_test"), ("workers",)
+    for name in about_model if options.datasets else about_data:
+        if getattr(options, name) != parser.get_default(name):
+            what = "with data sets" if options.datasets else "without data sets"
+            parser.error(f"--{name.replace('_', '-')} has no effect {what}; omit it")
 
     def command() -> int:
         if options.datasets:

@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from dis_sam import comparison
     from dis_sam.inputs import Request
+    from IS_Net.errors import PromptError
     from IS_Net.files import prepare_output, refuse_to_replace_data
     from IS_Net.images import atomic_file, encode_image
 
@@ -131,6 +132,10 @@ def _run(options: argparse.Namespace) -> int:
         truths=options.gt,
         recursive=options.recursive,
     )
+    requests = [request for task in tasks for request in task.requests]
+    if options.sam != "auto" and not any(request.uses_stage_1 for request in requests):
+        why = "where masks are given" if options.mask else "without a prompt"
+        raise PromptError(f"--sam {options.sam} has no effect {why}; omit it")
     methods = comparison.find_methods(options.methods or comparison.default_methods(tasks))
     sources = [*options.photos, *(path for path in (options.gt, options.mask, options.prompts) if path)]
     refuse_to_replace_data([options.out], [*sources, *(m.source for m in methods if isinstance(m.source, Path))])

@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dis_sam.figure import COLUMN, PHOTOGRAPH, TRUTH, FigureError, Row, draw
-from dis_sam.inputs import Request, Task, find_photographs, plan_cut, plan_refine
+from dis_sam.inputs import Request, Task, by_name, find_photographs, plan_cut, plan_refine
 from dis_sam.model_choice import needs_of
-from IS_Net.errors import BoxError, DatasetError, PromptError, UserError, did_you_mean
+from IS_Net.errors import BoxError, DatasetError, ImageError, PromptError, UserError, did_you_mean
 from IS_Net.images import list_images, read_image, read_mask, size_mismatch
 from IS_Net.metrics import GroundTruth, Pair
 from IS_Net.metrics.suite import Suite
@@ -155,6 +155,10 @@ def plan(
         PromptError: If prompts of the file are faulty.
     """
     photographs = find_photographs(photos, recursive)
+    if truths is not None:
+        if truths.is_file():
+            raise DatasetError(f"{truths}: is a file; expected a folder of ground truths, NAME.png")
+        by_name(photographs, truths)
     if masks is not None:
         return plan_refine(photographs, masks, recursive)
     if objects or prompts or truths is None:
@@ -399,7 +403,10 @@ class _Models:
             return _Problem(f"{request.name}: has no box and no points, which stage 1 needs", "no prompt")
         predictor = self.predictors[model]
         if model not in known:
-            predictor.set_image(photograph)
+            try:
+                predictor.set_image(photograph)
+            except ImageError as error:
+                return _Problem(f"{request.name}: {error}", "not for this model")
             known[model] = {}
         if request.name in known[model]:
             return known[model][request.name]

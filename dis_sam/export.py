@@ -123,7 +123,9 @@ def read_samples(pictures: Sequence[Path], masks: Path | None, prompts: Path | N
     from dis_sam.inputs import find_photographs, plan_cut, plan_refine
 
     photographs = find_photographs(pictures)
-    tasks = plan_cut(photographs, file=prompts) if masks is None else plan_refine(photographs, masks)[0]
+    tasks, without = (plan_cut(photographs, file=prompts), []) if masks is None else plan_refine(photographs, masks)
+    for message in without:
+        print_error(message, prefix="warning: ")
     requests = [(task.image, request) for task in tasks for request in task.requests]
     yield from (_read_sample(image, request) for image, request in requests[:limit])
 
@@ -224,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--masks", type=Path, metavar="PATH", help="their coarse masks: a folder, or a file")
     group.add_argument("--prompts", type=Path, metavar="FILE", help="their boxes: CSV or JSON, as for dis-sam cut")
-    group.add_argument("--limit", type=positive_int, default=PICTURES, metavar="N", help="default: %(default)s")
+    group.add_argument("--limit", type=positive_int, metavar="N", help=f"of them; default: {PICTURES}")
     group.add_argument(
         "--tolerance",
         type=_percent,
@@ -246,8 +248,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("coreml has one image size: its converter has no resizing to any size; give --image-size")
     if options.format == "coreml" and options.int8:
         parser.error("--int8 is not available with coreml, where it could not be verified; use --half")
-    if (options.masks or options.prompts) and not options.pictures:
-        parser.error("--masks and --prompts belong to --pictures")
+    if (options.masks or options.prompts or options.limit) and not options.pictures:
+        parser.error("--masks, --prompts and --limit belong to --pictures")
     if options.masks and options.prompts:
         parser.error("expected --masks or --prompts")
     suffix = SUFFIXES[options.format]
@@ -311,7 +313,7 @@ def _run(options: argparse.Namespace) -> int:
     out = _place(options, weights)
     samples = drawn_samples(options.dynamic)
     if options.pictures:
-        samples = iter(list(read_samples(options.pictures, options.masks, options.prompts, options.limit)))
+        samples = iter(list(read_samples(options.pictures, options.masks, options.prompts, options.limit or PICTURES)))
     model, about = load_isnet(weights)
     size = pick_size(options.input_size, about)
     image_size = None if options.dynamic else options.image_size or size

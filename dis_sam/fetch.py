@@ -411,7 +411,9 @@ def _run(options: argparse.Namespace) -> int:
             continue
         print_text(f"{folder / name}: {'verified' if new else 'already there, verified'}")
         if folder.resolve() not in (known.resolve() for known in paths.sam_checkpoint_folders()):
-            print_text(f"  checkpoints are not looked for in this folder; pass it with --checkpoint {folder / name}")
+            print_text(
+                f"  checkpoints are not looked for in this folder; name it with the model: MODEL={folder / name}"
+            )
     if len(codes) < len(models) and find_spec("segment_anything") is None:
         print_text("SAM also needs its package: pip install 'dis-sam[sam]'")
     if not codes:

@@ -135,7 +135,7 @@ def plan_cut(
     """
     if file is None:
         return [Task(name, image, tuple(_name_objects(name, objects))) for name, image in photographs]
-    images = _by_name(photographs, file)
+    images = by_name(photographs, file)
     from sam.prompts import check_prompts, read_prompts  # imports PyTorch; see ModelChoice.load
 
     requests: dict[str, list[Request]] = defaultdict(list)
@@ -146,7 +146,7 @@ def plan_cut(
     return [Task(name, image, tuple(requests[name])) for name, image in images.items() if name in requests]
 
 
-def _by_name(photographs: Sequence[tuple[str, Source]], where: Path) -> dict[str, Source]:
+def by_name(photographs: Sequence[tuple[str, Source]], where: Path) -> dict[str, Source]:
     """Return photographs by name; raise a DatasetError if two have the same, because a file or folder names them."""
     images: dict[str, Source] = {}
     for name, image in photographs:
@@ -201,7 +201,7 @@ def plan_refine(
     if mixed:
         raise DatasetError(f"{masks}: contains the photograph {min(mixed).name} too; keep them in folders of their own")
     requests: dict[str, list[Request]] = defaultdict(list)
-    names, unused = _by_name(photographs, masks), []
+    names, unused = by_name(photographs, masks), []
     manifests = {folder: read_manifest(folder) for folder in {path.parent for path in files.values()}}
     for name, path in files.items():
         entry = manifests[path.parent].get(path.stem, {})

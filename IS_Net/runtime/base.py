@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from IS_Net.errors import CheckpointError, DeviceError
+from IS_Net.hypar import MAX_SIZE
 from IS_Net.machine import PRECISIONS, RUNTIMES, has_amx
 from IS_Net.preprocess import Size
 
@@ -25,7 +26,7 @@ _PACKAGES = {"openvino": "openvino", "ncnn": "ncnn", "onnx": "onnxruntime"}
 VARIABLE = "DIS_SAM_RUNTIME"
 """Environment variable: the runtime that ``auto`` stands for."""
 
-_SIDES = range(33, (1 << 14) + 1)
+_SIDES = range(33, MAX_SIZE + 1)
 """Sides of the network's input in pixels: it halves the picture five times, and needs 2 pixels then."""
 DEFAULT_SIZE: Size = (1024, 1024)
 """(height, width) that networks work at whose checkpoints do not name a size."""

@@ -76,7 +76,8 @@ class Detection:
         labels = {1: label}
         if self._coco is not None:
             categories = self._coco.content.get("categories")
-            labels = {c["id"]: c["name"] for c in categories or () if type(c.get("id")) is int and c.get("name")}
+            known = [c for c in categories if isinstance(c, dict)] if isinstance(categories, list) else []
+            labels = {c["id"]: c["name"] for c in known if type(c.get("id")) is int and c.get("name")}
             if not labels:
                 raise DatasetError(f"{annotations}: expected categories with integer ids and names; found none")
             self._images = {image.file_name: image for image in self._coco.images}

@@ -257,7 +257,8 @@ def _list_files(folder: Path, out: Path, recursive: bool) -> list[Path]:
     found = sorted(folder.rglob("*.json") if recursive else folder.glob("*.json"))
     if folder.resolve() in out.resolve().parents:
         found = [path for path in found if out.resolve() not in path.resolve().parents]
-    paths = [path for path in found if path.is_file()]
+    # names that begin with a dot are hidden, such as those that macOS writes beside its files
+    paths = [path for path in found if path.is_file() and not path.name.startswith(".")]
     if not paths:
         raise DatasetError(f"{folder}: found no labelme file; expected files that end in .json")
     return paths
@@ -269,7 +270,8 @@ def _get(value: Any, key: str) -> Any:
 
 def _type_of(shape: Any) -> Any:
     """Return the type of a shape; without one, it is a polygon, as in labelme."""
-    return (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else None
+    kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else None
+    return kind if isinstance(kind, str | None) else repr(kind)
 
 
 def _read_points(points: Any, kind: str, size: tuple[int, int], where: str) -> Sequence[tuple[float, float]]:

@@ -21,7 +21,7 @@ from IS_Net.checkpoint import load_isnet, save_weights
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import CheckpointError
 from IS_Net.files import prepare_output
-from IS_Net.hypar import MIN_SIZE
+from IS_Net.hypar import MAX_SIZE, MIN_SIZE
 from IS_Net.models import ISNetDIS
 from IS_Net.models.input_channels import increase_mask_skip
 
@@ -98,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
-    if args.input_size is not None and args.input_size < MIN_SIZE:
-        parser.error(f"--input-size: expected at least {MIN_SIZE}, found {args.input_size}")
+    if args.input_size is not None and not MIN_SIZE <= args.input_size <= MAX_SIZE:
+        parser.error(f"--input-size: expected {MIN_SIZE} to {MAX_SIZE}, found {args.input_size}")
 
     def command() -> int:
         prepare_output(args.out, args.sources, args.overwrite)

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from IS_Net.checkpoint import load_isnet, save_weights
 from IS_Net.command_line import DONE, run_command
 from IS_Net.errors import DatasetError, UserError, import_extra
+from IS_Net.files import prepare_output
 from IS_Net.images import list_images, read_image, read_mask
 from IS_Net.metrics.iou import iou
 from IS_Net.predictor import CALIBRATION, DEFAULT_SIZE, DISPredictor, calibrate
-from IS_Net.preprocess import Box, box_from_mask
+from IS_Net.preprocess import MASK_CHANNEL, Box, box_from_mask
 
 MARGIN = 0.1
 """Share of a box's width and height by which boxes are looser or tighter, and grown to measure what lies outside."""
@@ -56,7 +57,8 @@ class Outcome(NamedTuple):
 def grow_box(box: Box, margin: float) -> Box:
     """Return a box whose sides are moved outwards by a share of its width and height; a negative one shrinks it."""
     x0, y0, x1, y1 = box
-    dx, dy = margin * (x1 - x0 + 1), margin * (y1 - y0 + 1)
+    # the sides of a thin box meet at most
+    dx, dy = max(margin * (x1 - x0 + 1), (x0 - x1) / 2), max(margin * (y1 - y0 + 1), (y0 - y1) / 2)
     return x0 - dx, y0 - dy, x1 + dx, y1 + dy
 
 
@@ -199,15 +201,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--test", type=Path, nargs="+", default=[], metavar="FOLDER", help="other pairs, for the table and the plot"
     )
     parser.add_argument("--out", type=Path, help="write the weights with the coefficients to this .safetensors file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out if it exists")
     parser.add_argument("--int8", action="store_true", help="store convolutions in 8 bits: a quarter of the file size")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a reliability plot (needs matplotlib)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.out is not None and (args.out.suffix != ".safetensors" or args.out.resolve() == args.weights.resolve()):
         parser.error(f"--out {args.out}: expected a name that ends in .safetensors and is not that of the weights")
+    if args.plot is not None and args.plot.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        parser.error(f"--plot {args.plot}: expected a name that ends in .png, .jpg, .pdf or .svg")
 
     def command() -> int:
+        if args.out:
+            prepare_output(args.out, [args.weights], args.overwrite)
         model, metadata = load_isnet(args.weights)
+        if model.in_ch <= MASK_CHANNEL:
+            raise FitError(f"{args.weights}: has {model.in_ch} input channels and no prompt, so all passes agree")
         metadata.pop(CALIBRATION, None)
         size = metadata.get("input_size") or DEFAULT_SIZE
         predictor = DISPredictor(model, args.device, "auto", size, metadata)
@@ -217,14 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = np.array([calibrate(outcome.agreement, coefficients) for outcome in shown])
         print(describe(shown, scores))
         print(f"{CALIBRATION}: {coefficients[0]:.4f}, {coefficients[1]:.4f}")
-        if args.plot:
-            known = np.isfinite(scores)
-            draw_reliability(scores[known], np.array([outcome.iou for outcome in shown])[known], args.plot)
-            print(args.plot)
         if args.out:
             rounded = [round(value, 4) for value in coefficients]
             save_weights(args.out, model, {**metadata, CALIBRATION: rounded}, int8=args.int8)
             print(args.out)
+        if args.plot:
+            known = np.isfinite(scores)
+            draw_reliability(scores[known], np.array([outcome.iou for outcome in shown])[known], args.plot)
+            print(args.plot)
         return DONE
 
     return run_command(command)

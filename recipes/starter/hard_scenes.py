@@ -15,10 +15,11 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from sample_scenes.surroundings import make_scene as make_surroundings
 
 from IS_Net.command_line import DONE, non_negative_int, positive_int, run_command
 from IS_Net.errors import DatasetError
+from IS_Net.files import content_hash
 from IS_Net.images import contact_sheet, read_image, read_mask, write_image, write_mask
 from IS_Net.preprocess import box_from_mask
 from IS_Net.synthesis.simulate_masks import sam_like
@@ -354,27 +356,35 @@ def overview(out: Path, height: int = 200, columns: int = 3) -> Array:
     return contact_sheet(rows, height, columns, captions=[f"{path.parents[1].name} {path.stem}" for path in paths])
 
 
+def _is_own(out: Path, path: Path, hashes: Mapping[str, str] | None) -> bool:
+    """Return whether a file is as this program, or box_prompts, wrote it; earlier versions recorded no hashes."""
+    name = path.relative_to(out)
+    in_set = len(name.parts) == 3 and name.parts[0] in KINDS
+    if in_set and name.parts[1] == "box":
+        return True
+    if hashes is None:
+        return name.name == "contact_sheet.jpg" or (in_set and name.parts[1] in ("im", "gt", "sim"))
+    return hashes.get(name.as_posix()) == content_hash(path)
+
+
 def make_hard_scenes(out: Path, seed: int = 0, per_set: int = 16, size: tuple[int, int] | None = None) -> bool:
     """Make all sets, of `per_set` prompts each, unless they are complete; sets of other settings are replaced.
 
-    Returns True if they were made. Raises DatasetError if the folder holds something else.
+    Returns True if they were made. Raises DatasetError if the folder holds something else, or files that were changed.
     """
     settings = {"version": VERSION, "seed": seed, "per_set": per_set, "size": list(size) if size else None}
     record = out / "hard.json"
     if record.is_file():
+        found: dict[str, Any] = {}
         with suppress(ValueError):
-            if json.loads(record.read_text(encoding="utf-8")) == settings:
-                return False
-        own = {record, out / "contact_sheet.jpg"}
-        others = [
-            path
-            for path in sorted(out.rglob("*"))
-            if path.is_file() and path not in own and path.parent.name not in ("im", "gt", "sim", "box")
-        ]
-        if others:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        if all(found.get(key) == value for key, value in settings.items()):
+            return False
+        files = (path for path in sorted(out.rglob("*")) if path.is_file() and path != record)
+        if other := next((path for path in files if not _is_own(out, path, found.get("files"))), None):
             raise DatasetError(
-                f"{others[0]}: was not made by this program, and making other scenes would remove it; choose another "
-                "folder with --out, or move the file"
+                f"{other}: was not made by this program, or was changed since, and making other scenes would remove "
+                "it; choose another folder with --out, or move the file"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out}: found something that this program did not make; choose another folder with --out")
@@ -384,7 +394,9 @@ def make_hard_scenes(out: Path, seed: int = 0, per_set: int = 16, size: tuple[in
         for job in tqdm(jobs(per_set), desc=f"hard scenes in {out}", unit="scene", disable=None):
             _write_scene(temporary, job, seed, size)
         write_image(temporary / "contact_sheet.jpg", overview(temporary))
-        (temporary / record.name).write_text(json.dumps(settings), encoding="utf-8")
+        made = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+        hashes = {path.relative_to(temporary).as_posix(): content_hash(path) for path in made}
+        (temporary / record.name).write_text(json.dumps({**settings, "files": hashes}), encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp's folders are private
         if out.exists():
             shutil.rmtree(out)

@@ -199,7 +199,7 @@ def list_steps(settings: Settings) -> list[Step]:
     mean, out = RUNS / "mean.safetensors", RUNS / "dis_sam_starter.safetensors"
     sources = str(RUNS / "1024" / "last.pt"), str(RUNS / "768" / "last.safetensors")
     steps.append(Step("mean", ("-m", "recipes.starter.average_weights", *sources, str(mean)), mean))
-    calibration = ("--out", str(out), "--int8", "--plot", str(out.with_suffix(".png")))
+    calibration = ("--out", str(out), "--overwrite", "--int8", "--plot", str(out.with_suffix(".png")))
     calibration = ("-m", "recipes.starter.calibrate", str(mean), *scenes, *calibration)
     return [*steps, Step("calibration", calibration, out)]
 

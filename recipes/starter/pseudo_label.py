@@ -190,7 +190,7 @@ def _label_all(
             rounded = {key: round(value, 4) for key, value in asdict(confidence).items()}
             rows[path.stem] = {"name": path.stem, "verdict": confidence.verdict, **rounded}
         _write_rows(out, rows)
-    return {name: str(row["verdict"]) for name, row in rows.items()}
+    return {path.stem: str(rows[path.stem]["verdict"]) for path in photographs}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ import argparse
 import csv
 import hashlib
 import io
+import json
 import logging
 import re
 import sys
@@ -662,13 +663,33 @@ def _write_licenses(out: Path, rows: Mapping[str, Sequence[Mapping[str, str]]]) 
             writer.writerows(rows[name])
 
 
+def _claim(job: Job) -> None:
+    """Record the settings of a folder's views; the views of other settings have the same names.
+
+    Raises:
+        RenderError: If the folder holds views of other settings.
+    """
+    path, settings = job.out / "settings.json", {"size": job.size, "seed": job.seed, "held_out": job.held_out}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != settings:
+            raise RenderError(f"{path}: holds views of {found}, not of {settings}; choose another folder with --out")
+        return
+    with atomic_file(path, "w") as file:
+        file.write(json.dumps(settings))
+
+
 def render_views(job: Job, views: int, workers: int = 1) -> tuple[int, list[str]]:
     """Render the views 0 to `views` - 1, except those that are complete: image, alpha and rows of LICENSES.csv.
 
     Returns:
         The number of views rendered, and an error message for each that failed.
+
+    Raises:
+        RenderError: If the folder holds views of another size or seed.
     """
     licenses = read_licenses(job.out)
+    _claim(job)
 
     def complete(name: str) -> bool:
         return name in licenses and all(

@@ -34,6 +34,7 @@ import numpy as np
 from IS_Net.checkpoint import load_isnet, save_weights
 from IS_Net.command_line import DONE, FAILED, INTERRUPTED, NOT_STARTED, TERMINATED, positive_int, run_command
 from IS_Net.errors import DatasetError, UserError
+from IS_Net.files import prepare_output
 from IS_Net.images import atomic_file, encode_image, list_images, read_image, read_mask
 from recipes.starter.box_prompts import FOLDER as BOX
 from recipes.starter.box_prompts import write_box_prompts
@@ -374,6 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     joining = verbs.add_parser("join", help="put the parts of the weights together")
     joining.add_argument("parts", type=Path, metavar="FOLDER", help="what train wrote to --out")
     joining.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    joining.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     args = parser.parse_args(argv)
     if args.verb == "train":
         if not 0 < args.minutes < float("inf"):
@@ -388,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, count in pack(args.pairs, args.photos, args.valid, args.out, args.side, limit).items():
                 print(f"{args.out / name}: {count}")
         elif args.verb == "join":
+            prepare_output(args.out, [args.parts], args.overwrite)
             print(f"{args.out}: {join_parts(args.parts, args.out)} parts")
         else:
             for kind in (PAIRS, PHOTOS, VALID):

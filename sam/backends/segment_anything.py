@@ -81,7 +81,7 @@ def _remedy(found: Mapping[str, object], model: str) -> str:
     size = _SIZES.get((found.get("image_encoder.pos_embed") or [0])[-1])
     actual = f"hq_{size}" if any(".hf_mlp." in key for key in found) else size
     if size and actual != model:
-        return f"it looks like {actual}: use --model {actual}, or the checkpoint of {model}"
+        return f"it looks like {actual}: choose that model ({actual}=PATH), or the checkpoint of {model}"
     return f"expected the published {BACKENDS[model].published}: {how_to_fetch(model)}"
 
 

@@ -80,7 +80,7 @@ def _check_config(folder: Path, model: str, family: _Family) -> None:
         raise CheckpointError(f"{path}: found no model_type ({error}); {expected}") from error
     if found not in family.types:
         actual = next((name for name, other in FAMILIES.items() if found in other.types), None)
-        remedy = f"use --model {actual}, or another folder" if actual else expected
+        remedy = f"choose the model {actual} ({actual}=FOLDER), or another folder" if actual else expected
         raise CheckpointError(f"{path}: found the model_type {found!r}, expected {family.types[0]!r}; {remedy}")
     if family in (_SAM, _HQ_SAM):
         # transformers writes only what differs from its defaults, which are those of vit_b
@@ -88,7 +88,7 @@ def _check_config(folder: Path, model: str, family: _Family) -> None:
         prefix = "hq_" if family is _HQ_SAM else ""
         actual = f"{prefix}{SIZES.get(width, '')}"
         if actual != model:
-            remedy = f"use --model {actual}, or another folder" if width in SIZES else expected
+            remedy = f"choose the model {actual} ({actual}=FOLDER), or another folder" if width in SIZES else expected
             raise CheckpointError(f"{path}: found an image encoder of width {width}, not that of {model}; {remedy}")
     if not weight_files(folder):
         raise CheckpointError(f"{folder}: found no model.safetensors; {expected}")

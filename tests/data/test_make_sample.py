@@ -144,7 +144,13 @@ def test_what_else_lies_in_the_folder_stays(tmp_path):
     assert kept.read_text() == "mine"
 
 
-@pytest.mark.parametrize("arguments", [["--train", "-1"], ["--size", "8"], ["--seed", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--train", "-1"], ["--size", "8"], ["--seed", "x"], ["--contact-sheet", "sheet.txt"]),
+        ["--contact-sheet", "sheet.png", "--train", "0", "--valid", "0", "--test", "0"],
+    ],
+)
 def test_wrong_arguments_exit_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         ms.main(arguments)

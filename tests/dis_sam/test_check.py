@@ -200,6 +200,9 @@ def test_damaged_data_sets_are_named_and_written_as_json(make_dataset, tmp_path:
     [
         (["nowhere"], "'nowhere' is neither a data set"),
         ([str(Path(__file__).parent)], "does not exist; expected a folder of images"),
+        (["--workers", "2"], "--workers has no effect without data sets"),
+        (["set", "--device", "cpu"], "--device has no effect with data sets"),
+        (["set", "--no-self-test"], "--no-self-test has no effect with data sets"),
         (["--json", "folder"], "expected a file name with .json, found 'folder'; give data sets first"),
     ],
 )

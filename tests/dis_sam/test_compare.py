@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from dis_sam import comparison, figure
 from dis_sam.cli import main
 from dis_sam.figure import Row, choose_crop, choose_view, draw, wrap
+from IS_Net.errors import ImageError
 from IS_Net.images import write_image, write_mask
 from IS_Net.preprocess import Window
 
@@ -327,6 +329,10 @@ def test_missing_ground_truths_and_prompts_are_named(photos, network, rows, caps
         (["im/a.png", "--box", "1,1,5,5", "-o", "im/a.png"], "would replace the input"),
         (["im", "--box", "1,1,5,5", "-m", "maps"], "either --mask"),
         (["im", "--metrics", "f"], "no effect without --gt"),
+        (["im", "--sam", "vit_h"], "--sam vit_h has no effect without a prompt"),
+        (["im", "-m", "gt", "--sam", "vit_h"], "--sam vit_h has no effect where masks are given"),
+        (["im/a.png", "--gt", "gt/a.png"], "gt/a.png: is a file; expected a folder of ground truths"),
+        (["im/a.png", "others/a.png", "--box", "1,1,5,5", "--gt", "gt"], "have the same name, so gt does not say"),
         (["im", "-o", "figure.gif"], "ends in .jpg or .png"),
         (["im", "--column", "20"], "at least 160"),
         (["im", "--methods", "coarse", "-o", "im/a.png/figure.jpg"], "im/a.png/figure.jpg"),
@@ -334,9 +340,29 @@ def test_missing_ground_truths_and_prompts_are_named(photos, network, rows, caps
 )
 def test_a_run_that_cannot_start_says_why(arguments, message, photos, network, capsys, monkeypatch):
     monkeypatch.setattr("sam.backends._find_weights", lambda _: None)
+    shutil.copytree("im", "others")
     assert main(["compare", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(Path().glob("*.jpg"))
+
+
+def test_a_photograph_that_stage_1_cannot_take_does_not_stop_the_others(photos, network, rows, capsys, monkeypatch):
+    class Picky:
+        box_only = True
+
+        def set_image(self, image: np.ndarray) -> None:
+            if not failed:
+                failed.append(1)
+                raise ImageError("too long and too thin")
+
+        def predict_prompts(self, prompts: list[Any]) -> Any:
+            return iter([(np.ones((60, 90), bool), 0.5)] * len(prompts))
+
+    failed: list[int] = []
+    monkeypatch.setattr(comparison, "load_predictor", lambda *_, **__: Picky())
+    assert main(["compare", "im", "--box", "5,10,39,49", "--methods", "box", "-o", "f.jpg"]) == 1
+    assert "a: too long and too thin" in capsys.readouterr().err
+    assert rows[0].maps["filled box"] == "not for this model" and rows[1].maps["filled box"].all()
 
 
 def test_a_faulty_box_is_named_by_its_photograph(photos, capsys):

@@ -98,6 +98,7 @@ def test_pictures_of_the_user(weights: Path, tmp_path: Path, capsys: pytest.Capt
         (("--format", "coreml", "--dynamic"), "coreml has one image size"),
         (("--format", "coreml", "--int8"), "use --half"),
         (("--masks", "mask"), "belong to --pictures"),
+        (("--limit", "3"), "belong to --pictures"),
         (("--images", "im", "--masks", "mask", "--prompts", "b.csv"), "expected --masks or --prompts"),
         (("-o", "x.onnx"), "expected a name that ends in .pt, found 'x.onnx'"),
         (("--image-size", "1x2x3"), "expected a side, or HEIGHTxWIDTH"),

@@ -184,7 +184,7 @@ def test_a_download(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert request.headers["User-Agent"].startswith("dis-sam/") and request.headers["Accept-Encoding"] == "identity"
     printed = capsys.readouterr().out
     assert f"640kB from {server.url}/{NAME}" in printed and f"{out / NAME}: verified" in printed
-    assert f"--checkpoint {out / NAME}" in printed  # nothing looks for checkpoints there
+    assert f"MODEL={out / NAME}" in printed  # nothing looks for checkpoints there
 
 
 def test_several_models_go_to_the_home_folder(

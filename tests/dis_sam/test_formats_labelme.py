@@ -220,6 +220,7 @@ CASES = {
     "beside": (shape("polygon", [[-9, -9], [-5, -9], [-5, -5]]), "covers no pixel"),
     "rectangle outside": (shape("rectangle", [[60, 2], [70, 9]]), "lies outside its image"),
     "unknown type": (shape("star", [[1, 2]]), "unknown shape_type 'star'"),
+    "type in a list": (shape("star", [[1, 2]]) | {"shape_type": ["polygon"]}, "unknown shape_type"),
     "no object": (5, "unknown shape_type"),
     "mask missing": (shape("mask", [[1, 2], [3, 4]]), "cannot be read as PNG in base64"),
     "mask damaged": (shape("mask", [[0, 0], [49, 39]], mask=CUT), "cannot be read as PNG in base64"),
@@ -240,6 +241,13 @@ def test_bad_shapes_are_named_and_the_rest_is_done(tmp_path: Path, case: str):
     assert summary.refined == 1
     assert written(tmp_path)["shapes"][0] == bad
     np.testing.assert_array_equal(decode(written(tmp_path)["shapes"][1]), ring())
+
+
+def test_hidden_files_are_left_out(tmp_path: Path):
+    write_file(tmp_path / "in", [mask_shape(ring())])
+    (tmp_path / "in" / "._a.json").write_bytes(b"\0\5\x16\7")  # as macOS writes them to other disks
+    summary = run(tmp_path)
+    assert (summary.refined, summary.problems) == (1, [])
 
 
 def test_bad_files_are_named_and_the_rest_is_done(tmp_path: Path):

@@ -698,6 +698,26 @@ def test_a_closed_tab_cancels_its_work(browser: Any, address: str):
         assert [call["box"][0] for call in FakeModel.calls] == [150, 20]
 
 
+def test_a_download_shows_what_it_saves(page: Tab):
+    """It took the place of the page's own request, which then never showed the result."""
+    page.open()
+    page.draw_box((150, 60, 500, 400))
+    page.view("alpha")
+    FakeModel.pause = threading.Event()
+    for x in (510, 560):  # the second one waits for the first
+        page.drag((page.box[2], 400), (x, 400))
+        page.page.wait_for_timeout(150)
+    page.page.click("#download")
+    with page.page.expect_download() as info:
+        page.page.click("#download-now")
+        page.page.wait_for_timeout(150)
+        FakeModel.pause.set()
+    saved = Path(info.value.path()).read_bytes()
+    assert saved == cut(page.address, PHOTO, "photo.png", box="150,60,560,400")
+    page.settle()
+    assert page.pixel(540, 200)[0] > 200 and page.pixel(600, 200)[0] < 50
+
+
 def test_a_changed_box_cancels_the_one_before(page: Tab):
     page.open()
     FakeModel.pause = threading.Event()

@@ -613,7 +613,7 @@ def test_a_file_that_would_expand_is_refused_before_it_is_read(tmp_path: Path, m
         ("[1, 2]", "metadata: expected a dict"),
         ('[["a", 1]]', "metadata: expected a dict"),
         ("3", "metadata: expected a dict"),
-        ('{"input_size": "large"}', r"key 'input_size': expected \[height, width\], found 'large'"),
+        ('{"input_size": "large"}', r"key 'input_size': expected \[height, width\] of at most 16384, found 'large'"),
         ('{"input_size": [128, NaN]}', "key 'input_size'"),
         ('{"input_size": [0, 128]}', "key 'input_size'"),
         ('{"input_size": [1e9, 128]}', "key 'input_size'"),

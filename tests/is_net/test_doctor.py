@@ -211,6 +211,20 @@ def test_files_without_a_partner(data: Path, remove: str, message: str):
     assert len(found) == (2 if remove.startswith("im") else 1)
 
 
+@pytest.mark.parametrize("folder", ["gt", "mask"])
+def test_a_folder_without_files_is_no_sound_data_set(data: Path, folder: str):
+    for path in (data / folder).iterdir():
+        path.unlink()
+    finding = only(look(data), "mispaired")
+    assert f"{data / folder}: holds no file of" in finding.message
+
+
+def test_files_of_another_extension_are_no_sound_data_set(data: Path):
+    entry = {**from_folder(data), "gt_ext": ".tif"}
+    messages = [finding.message for finding in examine([entry], progress=False).findings]
+    assert f"{data / 'gt'}: holds no .tif file of ground truths; check the folder and gt_ext" in messages
+
+
 def test_a_name_that_is_nearly_right_is_suggested(data: Path):
     (data / "gt" / "p1.png").rename(data / "gt" / "P1_mask.png")
     messages = [finding.message for finding in look(data).findings]

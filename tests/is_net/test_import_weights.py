@@ -382,7 +382,7 @@ def test_the_size_to_predict_at_can_be_set(tmp_path: Path, thin: Thin, capsys: p
     assert load_isnet(out)[1]["input_size"] == [1024, 1024]
     with pytest.raises(SystemExit) as stop:
         import_weights.main([str(source), str(out), "--input-size", "64"])
-    assert stop.value.code == 2 and "--input-size: expected at least 128, found 64" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--input-size: expected 128 to 16384, found 64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere.onnx", "text.onnx", "text.pth", "text.safetensors"])

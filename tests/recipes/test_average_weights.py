@@ -98,7 +98,8 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "message"),
     [
         (["a.safetensors", "out.pth"], "ends in .safetensors"),
-        (["--input-size", "64", "a.safetensors", "out.safetensors"], "--input-size: expected at least 128, found 64"),
+        (["--input-size", "64", "a.safetensors", "out.safetensors"], "--input-size: expected 128 to 16384, found 64"),
+        (["--input-size", "20000", "a.safetensors", "out.safetensors"], "expected 128 to 16384, found 20000"),
         (["out.safetensors"], "required: OUT"),
     ],
 )

@@ -11,11 +11,12 @@ from PIL import Image
 from IS_Net.checkpoint import read_weights, save_weights
 from IS_Net.images import write_image, write_mask
 from IS_Net.manifest import read_manifest
+from IS_Net.models import ISNetDIS
 from IS_Net.predictor import DISPredictor, calibrate
 from IS_Net.preprocess import box_from_mask, make_planes
 from recipes.starter import box_prompts
 from recipes.starter import calibrate as module
-from recipes.starter.calibrate import FitError, fit_calibration, main, outside_share
+from recipes.starter.calibrate import FitError, fit_calibration, grow_box, main, outside_share
 
 
 @pytest.mark.parametrize(("offset", "slope"), [(0.0, 1.0), (-0.7, 0.5), (1.2, 2.0)])
@@ -74,7 +75,7 @@ def test_the_command_writes_weights_with_the_coefficients_and_a_plot(pairs, tmp_
     pytest.importorskip("matplotlib")
     weights, out, plot = (tmp_path / name for name in ("w.safetensors", "out.safetensors", "plot.png"))
     save_weights(weights, isnet, {"input_size": [128, 128], "windows": True, "score_calibration": [3.0, 3.0]})
-    scores = iter(np.linspace(0.5, 0.98, 16))
+    scores = iter([*np.linspace(0.5, 0.98, 16)] * 2)
 
     def predict(self: DISPredictor, image, mask, box, return_score: bool):
         """Return the box as alpha matte, and a score that rises."""
@@ -86,7 +87,8 @@ def test_the_command_writes_weights_with_the_coefficients_and_a_plot(pairs, tmp_
 
     monkeypatch.setattr(DISPredictor, "predict", predict)
     monkeypatch.setattr(module, "fit_calibration", lambda agreements, ious: (float(len(agreements)), float(len(ious))))
-    assert main([str(weights), str(pairs), "--out", str(out), "--plot", str(plot), "--device", "cpu"]) == 0
+    held = ["--test", str(pairs)]  # 16 predictions more, and those are shown
+    assert main([str(weights), str(pairs), *held, "--out", str(out), "--plot", str(plot), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     lines = {line[:10].strip(): line.split() for line in printed.splitlines()}
     assert lines["box"][2] == "1.000" and lines["box"][-1] == "0.000%"
@@ -97,6 +99,27 @@ def test_the_command_writes_weights_with_the_coefficients_and_a_plot(pairs, tmp_
     assert all((stored[name] == tensor).all() for name, tensor in isnet.state_dict().items())
     assert DISPredictor.from_checkpoint(out, "cpu").calibration == (16.0, 16.0)
     assert Image.open(plot).size[0] > 300
+
+
+@pytest.mark.parametrize("margin", [0.1, -0.1, -0.5])
+def test_thin_boxes_do_not_turn_over(margin: float):
+    for box in ((10, 3, 10, 40), (7, 7, 7, 7), (0, 0, 1, 90)):
+        x0, y0, x1, y1 = grow_box(box, margin)
+        assert x0 <= x1 and y0 <= y1
+    assert grow_box((10, 20, 109, 119), -0.1) == (20, 30, 99, 109)
+
+
+def test_what_is_wrong_is_said_before_the_predictions(pairs, tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr(module, "measure", None)
+    three, out = tmp_path / "three.safetensors", tmp_path / "out.safetensors"
+    save_weights(three, ISNetDIS(3), {})
+    assert main([str(three), str(pairs)]) == 2
+    assert "three.safetensors: has 3 input channels and no prompt" in capsys.readouterr().err
+    out.write_bytes(b"precious")
+    assert main([str(weights), str(pairs), "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err and out.read_bytes() == b"precious"
+    with pytest.raises(SystemExit):
+        main([str(weights), str(pairs), "--plot", "plot.xyz"])
 
 
 def test_folders_and_files_that_cannot_be_used(pairs, tmp_path, weights, capsys):

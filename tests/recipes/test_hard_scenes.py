@@ -147,6 +147,24 @@ def test_files_beside_the_scenes_are_kept(tmp_path, capsys):
     assert "mask/a.png: was not made by this program" in capsys.readouterr().err and mask.read_text() == "precious"
 
 
+def test_changed_scenes_and_files_of_others_among_them_are_kept(tmp_path, capsys):
+    """They were removed without a word."""
+    out = tmp_path / "hard"
+    command = ["--out", str(out), "--per-set", "1"]
+    assert hs.make_hard_scenes(out, seed=0, per_set=1, size=(96, 96))
+    for changed in (out / "mine" / "im" / "a.jpg", next((out / "many_parts" / "gt").iterdir())):
+        before = changed.read_bytes() if changed.exists() else None
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_bytes(b"precious")
+        assert hs.main([*command, "--seed", "1"]) == 2
+        assert f"{changed}: was not made by this program, or was changed since" in capsys.readouterr().err
+        assert changed.read_bytes() == b"precious"
+        changed.unlink() if before is None else changed.write_bytes(before)
+    (out / "many_parts" / "box").mkdir()  # box_prompts makes it again
+    (out / "many_parts" / "box" / "manifest.jsonl").write_text("{}")
+    assert hs.make_hard_scenes(out, seed=1, per_set=1, size=(96, 96))
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert hs.main(["--out", str(tmp_path), "--per-set", "1"]) == 2

@@ -189,6 +189,10 @@ def test_a_photograph_that_cannot_be_read_is_listed_and_the_others_are_labeled(p
     write_image(photos / "a_broken.png", photograph())
     (photos / "a_broken.jpg").unlink()
     assert pseudo_label(files(photos), out, Stub()) == {**verdicts, "a_broken": "kept"}  # it is tried again
+    (photos / "b_broken.jpg").write_bytes(b"no image at all")
+    assert "b_broken" in pseudo_label(files(photos), out, Stub())
+    (photos / "b_broken.jpg").unlink()  # what is gone fails no longer
+    assert pseudo_label(files(photos), out, Stub()) == {**verdicts, "a_broken": "kept"}
 
 
 def test_two_photographs_with_one_name_raise_an_error(photos, tmp_path):

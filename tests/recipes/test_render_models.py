@@ -346,6 +346,16 @@ def test_a_run_resumes_with_what_is_missing(renderer, catalog: Path, photographs
     assert "0 views rendered, 3 already there" in capsys.readouterr().out
 
 
+def test_views_of_other_settings_are_not_mixed(renderer, catalog: Path, photographs: Path, tmp_path: Path, capsys):
+    out = tmp_path / "views"
+    assert run(catalog, photographs, out, "--held-out", "--views", "1") == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for other in (["--size", "90"], ["--seed", "5"]):
+        assert run(catalog, photographs, out, "--held-out", "--views", "1", *other) == 2
+        assert "settings.json: holds views of" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_an_interrupted_run_leaves_whole_pairs(
     renderer, catalog: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):

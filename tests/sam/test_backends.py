@@ -202,7 +202,7 @@ def test_checkpoint_that_could_run_code_is_refused(folders: tuple[Path, Path], t
 def test_checkpoint_of_another_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = save_sam(tmp_path / "sam.pth", build=partial(tiny_sam, width=1024))
     with pytest.raises(
-        CheckpointError, match=r"weights of SAM vit_b \(image_encoder.* is .*\); it looks like vit_l: use --model vit_l"
+        CheckpointError, match=r"weights of SAM vit_b \(image_encoder.* is .*\); it looks like vit_l: choose that model"
     ):
         load_predictor("vit_b", path, "cpu")
     state = torch.load(save_sam(path))

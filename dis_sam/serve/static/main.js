@@ -218,7 +218,7 @@ function describe(picture, object) {
     : object.whole ? 'Main object'
     : [object.box && 'Box', object.points.length && `${object.points.length} point${object.points.length > 1 ? 's' : ''}`].filter(Boolean).join(', ');
   if (picture.working.has(object.id)) return 'Working...';
-  if (picture.failures.has(object.id)) return `${kind}: failed`;
+  if (picture.hasFailed(object)) return `${kind}: failed`;
   return shown?.score != null ? `${kind}, ${percent(shown.score)} sure` : kind;
 }
 

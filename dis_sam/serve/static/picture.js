@@ -31,7 +31,7 @@ export class Picture {
     this.past = [];
     this.future = [];
     this.closed = false;
-    this.working = new Map();  // object id -> {sign, controller}
+    this.working = new Map();  // object id -> {sign, controller, done}
     this.cache = new Map();    // signature -> {key, score, area, blob}
     this.failures = new Map(); // object id -> signature that the server refused
     this.uploading = null;
@@ -39,6 +39,7 @@ export class Picture {
   }
 
   get activeObject() { return this.objects.find((object) => object.id === this.active) ?? null; }
+  hasFailed(object) { return this.failures.get(object.id) === signature(object); }
   get busy() { return this.working.size > 0; }
   get ready() { return this.objects.length > 0 && this.objects.every((o) => this.shown.get(o.id)?.sign === signature(o)); }
 
@@ -124,7 +125,7 @@ export class Picture {
     for (const id of this.masks.keys()) if (!this.objects.some((o) => o.id === id)) this.masks.delete(id);
     for (const object of this.objects) {
       const sign = signature(object);
-      if (this.shown.get(object.id)?.sign !== sign && !this.working.has(object.id) && this.failures.get(object.id) !== sign) {
+      if (this.shown.get(object.id)?.sign !== sign && !this.working.has(object.id) && !this.hasFailed(object)) {
         this.#work(object, sign);
       }
     }
@@ -138,10 +139,15 @@ export class Picture {
     this.#work(object, sign);
   }
 
-  async #work(object, sign) {
-    const controller = new AbortController();
-    const work = { sign, controller };
+  #work(object, sign) {
+    const work = { sign, controller: new AbortController() };
     this.working.set(object.id, work);
+    work.done = this.#show(object, work);
+  }
+
+  /** Segment an object and show it; settles without an error. */
+  async #show(object, work) {
+    const { sign, controller } = work;
     try {
       const found = await this.#segment(object, sign, controller.signal);
       const layer = await Layer.from(found.blob, found.area);
@@ -279,7 +285,11 @@ export class Picture {
   async exportItem(again = false) {
     if (again) this.cache.clear();
     const results = [];
-    for (const object of this.objects) results.push((await this.#segment(object, signature(object))).key);
+    for (const object of this.objects) {
+      const sign = signature(object), work = this.working.get(object.id);
+      if (work?.sign === sign) await work.done;  // a second request would take its place in the queue
+      results.push((await this.#segment(object, sign)).key);
+    }
     return { picture: this.serverId, results };
   }
 
