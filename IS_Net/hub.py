@@ -147,8 +147,8 @@ def _cell(value: Any) -> str:
 
 
 def _starter_card(starter: Path) -> str:
-    """Return the starter weights' own card; its links to files of the project become plain text."""
-    text = (starter.parent / _CARD).read_text(encoding="utf-8")
+    """Return the starter weights' own card without pictures; its links to files of the project become plain text."""
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)\n+", "", (starter.parent / _CARD).read_text(encoding="utf-8"))
     return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)\s]*\)", r"\1", text)
 
 
