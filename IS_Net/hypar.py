@@ -20,7 +20,7 @@ MIN_SIZE = 128
 """Smallest height and width of the network's input. Below it, the deepest feature maps shrink to single pixels, on
 which BatchNorm cannot be trained."""
 MAX_SIZE = 1 << 14
-"""Largest height and width that a checkpoint may name for prediction: more fits into no memory."""
+"""Largest height and width that a checkpoint may name for prediction; no memory holds what larger ones need."""
 
 FOLDER, CHECKPOINT = "folder", "checkpoint"
 """Path rules of :func:`setting`."""

@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
         recursive=options.recursive,
     )
     requests = [request for task in tasks for request in task.requests]
-    if options.sam != "auto" and not any(request.uses_stage_1 for request in requests):
+    if options.sam not in ("auto", "box") and not any(request.uses_stage_1 for request in requests):
         why = "where masks are given" if options.mask else "without a prompt"
         raise PromptError(f"--sam {options.sam} has no effect {why}; omit it")
     methods = comparison.find_methods(options.methods or comparison.default_methods(tasks))
