@@ -399,6 +399,11 @@ def _trained_gt_encoder(run: Run, state: dict[str, Any] | None) -> tuple[ISNetGT
         resume = state if state and state["phase"] == GTEncoderTask.name else None
         if resume:
             assign_weights(encoder, resume["model"], run.folder / STATE_FILE)
+        logger.info(
+            "phase 1 trains the GT encoder until its max F is above %g (gt_encoder_stop_f) or for gt_encoder_max_ite "
+            "iterations; max_ite is that of phase 2",
+            run.settings.gt_encoder_stop_f,
+        )
         progress = fit(GTEncoderTask(encoder, run.settings), run, resume)
         if progress.unfinished:
             return encoder, progress

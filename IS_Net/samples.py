@@ -104,7 +104,11 @@ def pair_files(dataset: CheckedDataset, need_mask: bool, need_gt: bool) -> list[
             message names all files concerned.
     """
     where = f"data set {dataset.name!r}"
-    make_masks = f"make them with: python -m sam.generate_masks --data {dataset.im_dir.parent}"
+    if dataset.gt_dir and dataset.gt_dir.is_dir():
+        command = f"--data {dataset.im_dir.parent}"
+    else:
+        command = f"--images {dataset.im_dir} --prompts FILE --out {dataset.mid_dir or dataset.im_dir.parent / 'mask'}"
+    make_masks = f"make them with: dis-sam masks {command} (without SAM: --model box)"
     images = _list_files(f"{where}, images (im_dir)", dataset.im_dir, dataset.im_ext, "check im_dir and im_ext")
     if need_mask and not dataset.mid_dir:
         raise DatasetError(f"{where}: no folder of coarse masks (mid_dir), which this run needs; {make_masks}")

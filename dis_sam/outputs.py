@@ -61,7 +61,7 @@ def check_kind(kind: str) -> str:
         return kind.upper()
     if kind.lower() not in KINDS:
         hint = "; expected six hex digits, as in #FF8800" if kind.startswith("#") else did_you_mean(kind, KINDS)
-        raise OutputError(f"unknown kind of output {kind!r}{hint}; kinds are {', '.join(KINDS)} and #RRGGBB")
+        raise OutputError(f"unknown kind of output {kind!r}{hint}; a color is written as #RRGGBB")
     return kind.lower()
 
 

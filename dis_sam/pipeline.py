@@ -38,7 +38,7 @@ Points = Sequence[Sequence[float]] | np.ndarray
 Labels = Sequence[int] | np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What was segmented in an image.
 
@@ -54,6 +54,11 @@ class Result:
     alpha: np.ndarray
     coarse: np.ndarray | None = None
     score: float = math.nan
+
+    def __repr__(self) -> str:
+        height, width = self.alpha.shape
+        coarse = "no coarse mask" if self.coarse is None else "a coarse mask"
+        return f"<Result: {width} x {height} pixels, {coarse}, score {self.score:.3f}>"
 
     @property
     def mask(self) -> np.ndarray:

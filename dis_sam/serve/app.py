@@ -53,7 +53,7 @@ from dis_sam.serve.pictures import (
 from dis_sam.serve.server import CLOSED, MAX_IN_THREADS, Server, ServerSettings
 from dis_sam.serve.training_pairs import save_pair
 from dis_sam.serve.worker import AbandonedError, Job, Worker
-from IS_Net.errors import PromptError, UserError
+from IS_Net.errors import PromptError, UserError, did_you_mean
 from IS_Net.images import encode_image, size_mismatch
 
 STATIC = Path(__file__).parent / "static"
@@ -237,6 +237,10 @@ def _add_pages(app: FastAPI, settings: ServerSettings) -> None:
         return page("docs.html")
 
 
+_OUTPUT_FIELDS = ("as", "bits", "threshold", "crop", "detail")
+"""Fields of both addresses for programs."""
+
+
 def _add_programs_api(app: FastAPI, server: Server) -> None:
     settings = server.settings
 
@@ -278,6 +282,7 @@ def _add_programs_api(app: FastAPI, server: Server) -> None:
         detail: Detail = "auto",
     ) -> Response:
         """Cut an object out of a photograph: that in a box, that under points, or the most salient one."""
+        await _refuse_unknown(request, ("picture", "box", "point", *_OUTPUT_FIELDS))
         kind, boxes, points = check_kind(kind), _parse_boxes(box), _parse_points(point)
         if len(boxes) > MAX_BOXES:
             raise HTTPException(422, f"found {len(boxes)} boxes, expected at most {MAX_BOXES}")
@@ -305,6 +310,7 @@ def _add_programs_api(app: FastAPI, server: Server) -> None:
         keep_better: Annotated[bool, Form(description="Keep the mask if it is probably better.")] = False,
     ) -> Response:
         """Refine a coarse mask."""
+        await _refuse_unknown(request, ("picture", "mask", "box", "keep_better", *_OUTPUT_FIELDS))
         kind, boxes = check_kind(kind), _parse_boxes([] if box is None else [box])
         data, mask_data = await picture.read(), await mask.read()
 
@@ -320,6 +326,14 @@ def _add_programs_api(app: FastAPI, server: Server) -> None:
         prompt = Prompt(boxes[0] if boxes else None, (), mask_data)
         options = {"detail": detail, "keep_better": keep_better}
         return await answer(request, decoded, [prompt], kind, bits, threshold, crop, **options)
+
+
+async def _refuse_unknown(request: Request, known: Sequence[str]) -> None:
+    """Answer 422 to a field that the address does not take, which would change nothing without a word."""
+    for name in await request.form():
+        if name not in known:
+            hint = "; a mask goes to /api/refine" if name == "mask" else did_you_mean(name, known)
+            raise HTTPException(422, f"unknown field {name!r}{hint}")
 
 
 def _check_points(points: Sequence[Any], settings: ServerSettings) -> None:

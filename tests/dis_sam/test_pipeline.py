@@ -345,6 +345,9 @@ def make_result() -> Result:
 
 
 def test_result():
+    assert repr(Result(IMAGE, np.zeros(IMAGE.shape[:2], np.float32), None, 0.91)) == (
+        f"<Result: {IMAGE.shape[1]} x {IMAGE.shape[0]} pixels, no coarse mask, score 0.910>"
+    )
     result = make_result()
     assert result.coarse is None and np.isnan(result.score)
     expected = np.zeros(MASK.shape, bool)

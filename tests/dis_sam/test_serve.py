@@ -476,6 +476,23 @@ def test_only_some_bodies_are_in_memory_at_once():
     asyncio.run(requests())
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("boxes", "unknown field 'boxes'; did you mean 'box'?"),
+        ("mask", "unknown field 'mask'; a mask goes to /api/refine"),
+    ],
+)
+def test_fields_that_cut_does_not_know(client: httpx.Client, field: str, message: str):
+    """They were ignored, and the main object came back."""
+    answer = client.post("/api/cut", data={field: "1,1,9,9"}, files={"picture": ("a.png", PNG)})
+    assert message in detail(answer, 422)
+    answer = client.post(
+        "/api/refine", data={"point": "9,9"}, files={"picture": ("a.png", PNG), "mask": ("m.png", PNG)}
+    )
+    assert "unknown field 'point'" in detail(answer, 422)
+
+
 def test_worker_outlives_a_rest_that_fails(caplog: pytest.LogCaptureFixture):
     def rest() -> None:
         raise RuntimeError("the device is lost")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from IS_Net.datalist import from_folder
-from IS_Net.errors import DatasetError
+from IS_Net.errors import DatasetError, MissingFileError
 from IS_Net.images import read_mask, write_mask
 from IS_Net.manifest import identify
 from IS_Net.samples import check_dataset, find_samples
@@ -38,7 +38,7 @@ def test_a_network_of_three_channels_needs_no_masks(make_dataset):
     entry = make_dataset()
     shutil.rmtree(entry["mid_dir"])
     assert all(s.mask is None for s in find_samples(entry, need_mask=False, need_gt=True))
-    with pytest.raises(DatasetError, match=r"coarse masks.*does not exist.*sam\.generate_masks"):
+    with pytest.raises(DatasetError, match=r"coarse masks.*does not exist.*dis-sam masks"):
         find_samples(entry, need_mask=True, need_gt=True)
 
 
@@ -48,8 +48,8 @@ def test_a_network_of_three_channels_needs_no_masks(make_dataset):
         ({"im_dir": "nowhere"}, "images.*nowhere.*does not exist.*check im_dir"),
         ({"im_ext": ".jpg"}, r"images.*end in \.jpg.*contains only \.png"),
         ({"gt_ext": ".bmp"}, r"ground truths.*end in \.bmp.*contains only \.png"),
-        ({"mid_ext": ".bmp"}, r"coarse masks.*end in \.bmp.*contains only \.png.*sam\.generate_masks"),
-        ({"mid_dir": ""}, r"no folder of coarse masks.*sam\.generate_masks"),
+        ({"mid_ext": ".bmp"}, r"coarse masks.*end in \.bmp.*contains only \.png.*dis-sam masks"),
+        ({"mid_dir": ""}, r"no folder of coarse masks.*dis-sam masks"),
         ({"gt_dir": ""}, "no folder of ground truth"),
         ({"im_dir": ""}, "'im_dir' is missing"),
         ({"imdir": "x"}, "unknown key 'imdir'; did you mean 'im_dir'"),
@@ -99,6 +99,17 @@ def test_the_prompt_of_a_mask_is_read_from_its_manifest(make_dataset):
     (Path(entry["mid_dir"]) / "manifest.jsonl").write_text(json.dumps(line) + "\n")
     boxes = [s.box for s in find_samples(entry, need_mask=True, need_gt=True)]
     assert boxes == [None, (3, 4, 50, 60), None]
+
+
+def test_the_remedy_for_missing_masks_fits_the_data_set(make_dataset):
+    entry = make_dataset()
+    shutil.rmtree(entry["mid_dir"])
+    with pytest.raises((DatasetError, MissingFileError), match=r"dis-sam masks --data \S+tiny \(without SAM"):
+        find_samples(entry, need_mask=True, need_gt=True)
+    with pytest.raises(
+        (DatasetError, MissingFileError), match=r"dis-sam masks --images \S+im --prompts FILE --out \S+mask"
+    ):
+        find_samples({**entry, "gt_dir": ""}, need_mask=True, need_gt=False)
 
 
 def test_the_prompt_of_a_mask_that_was_replaced_is_not_used(make_dataset):
