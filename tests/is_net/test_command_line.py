@@ -60,7 +60,7 @@ def test_every_error_is_a_user_error_and_of_a_builtin_kind():
     assert len(kinds) > 8
     for kind in kinds:
         if kind is not errors.UserError:
-            assert issubclass(kind, ValueError | RuntimeError | ImportError | FileNotFoundError)
+            assert issubclass(kind, ValueError | RuntimeError | ImportError | OSError)
             assert kind.exit_code in (1, 2)
 
 
