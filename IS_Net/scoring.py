@@ -38,6 +38,7 @@ from IS_Net.metric_names import ALL
 from IS_Net.metrics import GroundTruth, Pair
 from IS_Net.metrics.pair import PARTS
 from IS_Net.metrics.suite import Suite
+from IS_Net.worker import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _start_worker(metrics: str, cache_dir: str) -> None:
     signal.signal(signal.SIGTERM, _end_later)
     cv2.setNumThreads(0)  # the processes run in parallel already
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker = _Worker(metrics, cache_dir)
 
 
@@ -205,12 +206,6 @@ def _end_later(_number: int, _frame: object) -> None:
     timer = threading.Timer(_SIGTERM_DELAY, os._exit, (1,))
     timer.daemon = True
     timer.start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the main process ends, even if it was killed; otherwise it would wait for jobs forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _measure_in_worker(job: Job) -> Outcome:

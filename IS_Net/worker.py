@@ -82,12 +82,18 @@ def workers_that_fit(workers: int, batch_bytes: int) -> int:
 
 
 def end_with_parent() -> None:
-    """End this process soon after the process that started it, even if that one was killed."""
+    """End this process soon after the process that started it, even if that one was killed.
+
+    Call it in a process that :mod:`multiprocessing` has started.
+    """
     parent = os.getppid()
+    starter = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        # A process whose parent has ended gets another one. If that came before the line above, only the sentinel
+        # tells; and that of a forked process is held open by those that were forked later, until they end.
+        while os.getppid() == parent and starter.is_alive():
+            starter.join(timeout=1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
