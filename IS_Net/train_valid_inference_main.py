@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from IS_Net.allocator import reuse_freed_memory
 from IS_Net.command_line import DONE, FAILED, INTERRUPTED, TERMINATED, print_error, print_text, run_command
 from IS_Net.datalist import dataset_tr, dataset_vd, find_datasets
 from IS_Net.hypar import Settings, describe_settings, override, parse_assignments
@@ -97,6 +98,8 @@ def _run(
     from IS_Net import phases, report  # they import PyTorch, which --help does not need
 
     session = phases.Session(settings)
+    if session.device.type == "cpu":
+        reuse_freed_memory()
     for key in ("model_path", "restore_model", "gt_encoder_model", "valid_out_dir"):
         if path := getattr(settings, key):
             print_text(f"{key}: {path}")

@@ -6,6 +6,7 @@ A benchmark is a module with a :class:`Benchmark`, which yields rows of the tabl
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from IS_Net.allocator import reuse_freed_memory
 from IS_Net.device import describe, pick_device
 
 Side = Callable[[], object]
@@ -120,7 +122,9 @@ def seconds(function: Side, device: torch.device, calls: int = 1) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def compare(baseline: Side, ours: Side, device: torch.device, runs: int, warm_up: int = 1) -> Times:
+def compare(
+    baseline: Side, ours: Side, device: torch.device, runs: int, warm_up: int = 1, reuse_memory: bool = False
+) -> Times:
     """Run both sides in turn, A B A B ..., so that changes of the machine's speed affect both.
 
     Args:
@@ -129,11 +133,29 @@ def compare(baseline: Side, ours: Side, device: torch.device, runs: int, warm_up
         device: Where they run; it is synchronized before and after each run.
         runs: Number of timed runs of each side.
         warm_up: Number of runs of each side before that.
+        reuse_memory: Whether ours is a command that calls :func:`IS_Net.allocator.reuse_freed_memory`. On a CPU, the
+            baseline then has the C library's defaults, and each timed run follows one that is not timed, after which
+            the memory of the process is that of its side.
     """
     for _ in range(warm_up):
         baseline(), ours()
-    pairs = [(seconds(baseline, device), seconds(ours, device)) for _ in range(runs)]
+
+    def timed(side: Side, prepare: Side) -> float:
+        if reuse_memory and device.type == "cpu":
+            prepare(), side()
+        return seconds(side, device)
+
+    pairs = [(timed(baseline, _return_freed_memory), timed(ours, reuse_freed_memory)) for _ in range(runs)]
     return Times([first for first, _ in pairs], [second for _, second in pairs])
+
+
+def _return_freed_memory() -> None:
+    """Make glibc return freed memory, as it does by itself, and return what is free now."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: what its rule arrives at after large pieces
+        library.mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD: twice that, by the same rule
+        library.malloc_trim(0)
 
 
 def peak_memory(function: Side, device: torch.device) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks import published
 from benchmarks.timing import Benchmark, Row, compare, peak_memory, row
+from IS_Net.allocator import reuse_freed_memory
 from IS_Net.device import autocast, autocast_dtype
 from IS_Net.engine import Run, Training
 from IS_Net.hypar import Settings
@@ -111,6 +112,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             return make_ours(options.size, options.batch, device, options.precision, options.compile, Path(folder))
 
         if options.only:
+            if options.only == "ours" and device.type == "cpu":
+                reuse_freed_memory()
             baseline = make_baseline(device) if options.only == "published" else None
             ours = build() if options.only == "ours" else None
             step = (lambda: baseline.step(*batch)) if baseline else (lambda: ours.step(iter([planes])))
@@ -123,7 +126,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         kind = str(ours.run.dtype or torch.float32).removeprefix("torch.")
         print(f"  ours in {kind}: {difference}")
         sides = {"published": lambda: baseline.step(*batch), "ours": lambda: ours.step(iter([planes]))}
-        times = compare(*sides.values(), device, options.runs, warm_up=0 if options.quick else 1)
+        times = compare(*sides.values(), device, options.runs, warm_up=0 if options.quick else 1, reuse_memory=True)
         memory = {side: measure_memory(options, side) / 2**30 for side in sides}
         name = f"training step, {options.size} x {options.size}, batch {options.batch}, {kind}"
         found = row(

@@ -8,13 +8,11 @@ resumed by calling it again.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +30,7 @@ from dis_sam.inputs import Request, Source, Task
 from dis_sam.model_choice import ModelChoice
 from dis_sam.outputs import OutputError, Segmented, check_kind, check_options, encode, render_all
 from dis_sam.records import KEYWORD, make_record
+from IS_Net.allocator import reuse_freed_memory
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.errors import DatasetError, UserError, join_some
 from IS_Net.files import remove_leftovers
@@ -44,7 +43,8 @@ logger = logging.getLogger(__name__)
 
 METHOD = 2
 """Part of every fingerprint. Increase it when the same inputs give other outputs than before."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # in glibc's malloc.h
+_LARGEST = 128 * 2**20
+"""Size in bytes of the largest output of a layer at 1024 x 1024, in float32."""
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -211,7 +211,7 @@ def run_tasks(
         report: Is called with what became of each photograph once its outputs are written, in any thread, one call at
             a time.
     """
-    _reuse_freed_memory()
+    reuse_freed_memory(_LARGEST)
     return _Run(destination, choice, options, load_model, report).make(tasks, workers)
 
 
@@ -228,7 +228,7 @@ def run_one(task: Task, choice: ModelChoice, options: Options) -> bytes:
         CheckpointError: If the weights are damaged, or belong to another network.
         DeviceError: If the device, the precision or the runtime is not available.
     """
-    _reuse_freed_memory()
+    reuse_freed_memory(_LARGEST)
     runner = _Run(None, choice, options)
     work = runner.load(task)
     if work.outcome.failed:
@@ -475,17 +475,3 @@ def _describe(error: Exception, where: str) -> str:
     if not isinstance(error, UserError | ValueError | OSError):
         logger.debug("%s", where, exc_info=error)
     return message if where in message else f"{where}: {message}"
-
-
-def _reuse_freed_memory() -> None:
-    """Make glibc keep freed memory for the next allocation, where it would return it to the system.
-
-    Every layer of the network allocates its output. Without this, a seventh of a prediction's CPU time is spent on new
-    pages; with it, the peak memory is a tenth higher.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries, such as musl, have none
-        if mallopt is not None:
-            mallopt(_M_ARENA_MAX, 1)  # what the prediction has freed is of use to reader and writer threads too
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(_M_MMAP_THRESHOLD, 130 * 2**20)  # the largest output of a layer has 128 MiB

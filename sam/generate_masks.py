@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from IS_Net import shards
+from IS_Net.allocator import reuse_freed_memory
 from IS_Net.command_line import DONE, FAILED, positive_int, print_text, run_command
 from sam.backends import BACKENDS, model_argument
 from sam.backends.base import Select
@@ -185,6 +186,7 @@ def plan_work(argv: Sequence[str]) -> Sequence[shards.Work]:
 def _load_model(model: str, checkpoint: Path | None, device: str) -> StageOnePredictor:
     from sam.backends import load_predictor
 
+    reuse_freed_memory()
     return load_predictor(model, checkpoint, device)
 
 
