@@ -20,6 +20,7 @@ that is exactly the filled box given with it, as the model ``box`` of stage 1 ma
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ import numpy as np
 
 from IS_Net.errors import BoxError
 from IS_Net.images import binarize, size_mismatch, size_text
+
+logger = logging.getLogger(__name__)
 
 Box = Sequence[float]
 """A box as xyxy in pixels: (first column, first row, last column, last row). Both ends belong to the box."""
@@ -124,7 +127,8 @@ def check_box(
 ) -> tuple[float, float, float, float]:
     """Check a box that a person gives and clip it to its image, as :func:`clip_box` does; refuse a single point.
 
-    A box of one pixel is what a click leaves. With a mask, the box may be its bounds, which may be that small.
+    A box of one pixel is what a click leaves. With a mask, the box may be its bounds, which may be that small. If more
+    than a tenth of the box lies outside the image, the log says so: it may be meant for a larger version of the image.
 
     Raises:
         BoxError: If :func:`clip_box` raises it, or the box is a single point and comes without a mask.
@@ -133,6 +137,12 @@ def check_box(
     x0, y0, x1, y1 = four_numbers(box, where)
     if x1 == x0 and y1 == y0 and not with_mask:
         raise BoxError(f"{where}: {[x0, y0, x1, y1]} is a single point; expected a box with an area")
+    inside = (clipped[2] - clipped[0] + 1) * (clipped[3] - clipped[1] + 1)
+    if inside < 0.9 * (x1 - x0 + 1) * (y1 - y0 + 1):
+        logger.warning(
+            "%s: %s reaches outside its image of %s pixels; only the part inside is used",
+            *(where, [x0, y0, x1, y1], size_text((height, width))),
+        )
     return clipped
 
 

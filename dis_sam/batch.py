@@ -45,6 +45,9 @@ METHOD = 2
 """Part of every fingerprint. Increase it when the same inputs give other outputs than before."""
 _LARGEST = 128 * 2**20
 """Size in bytes of the largest output of a layer at 1024 x 1024, in float32."""
+DOUBTFUL = 0.7
+"""Results with a lower score are named: on photographs, most of them have missed the object
+(recipes/starter/LOG.md, "The score")."""
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -86,19 +89,23 @@ class Summary:
         written: The outputs that were made in this run.
         kept: The outputs of an earlier run, made from the same photograph, prompt, weights and options.
         empty: Names of the objects of this run whose alpha mattes are empty: nothing was found.
+        doubtful: Names of the objects of this run whose scores are below :data:`DOUBTFUL`, with the scores. Scores that
+            would take one more pass are not computed.
         failed: One message for each photograph or object that failed; all others are done.
     """
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    doubtful: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{len(self.written)} {'file' if len(self.written) == 1 else 'files'} written"
         text += f", {len(self.kept)} kept from an earlier run" if self.kept else ""
         text += f", {len(self.failed)} failed" if self.failed else ""
-        return text + (f"; nothing was found for {join_some(self.empty)}" if self.empty else "")
+        text += f"; nothing was found for {join_some(self.empty)}" if self.empty else ""
+        return text + (f"; look at {join_some(self.doubtful)}" if self.doubtful else "")
 
 
 def encode_outputs(
@@ -142,6 +149,7 @@ class Outcome:
         written: The outputs that were made in this run.
         kept: The outputs that were up to date.
         empty: Names of the objects of this run whose alpha mattes are empty.
+        doubtful: Names of the objects of this run whose scores are below :data:`DOUBTFUL`, with the scores.
         failed: One message for each failure.
         seconds: How long was worked on it: to read, segment, render and write.
     """
@@ -150,6 +158,7 @@ class Outcome:
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    doubtful: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -305,7 +314,7 @@ class _Run:
             bar = tqdm(loads, "photographs", count, unit="photo", disable=count is not None and count < 2)
             for number, loading in enumerate(bar):
                 if self._full_disk.is_set():
-                    left = "" if count is None else f"; {count - number} photographs are left"
+                    left = "" if count is None else f"; photographs left: {count - number}"
                     self.summary.failed.append(f"stopped, because the disk is full{left}")
                     break
                 if model is None and self._needs_model(loading):
@@ -359,7 +368,7 @@ class _Run:
             if self._unfinished[id(outcome)]:
                 return
             del self._unfinished[id(outcome)]
-            for name in ("written", "kept", "empty", "failed"):
+            for name in ("written", "kept", "empty", "doubtful", "failed"):
                 getattr(self.summary, name).extend(getattr(outcome, name))
             if self.report is not None:
                 self.report(outcome)
@@ -449,9 +458,11 @@ class _Run:
                     self.destination.write(path, data)
                     with self._lock:
                         outcome.written.append(path)
-                if not (result.alpha > 0.5).any():
-                    with self._lock:
+                with self._lock:
+                    if not (result.alpha > 0.5).any():
                         outcome.empty.append(item.request.name)
+                    elif result.score < DOUBTFUL:  # NaN, which is not, means unknown
+                        outcome.doubtful.append(f"{item.request.name} (score {result.score:.2f})")
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in _FULL_DISK:
                     self._full_disk.set()

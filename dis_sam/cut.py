@@ -253,6 +253,9 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
             print_text(f"{path} (up to date)")
         if summary.empty:
             print_error(f"nothing was found for {', '.join(summary.empty)}; the output is empty", prefix="warning: ")
+        if summary.doubtful:
+            remedy = "look at the result; another box, or a coarse mask, may give a better one"
+            print_error(f"{', '.join(summary.doubtful)}: {remedy}", prefix="warning: ")
     else:
         print_text(str(summary))
     for message in summary.failed:

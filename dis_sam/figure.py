@@ -111,8 +111,8 @@ def choose_crop(row: Row, view: Window, column: int = COLUMN) -> Window:
     """Return the part that is magnified: where edges are dense and the methods differ.
 
     Each pixel near an edge of the ground truth counts by how much the maps differ there, and a little if they agree.
-    Without a ground truth, the edges are those of the map with the longest edges, because filled boxes and other coarse
-    masks have few.
+    Without a ground truth, the edges are those of the map with the longest edges, because coarse masks have few. Filled
+    boxes do not count beside other maps: they differ from them everywhere.
 
     Args:
         row: The object.
@@ -122,7 +122,8 @@ def choose_crop(row: Row, view: Window, column: int = COLUMN) -> Window:
     side = max(min(max(view.size) / _CROP_SHARE, column), _SMALLEST_CROP)
     width = min(round(side), view.width)
     height = min(max(round(side * _CROP_HEIGHT), 1), view.height)
-    shown = [view.crop(levels) for levels in row.drawn_maps]
+    maps = [levels for levels in row.drawn_maps if not _is_filled_box(levels)] or row.drawn_maps
+    shown = [view.crop(levels) for levels in maps]
     references = [view.crop(row.truth)] if row.truth is not None else shown
     if not references:
         return Window(view.top + (view.height - height) // 2, view.left + (view.width - width) // 2, height, width)
@@ -138,6 +139,14 @@ def choose_crop(row: Row, view: Window, column: int = COLUMN) -> Window:
     top = min(max(int(y) - height // 2, 0), view.height - height)
     left = min(max(int(x) - width // 2, 0), view.width - width)
     return Window(view.top + top, view.left + left, height, width)
+
+
+def _is_filled_box(levels: np.ndarray) -> bool:
+    box = box_from_mask(levels)
+    if box is None:
+        return False
+    x0, y0, x1, y1 = box
+    return int((levels > 128).sum()) == (x1 - x0 + 1) * (y1 - y0 + 1)
 
 
 def _edges(levels: np.ndarray) -> np.ndarray:

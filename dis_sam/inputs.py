@@ -218,7 +218,7 @@ def plan_refine(
     missing = [(name, image) for name, image in photographs if name not in requests]
     without = [f"{image}: found no {kind} {name}.png or {name}_OBJECT.png in {masks}" for name, image in missing]
     if not requests:
-        raise DatasetError(f"{without[0]}; expected files with the names of the {len(photographs)} photographs")
+        raise DatasetError(f"{without[0]}; expected files with the names of the photographs")
     return [Task(name, image, tuple(requests[name])) for name, image in photographs if name in requests], without
 
 

@@ -98,8 +98,7 @@ class PhotoWork:
             status = FAILED if outcome.failed else DONE if outcome.written else KEPT
             names = [path.relative_to(self.out).as_posix() for path in (*outcome.written, *outcome.kept)]
             values = {"outputs": {name: fingerprint(self.out / name) for name in sorted(names)}}
-            if outcome.empty:
-                values["empty"] = outcome.empty
+            values |= {name: found for name in ("empty", "doubtful") if (found := getattr(outcome, name))}
             error = "\n".join(outcome.failed) or None
             part.add(outcome.task.name, status, outcome.seconds, error, **values, key=self._key(outcome.task))
 

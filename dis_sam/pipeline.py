@@ -394,7 +394,7 @@ def load(
     precision: str = "auto",
     runtime: str = "auto",
 ) -> DISSAM:
-    """Load both stages. The model of stage 1 is loaded when a prompt first needs it; the log names it.
+    """Load both stages. The model of stage 1 is loaded when a prompt first needs it; the log names it then.
 
     Args:
         weights: The checkpoint of stage 2; None takes the starter weights.
@@ -415,8 +415,12 @@ def load(
     model = available_model() if sam == "auto" else sam
     checkpoint = find_checkpoint(model)
     name = split_model(model)[0]
-    logger.info("stage 1: %s", f"SAM {name}, {checkpoint}" if checkpoint else f"none; boxes go to stage 2 ({name})")
-    return DISSAM(lambda: load_predictor(model, checkpoint, device), _load_stage_2(weights, device, precision, runtime))
+
+    def load_stage_1() -> StageOnePredictor:
+        logger.info("stage 1: %s", f"SAM {name}, {checkpoint}" if checkpoint else f"none; boxes go to stage 2 ({name})")
+        return load_predictor(model, checkpoint, device)
+
+    return DISSAM(load_stage_1, _load_stage_2(weights, device, precision, runtime))
 
 
 def refine(

@@ -34,6 +34,8 @@ class FakeModel:
 
     seconds: float = 0.0
     """How long each object takes."""
+    score: float = math.nan
+    """The score of each result."""
     sam: None = None
     images: list[np.ndarray] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -58,7 +60,7 @@ class FakeModel:
             x0, y0, x1, y1 = (round(edge) for edge in check_box(box, height, width))
             alpha = np.zeros((height, width), np.float32)
             alpha[y0 : y1 + 1, x0 : x1 + 1] = 1
-        return FakeResult(image, np.clip(cv2.blur(alpha, (3, 3)), 0, 1))
+        return FakeResult(image, np.clip(cv2.blur(alpha, (3, 3)), 0, 1), score=self.score)
 
 
 def write_photo(path: Path, seed: int = 0, size: tuple[int, int] = (37, 53)) -> np.ndarray:

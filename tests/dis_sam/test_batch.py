@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import threading
 import time
@@ -217,7 +218,7 @@ def test_masks_that_cannot_be_paired(photos: Path, tmp_path: Path):
         plan_refine(found, tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="contains the photograph"):
         plan_refine(found, photos)
-    with pytest.raises(DatasetError, match=r"found no mask .*names of the 3 photographs"):
+    with pytest.raises(DatasetError, match=r"found no mask .*names of the photographs"):
         plan_refine(found, masks_of(tmp_path / "masks", "z"))
 
 
@@ -408,6 +409,18 @@ def test_empty_results_are_written_and_named(tmp_path: Path, model: FakeModel, c
     summary = run(tasks, Destination(tmp_path / "out", ["rgba"]), choice, Options())
     assert summary.empty == ["a"] and not np.array(Image.open(tmp_path / "out" / "a.png")).any()
     assert "1 file written; nothing was found for a" in str(summary)
+
+
+@pytest.mark.parametrize(("score", "named"), [(0.69, ["a (score 0.69)"]), (0.7, []), (math.nan, [])])
+def test_doubtful_results_are_written_and_named(
+    tmp_path: Path, model: FakeModel, choice: ModelChoice, score: float, named: list[str]
+):
+    write_photo(tmp_path / "a.png")
+    model.score = score
+    summary = cut(choice, tmp_path / "a.png", tmp_path / "out")
+    assert summary.doubtful == named and len(summary.written) == 1
+    assert str(summary) == "1 file written" + ("; look at a (score 0.69)" if named else "")
+    assert not cut(choice, tmp_path / "a.png", tmp_path / "out").doubtful  # it was named when it was made
 
 
 # --- what is refused ---

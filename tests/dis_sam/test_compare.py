@@ -61,6 +61,16 @@ def test_the_magnified_part_is_where_edges_are_dense_and_maps_differ(truth):
     assert found == choose_crop(row(truth=truth), whole)
 
 
+def test_a_filled_box_does_not_decide_what_is_magnified():
+    box = np.zeros((120, 160), np.uint8)
+    box[20:100, 20:140] = 255
+    whole = Window(0, 0, 120, 160)
+    for truth in (None, comb()):
+        expected = choose_crop(row(truth=truth), whole)
+        assert choose_crop(row(maps={"box": box, "a": comb(), "b": block()}, truth=truth), whole) == expected
+    assert 0 < choose_crop(row(maps={"box": box}), whole).crop(box).mean() < 255
+
+
 def test_the_magnified_part_is_at_an_edge_where_all_agree():
     found = choose_crop(row(maps={"a": comb()}, truth=comb()), Window(0, 0, 120, 160))
     assert 0 < found.crop(comb()).mean() < 255

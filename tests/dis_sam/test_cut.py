@@ -273,6 +273,13 @@ def test_an_empty_result_is_said(capsys: pytest.CaptureFixture):
     assert "warning: nothing was found for photo" in capsys.readouterr().err
 
 
+def test_a_doubtful_result_is_said(model: FakeModel, capsys: pytest.CaptureFixture):
+    write_photo(Path("photo.png"))
+    model.score = 0.456
+    assert main(["photo.png", "--box", "5,5,30,30"]) == 0
+    assert capsys.readouterr().err.count("warning: photo (score 0.46): look at the result; another box") == 1
+
+
 # --- refine ---
 
 

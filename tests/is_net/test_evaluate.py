@@ -465,16 +465,18 @@ def test_interrupted_writing_reports_what_was_written(make_split, tmp_path, monk
     assert [path.name for path in out.iterdir()] == ["r.csv"]
 
 
+_STARTING, _SCORING = " 0/3003", " 3/3003"  # what the progress bar shows then
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("when", [" 0/3003", " 3/3003"], ids=["as workers start", "as they score"])
 @pytest.mark.parametrize(
-    ("number", "to_all", "code", "word"),
+    ("when", "number", "to_all", "code", "word"),
     [
-        (signal.SIGINT, True, 130, "interrupted"),
-        (signal.SIGTERM, True, 143, "terminated"),
-        (signal.SIGTERM, False, 143, "terminated"),
+        pytest.param(_STARTING, signal.SIGINT, True, 130, "interrupted", id="Ctrl-C as workers start"),
+        pytest.param(_SCORING, signal.SIGINT, True, 130, "interrupted", id="Ctrl-C as they score"),
+        pytest.param(_STARTING, signal.SIGTERM, False, 143, "terminated", id="SIGTERM as workers start"),
+        pytest.param(_SCORING, signal.SIGTERM, True, 143, "terminated", id="SIGTERM to the group as they score"),
     ],
-    ids=["Ctrl-C", "SIGTERM to the group", "SIGTERM"],
 )
 def test_a_signal_ends_all_processes_quietly(make_split, tmp_path, when, number, to_all, code, word):
     """A terminal sends Ctrl-C to the main process and to its workers, a cluster SIGTERM."""

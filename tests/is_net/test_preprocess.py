@@ -118,6 +118,14 @@ def test_boxes_are_clipped(box: Any, clipped: tuple):
     assert check_box(box, 37, 53) == clip_box(box, 37, 53) == clipped
 
 
+def test_a_box_that_is_mostly_of_another_place_is_logged(caplog: pytest.LogCaptureFixture):
+    check_box([-1, 0, 54, 37], 37, 53)  # a detector's box, somewhat too large
+    check_box([0, 0, 52, 36], 37, 53)
+    assert not caplog.records
+    check_box([10, 10, 100, 30], 37, 53, where="the box of spoon")
+    assert "the box of spoon: [10.0, 10.0, 100.0, 30.0] reaches outside its image of 53 x 37 pixels" in caplog.text
+
+
 def test_boxes_of_masks_may_be_single_pixels():
     assert clip_box([5, 6, 5, 6], 37, 53) == (5, 6, 5, 6)
 
