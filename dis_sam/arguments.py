@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,29 @@ def add_prompts(group: argparse._ArgumentGroup, several: str) -> None:
         help="CSV (name,object,x0,y0,x1,y1) or JSON with boxes or points; several objects of a photograph are "
         f"{several} NAME_OBJECT; photographs without a prompt are skipped",
     )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse arguments, among them those of :func:`add_prompts`, whose numbers may be negative.
+
+    argparse takes ``-3,10,90,80`` for an option unless it is joined with the option before it.
+
+    Args:
+        parser: The parser.
+        argv: The arguments; None takes the process's own.
+    """
+    joined: list[str] = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        if (
+            joined
+            and joined[-1] in ("--box", "--point")
+            and argument[:1] == "-"
+            and argument[1:2] in set("0123456789.")
+        ):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return parser.parse_args(joined)
 
 
 def check_prompts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

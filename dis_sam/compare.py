@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dis_sam.arguments import add_model, add_prompts, check_prompts, prompts_of
+from dis_sam.arguments import add_model, add_prompts, check_prompts, parse, prompts_of
 from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
 from IS_Net.metric_names import choose
 
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start, 130 if it was interrupted.
     """
     parser = _parser()
-    options = parser.parse_args(argv)
+    options = parse(parser, argv)
     check_prompts(parser, options)
     if options.mask and (options.prompts or options.box or options.point):
         parser.error("expected either --mask, or --box, --point and --prompts")

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dis_sam.arguments import STANDARD, add_model, add_prompts, check_prompts, numbers, prompts_of
+from dis_sam.arguments import STANDARD, add_model, add_prompts, check_prompts, numbers, parse, prompts_of
 from IS_Net import shards
 from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_text, run_command
 from IS_Net.files import refuse_to_replace
@@ -312,7 +312,7 @@ def _lazy_refiner(choice: ModelChoice) -> Refiner:
 
 def _read(parser: argparse.ArgumentParser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
     """Parse the arguments of a verb, and check them."""
-    options = parser.parse_args(argv)
+    options = parse(parser, argv)
     options.command = command
     _check(parser, options)
     if command == "cut":

@@ -90,6 +90,16 @@ def test_boxes_points_and_kinds(model: FakeModel, monkeypatch: pytest.MonkeyPatc
     assert (model.calls[-1]["box"], model.calls[-1]["points"]) == ((1, 1, 9, 9), ((3, 4),))
 
 
+def test_numbers_may_be_negative(model: FakeModel, capsys: pytest.CaptureFixture):
+    write_photo(Path("photo.png"))
+    assert main(["photo.png", "--box", "-3,2,20,30", "--box", "-.5,-2,20,30"]) == 0
+    assert [call["box"] for call in model.calls] == [(-3, 2, 20, 30), (-0.5, -2, 20, 30)]
+    for wrong in (["--box", "-r"], ["--point", "-o", "x.png"], ["--crop", "-3,2,20,30"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["photo.png", *wrong])
+    assert "unrecognized arguments: -3,2,20,30" in capsys.readouterr().err
+
+
 def test_points_without_sam_are_refused_at_once(capsys: pytest.CaptureFixture):
     write_photo(Path("photo.png"))
     assert main(["photo.png", "--point", "3,4"]) == 2
