@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,12 +97,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     """
     joined: list[str] = []
     for argument in sys.argv[1:] if argv is None else argv:
-        if (
-            joined
-            and joined[-1] in ("--box", "--point")
-            and argument[:1] == "-"
-            and argument[1:2] in set("0123456789.")
-        ):
+        if joined and joined[-1] in ("--box", "--point") and re.match(r"-[0-9.]", argument):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
