@@ -19,6 +19,7 @@ from IS_Net.errors import CheckpointError
 from IS_Net.images import size_mismatch
 from IS_Net.manifest import fingerprint
 from IS_Net.preprocess import (
+    BOX_CHANNEL,
     MASK_CHANNEL,
     Box,
     Window,
@@ -48,6 +49,14 @@ Detail = Literal["auto", "off", "max"]
 PASSES_WITH_MASK, PASSES_WITHOUT_MASK = 1, 2
 """Number of whole passes that ``auto`` takes. On 26 photographs with the starter weights, mean IoU and boundary IoU are
 .937/.836 after one pass from simulated SAM masks and .925/.819 after two; from boxes alone, .816/.652 and .852/.715."""
+
+SURE, CLEARLY = 0.85, 0.1
+"""If the last two passes from a box alone agree less than the first of these, a smaller box is tried too, and its alpha
+matte is taken if its passes agree more by the second; see :meth:`DISPredictor.predict`. How much that helps:
+recipes/starter/LOG.md, "A smaller box"."""
+INNER_MARGIN = 1 / 12
+"""The smaller box lacks this share of the width on the left and on the right, and of the height above and below: the
+inverse of a box that is a tenth too large on each side."""
 
 WINDOWS = "windows"
 """Key of a checkpoint's metadata: whether the weights were trained on windows of photographs too."""
@@ -323,7 +332,9 @@ class DISPredictor:
             box: xyxy in pixels, at least one; None means the bounds of the mask, or the whole frame if there is no
                 mask.
             passes: Number of whole passes, at least 1: each takes the alpha matte of the one before as its mask, with
-                the same box. ``auto`` is 1 if a mask is given, else 2.
+                the same box. ``auto`` is 1 if a mask is given, else 2. Networks with 4 channels do not see the
+                box. If their two passes from a box alone agree too little, ``auto`` takes two more from a smaller box,
+                and their result if they agree clearly more (:data:`SURE`).
             detail: What to do for photographs larger than the network's input. ``off``: the alpha matte of the whole
                 passes, upsampled. ``max``: further passes over windows of the photograph at native scale, along the
                 edges that the whole passes found in and near the box. ``auto``: such windows, at a lower scale where
@@ -387,10 +398,16 @@ class DISPredictor:
         if self.in_ch > MASK_CHANNEL and mask is not None and not mask.any():
             return Refined(np.zeros(image.size, dtype=np.float32), math.nan, False)
         mask = prompt_mask(mask, box, image.size)
+        unseen = mask is None and box is not None and self.in_ch <= BOX_CHANNEL
         box = prompt_box(mask, box, image.size)
+        number = passes
         if passes == "auto":
-            passes = PASSES_WITHOUT_MASK if mask is None else PASSES_WITH_MASK
-        small, agreed = self._whole_passes(image, mask, box, passes, need_score)
+            number = PASSES_WITHOUT_MASK if mask is None else PASSES_WITH_MASK
+        small, agreed = self._whole_passes(image, mask, box, number, need_score)
+        if passes == "auto" and unseen and agreed < SURE:
+            other, other_agreed = self._whole_passes(image, mask, _shrink_box(box), number, need_score)
+            if other_agreed > agreed + CLEARLY:
+                small, agreed = other, other_agreed
         self._make_room(image)
         score = calibrate(agreed, self.calibration)
         keep = keep_better and mask is not None and self.in_ch > MASK_CHANNEL
@@ -550,6 +567,13 @@ def _grow_box(box: Box | None, size: tuple[int, int]) -> Box:
     x0, y0, x1, y1 = (0, 0, size[1] - 1, size[0] - 1) if box is None else box
     margin_x, margin_y = BOX_MARGIN * (x1 - x0 + 1), BOX_MARGIN * (y1 - y0 + 1)
     return x0 - margin_x, y0 - margin_y, x1 + margin_x, y1 + margin_y
+
+
+def _shrink_box(box: Box) -> Box:
+    """Return the smaller box that is tried, which is not empty."""
+    x0, y0, x1, y1 = box
+    margin_x, margin_y = INNER_MARGIN * (x1 - x0), INNER_MARGIN * (y1 - y0)
+    return x0 + margin_x, y0 + margin_y, x1 - margin_x, y1 - margin_y
 
 
 def edge_band(alpha: np.ndarray, region: np.ndarray) -> np.ndarray:

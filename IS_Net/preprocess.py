@@ -20,7 +20,6 @@ that is exactly the filled box given with it, as the model ``box`` of stage 1 ma
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,8 +28,6 @@ import numpy as np
 
 from IS_Net.errors import BoxError
 from IS_Net.images import binarize, size_mismatch, size_text
-
-logger = logging.getLogger(__name__)
 
 Box = Sequence[float]
 """A box as xyxy in pixels: (first column, first row, last column, last row). Both ends belong to the box."""
@@ -127,8 +124,7 @@ def check_box(
 ) -> tuple[float, float, float, float]:
     """Check a box that a person gives and clip it to its image, as :func:`clip_box` does; refuse a single point.
 
-    A box of one pixel is what a click leaves. With a mask, the box may be its bounds, which may be that small. If more
-    than a tenth of the box lies outside the image, the log says so: it may be meant for a larger version of the image.
+    A box of one pixel is what a click leaves. With a mask, the box may be its bounds, which may be that small.
 
     Raises:
         BoxError: If :func:`clip_box` raises it, or the box is a single point and comes without a mask.
@@ -137,13 +133,20 @@ def check_box(
     x0, y0, x1, y1 = four_numbers(box, where)
     if x1 == x0 and y1 == y0 and not with_mask:
         raise BoxError(f"{where}: {[x0, y0, x1, y1]} is a single point; expected a box with an area")
-    inside = (clipped[2] - clipped[0] + 1) * (clipped[3] - clipped[1] + 1)
-    if inside < 0.9 * (x1 - x0 + 1) * (y1 - y0 + 1):
-        logger.warning(
-            "%s: %s reaches outside its image of %s pixels; only the part inside is used",
-            *(where, [x0, y0, x1, y1], size_text((height, width))),
-        )
     return clipped
+
+
+def reaches_outside(box: Box, height: int, width: int) -> bool:
+    """Return whether more than a tenth of a box's area, and more than two pixels of it, lie outside its image.
+
+    Such a box may be meant for another image, or for a larger version of the image.
+
+    Raises:
+        BoxError: If :func:`clip_box` raises it.
+    """
+    given, inside = np.array(four_numbers(box, "box")), np.array(clip_box(box, height, width))
+    areas = [np.prod(edges[2:] - edges[:2] + 1) for edges in (given, inside)]
+    return bool(np.abs(given - inside).max() > 2 and areas[1] < 0.9 * areas[0])
 
 
 def resize_uint8(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -134,8 +134,8 @@ def compare(
         runs: Number of timed runs of each side.
         warm_up: Number of runs of each side before that.
         reuse_memory: Whether ours is a command that calls :func:`IS_Net.allocator.reuse_freed_memory`. On a CPU, the
-            baseline then has the C library's defaults, and each timed run follows one that is not timed, after which
-            the memory of the process is that of its side.
+            baseline then returns freed memory as the C library does by default, and each timed run follows one that is
+            not timed, after which the memory of the process is that of its side.
     """
     for _ in range(warm_up):
         baseline(), ours()

@@ -34,20 +34,23 @@ from IS_Net.allocator import reuse_freed_memory
 from IS_Net.bounded import BoundedQueue, map_bounded
 from IS_Net.errors import DatasetError, UserError, join_some
 from IS_Net.files import remove_leftovers
-from IS_Net.images import Photograph, decode_mask, decode_photograph, size_mismatch
+from IS_Net.images import Photograph, decode_mask, decode_photograph, size_mismatch, size_text
+from IS_Net.preprocess import reaches_outside
 
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM, Result
 
 logger = logging.getLogger(__name__)
 
-METHOD = 2
+METHOD = 3
 """Part of every fingerprint. Increase it when the same inputs give other outputs than before."""
-_LARGEST = 128 * 2**20
+LARGEST = 128 * 2**20
 """Size in bytes of the largest output of a layer at 1024 x 1024, in float32."""
 DOUBTFUL = 0.7
-"""Results with a lower score are named: on photographs, most of them have missed the object
+"""Results with a lower score are named: on photographs, most of them have an IoU below that, too
 (recipes/starter/LOG.md, "The score")."""
+REMARKS = ("empty", "doubtful")
+"""What is noted of results beside errors, as in :class:`Outcome`."""
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -162,6 +165,18 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def remarks(self) -> dict[str, list[str]]:
+        """What :data:`REMARKS` names, without what is empty."""
+        return {name: found for name in REMARKS if (found := getattr(self, name))}
+
+    def judge(self, name: str, result: Result) -> None:
+        """Note whether the result of an object is empty or doubtful."""
+        if not (result.alpha > 0.5).any():
+            self.empty.append(name)
+        elif result.score < DOUBTFUL:  # NaN, which is not, means unknown
+            self.doubtful.append(f"{name} (score {result.score:.2f})")
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -220,24 +235,27 @@ def run_tasks(
         report: Is called with what became of each photograph once its outputs are written, in any thread, one call at
             a time.
     """
-    reuse_freed_memory(_LARGEST)
+    reuse_freed_memory(LARGEST)
     return _Run(destination, choice, options, load_model, report).make(tasks, workers)
 
 
-def run_one(task: Task, choice: ModelChoice, options: Options) -> bytes:
-    """Segment one object and return the content of the file of its first kind of output.
+def run_one(task: Task, choice: ModelChoice, options: Options) -> tuple[bytes, Outcome]:
+    """Segment one object.
 
     Args:
         task: A photograph with one request.
         choice: The model.
         options: How to segment and write.
 
+    Returns:
+        The content of the file of its first kind of output, and what is noted of the result.
+
     Raises:
         RunError: If the photograph or the mask cannot be used.
         CheckpointError: If the weights are damaged, or belong to another network.
         DeviceError: If the device, the precision or the runtime is not available.
     """
-    reuse_freed_memory(_LARGEST)
+    reuse_freed_memory(LARGEST)
     runner = _Run(None, choice, options)
     work = runner.load(task)
     if work.outcome.failed:
@@ -249,9 +267,10 @@ def run_one(task: Task, choice: ModelChoice, options: Options) -> bytes:
         result = segment(model, item.request, item.mask, options)
     except (UserError, ValueError) as error:
         raise RunError(_describe(error, _where(task, item.request))) from error
+    work.outcome.judge(item.request.name, result)
     kind, made_from = next(iter(item.fingerprints.items()))
     records = {kind: make_record(made_from, task.image)}
-    return encode_outputs(result, options, records, work.photograph.icc, work.photograph.dpi)[kind]
+    return encode_outputs(result, options, records, work.photograph.icc, work.photograph.dpi)[kind], work.outcome
 
 
 class RunError(UserError, RuntimeError):
@@ -416,6 +435,11 @@ class _Run:
         items = []
         for request, mask_data, fingerprints in todo:
             try:
+                if request.box is not None and reaches_outside(request.box, *photograph.pixels.shape[:2]):
+                    logger.warning(
+                        "%s: the box %s reaches outside the image of %s pixels; only the part inside is used",
+                        *(_where(task, request), list(request.box), size_text(photograph.pixels.shape)),
+                    )
                 mask = None if mask_data is None else self._decode_mask(task, request, mask_data, photograph)
             except ValueError as error:
                 outcome.failed.append(_describe(error, _where(task, request)))
@@ -459,10 +483,7 @@ class _Run:
                     with self._lock:
                         outcome.written.append(path)
                 with self._lock:
-                    if not (result.alpha > 0.5).any():
-                        outcome.empty.append(item.request.name)
-                    elif result.score < DOUBTFUL:  # NaN, which is not, means unknown
-                        outcome.doubtful.append(f"{item.request.name} (score {result.score:.2f})")
+                    outcome.judge(item.request.name, result)
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in _FULL_DISK:
                     self._full_disk.set()

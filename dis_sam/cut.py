@@ -21,7 +21,7 @@ from IS_Net.command_line import DONE, FAILED, positive_int, print_error, print_t
 from IS_Net.files import refuse_to_replace
 
 if TYPE_CHECKING:
-    from dis_sam.batch import Options
+    from dis_sam.batch import Options, Outcome, Summary
     from dis_sam.formats.annotation import Refiner
     from dis_sam.formats.annotation import Summary as AnnotationSummary
     from dis_sam.inputs import Source, Task
@@ -251,16 +251,21 @@ def _run(options: argparse.Namespace, plan: Plan) -> int:
             print_text(str(path))
         for path in summary.kept:
             print_text(f"{path} (up to date)")
-        if summary.empty:
-            print_error(f"nothing was found for {', '.join(summary.empty)}; the output is empty", prefix="warning: ")
-        if summary.doubtful:
-            remedy = "look at the result; another box, or a coarse mask, may give a better one"
-            print_error(f"{', '.join(summary.doubtful)}: {remedy}", prefix="warning: ")
+        _warn(summary)
     else:
         print_text(str(summary))
     for message in summary.failed:
         print_error(message)
     return FAILED if summary.failed else DONE
+
+
+def _warn(found: Summary | Outcome) -> None:
+    """Print which objects of a photograph were not found, or probably not."""
+    if found.empty:
+        print_error(f"nothing was found for {', '.join(found.empty)}; the output is empty", prefix="warning: ")
+    if found.doubtful:
+        remedy = "look at the result; a box, another box or a coarse mask may give a better one"
+        print_error(f"{', '.join(found.doubtful)}: {remedy}", prefix="warning: ")
 
 
 def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: Options, failed: Sequence[str]) -> int:
@@ -272,15 +277,20 @@ def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: O
         raise OutputError(f"standard output takes one output, but there are {count}; choose a folder with -o")
     if sys.stdout.isatty():
         raise OutputError("standard output is a terminal; redirect it (> photo.cutout.png), or choose a file with -o")
-    data = run_one(tasks[0], choice, how)
+    data, outcome = run_one(tasks[0], choice, how)
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+    _warn(outcome)
     for message in failed:
         print_error(message)
     return FAILED if failed else DONE
 
 
 def _run_annotations(options: argparse.Namespace) -> int:
+    from dis_sam.batch import LARGEST
+    from IS_Net.allocator import reuse_freed_memory
+
+    reuse_freed_memory(LARGEST)
     boxes_only = options.command == "cut"
     choice = _choose_model(options)
     settings = json.dumps(choice.key(uses_stage_1=True))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dis_sam.batch import METHOD, Options, Outcome, run_tasks
+from dis_sam.batch import METHOD, REMARKS, Options, Outcome, run_tasks
 from dis_sam.destination import Destination
 from dis_sam.inputs import Request, Task, inputs_of
 from dis_sam.model_choice import ModelChoice
@@ -98,7 +98,11 @@ class PhotoWork:
             status = FAILED if outcome.failed else DONE if outcome.written else KEPT
             names = [path.relative_to(self.out).as_posix() for path in (*outcome.written, *outcome.kept)]
             values = {"outputs": {name: fingerprint(self.out / name) for name in sorted(names)}}
-            values |= {name: found for name in ("empty", "doubtful") if (found := getattr(outcome, name))}
+            remarks = outcome.remarks
+            if not outcome.written:  # the outputs were up to date, although the row was not believed
+                earlier = part.rows.get(outcome.task.name) or {}
+                remarks = {name: earlier[name] for name in REMARKS if name in earlier}
+            values |= remarks
             error = "\n".join(outcome.failed) or None
             part.add(outcome.task.name, status, outcome.seconds, error, **values, key=self._key(outcome.task))
 

@@ -244,7 +244,7 @@ class DISSAM:
         if point_coords is not None:
             has_hint = box is not None or mask_input is not None
             point_coords, point_labels = check_points(point_coords, point_labels, prepared.size, has_hint)
-        coarse, score = self._stage_1(prepared, point_coords, point_labels, box, mask_input)
+        coarse, score = self._stage_1(prepared, point_coords, point_labels, clipped, mask_input)
         refined = self.dis.refine(prepared, self._for_stage_2(prepared, coarse), clipped)
         return refined.alpha, coarse, score
 
@@ -308,7 +308,7 @@ class DISSAM:
         elif box is None and points is None:
             coarse = given = None
         else:
-            coarse, _ = self._stage_1(prepared, points, labels, box)
+            coarse, _ = self._stage_1(prepared, points, labels, clipped)
             given = self._for_stage_2(prepared, coarse)
         refined = self.dis.refine(prepared, given, clipped, **options)
         return Result(prepared.pixels, refined.alpha, coarse, refined.score)

@@ -15,7 +15,7 @@ import posixpath
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,8 +149,8 @@ class _TarDestination:
     def __init__(self, tar: tarfile.TarFile, kinds: Sequence[str]) -> None:
         self.tar, self.kinds = tar, kinds
         self.waiting: dict[str, bytes] = {}
-        self.order: dict[str, tuple[str | None, list[str]] | None] = {}
-        """The samples that are not written yet: None, or the error and the names of the members, once known."""
+        self.order: dict[str, tuple[str | None, list[str], Mapping[str, list[str]]] | None] = {}
+        """The samples that are not written yet: None, or the arguments of :meth:`end`, once known."""
         self.failed: list[str] = []
         """The errors of the samples that are written."""
         self._lock = threading.Lock()
@@ -173,19 +173,19 @@ class _TarDestination:
         with self._lock:
             self.order[key] = None
 
-    def end(self, key: str, error: str | None, members: list[str]) -> None:
+    def end(self, key: str, error: str | None, members: list[str], remarks: Mapping[str, list[str]]) -> None:
         """Write the members of a sample and its row, once those of all samples before it are written."""
         with self._lock:
-            self.order[key] = error, members
+            self.order[key] = error, members, remarks
             while self.order and (first := next(iter(self.order.items())))[1] is not None:
-                name, (error, members) = first
+                name, row = first
                 del self.order[name]
-                self._write_sample(name, error, members)
+                self._write_sample(name, *row)
 
-    def _write_sample(self, name: str, error: str | None, members: list[str]) -> None:
+    def _write_sample(self, name: str, error: str | None, members: list[str], remarks: Mapping[str, list[str]]) -> None:
         for member in members:
             self._add(member, self.waiting.pop(member))
-        row = {"id": name, "status": FAILED if error else DONE, "error": error, "outputs": members}
+        row = {"id": name, "status": FAILED if error else DONE, "error": error, "outputs": members, **remarks}
         self._add(f"{name}.{RECORD}", json.dumps(row).encode())
         if error:
             self.failed.append(error)
@@ -301,13 +301,13 @@ class TarWork:
                 try:
                     task = task_of(sample, path, self.refine)
                 except UserError as error:
-                    destination.end(sample.key, str(error), [])
+                    destination.end(sample.key, str(error), [], {})
                 else:
                     yield task
 
         def report(outcome: Outcome) -> None:
             members = sorted(member.as_posix() for member in outcome.written)
-            destination.end(outcome.task.name, "\n".join(outcome.failed) or None, members)
+            destination.end(outcome.task.name, "\n".join(outcome.failed) or None, members, outcome.remarks)
 
         summary = run_tasks(tasks(), destination, self.model.choice, self.options, self.workers, self.model, report)
         if destination.order:  # it stopped early

@@ -287,7 +287,23 @@ def test_a_doubtful_result_is_said(model: FakeModel, capsys: pytest.CaptureFixtu
     write_photo(Path("photo.png"))
     model.score = 0.456
     assert main(["photo.png", "--box", "5,5,30,30"]) == 0
-    assert capsys.readouterr().err.count("warning: photo (score 0.46): look at the result; another box") == 1
+    assert capsys.readouterr().err.count("warning: photo (score 0.46): look at the result; a box") == 1
+
+
+def test_a_doubtful_result_on_standard_output_is_said(model: FakeModel, capfdbinary: pytest.CaptureFixture):
+    write_photo(Path("photo.png"))
+    model.score = 0.456
+    assert main(["photo.png", "--box", "5,5,30,30", "-o", "-"]) == 0
+    printed = capfdbinary.readouterr()
+    assert printed.out.startswith(b"\x89PNG") and b"warning: photo (score 0.46): look at the result" in printed.err
+
+
+def test_a_box_that_reaches_outside_is_said(caplog: pytest.LogCaptureFixture):
+    for name in ("a", "b"):
+        write_photo(Path(f"in/{name}.png"))
+    assert main(["in", "--box", "5,5,100,30"]) == 0
+    assert "b.png: the box [5.0, 5.0, 100.0, 30.0] reaches outside the image of 53 x 37 pixels" in caplog.text
+    assert len([record for record in caplog.records if "reaches outside" in record.message]) == 2
 
 
 # --- refine ---

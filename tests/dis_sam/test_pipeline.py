@@ -441,6 +441,15 @@ def test_image_may_be_a_pil_image_or_a_path(predictor: DISPredictor, tmp_path: P
         np.testing.assert_array_equal(alpha, predictor.predict(IMAGE, MASK, (30, 20, 80, 59)))
 
 
+@pytest.mark.parametrize("method", ["predict", "cut"])
+def test_stage_1_gets_the_part_of_a_box_that_is_inside(method: str, predictor: DISPredictor):
+    sam = FakeSam()
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    both.predict(box=(-5, 20, 500, 59)) if method == "predict" else both.cut(IMAGE, (-5, 20, 500, 59))
+    np.testing.assert_array_equal(sam.prompts[-1]["box"], (0, 20, IMAGE.shape[1] - 1, 59))
+
+
 # --- load ---
 
 

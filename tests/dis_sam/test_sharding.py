@@ -170,6 +170,21 @@ def test_a_second_start_does_what_is_left(monkeypatch: pytest.MonkeyPatch, capsy
     assert counts() == f"out: 1 done, {COUNT} kept, 0 failed"
 
 
+def test_rows_name_doubtful_results_until_they_are_made_again(monkeypatch: pytest.MonkeyPatch):
+    model = FakeModel(score=0.5)
+    monkeypatch.setattr(ModelChoice, "load", lambda _: model)
+    assert cut("-o", "out", "--shard", "0/1") == 0
+    assert read_rows("out")["0/0"]["doubtful"] == ["0/0 (score 0.50)"]
+    os.utime("photos/0.png", (1, 1))  # the row is not believed, but the outputs are up to date
+    assert cut("-o", "out", "--shard", "0/1") == 0
+    row = read_rows("out")["0/0"]
+    assert (row["status"], row["doubtful"]) == ("kept", ["0/0 (score 0.50)"])
+    model.score = 0.9
+    write_photo(Path("photos/0.png"), 99)
+    assert cut("-o", "out", "--shard", "0/1") == 0
+    assert "doubtful" not in read_rows("out")["0/0"] and "doubtful" in read_rows("out")["1/1"]
+
+
 def test_failures_have_rows(capsys: pytest.CaptureFixture):
     Path("photos/3.png").write_bytes(b"no image")
     Path("photos/4.png").unlink()

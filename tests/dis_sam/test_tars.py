@@ -89,6 +89,14 @@ def test_each_file_gives_one(model: FakeModel, capsys: pytest.CaptureFixture):
     assert (row["status"], row["samples"], row["outputs"]) == ("done", 3, ["a.tar"])
 
 
+def test_samples_name_doubtful_results(model: FakeModel):
+    write_samples(Path("a.tar"))
+    model.score = 0.5
+    assert main(["a.tar", "-o", "out"]) == 0
+    found = [json.loads(data) for name, data in members("out/a.tar").items() if name.endswith(".json")]
+    assert [row["doubtful"] for row in found] == [[f"deep.er/{n} (score 0.50)"] for n in range(3)]
+
+
 def test_outputs_do_not_depend_on_threads(model: FakeModel):
     write_samples(Path("a.tar"), 9)
     for workers in ("1", "4"):

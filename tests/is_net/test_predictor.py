@@ -250,6 +250,44 @@ def test_number_of_passes_by_default():
         np.testing.assert_array_equal(default, predictor.predict(IMAGE, mask, box, passes=number))
 
 
+@pytest.mark.parametrize(
+    ("wide", "narrow", "number", "smaller"),
+    [(0.8, 0.95, 4, True), (0.8, 0.85, 4, False), (0.8, 0.75, 4, False), (0.88, 0.99, 2, False)],
+    ids=["the smaller box agrees more", "hardly more", "less", "the given box agrees enough"],
+)
+def test_a_smaller_box_is_tried_if_two_passes_agree_too_little(wide: float, narrow: float, number: int, smaller: bool):
+    """The network multiplies its mask by a factor, which is then the agreement of two passes."""
+    box, inner = (8, 12, 68, 60), (13, 16, 63, 56)
+
+    def shrink(x: torch.Tensor) -> torch.Tensor:
+        columns = (x[:, 3] > 0).any(dim=1).sum()
+        return logit(x[:, 3:4] * (wide if columns > 55 else narrow))
+
+    model = Recording(4, shrink)
+    predictor = DISPredictor(model, "cpu", "full", IMAGE.shape[:2])
+    alpha, score = predictor.predict(IMAGE, None, box, return_score=True)
+    assert len(model.inputs) == number
+    np.testing.assert_array_equal(alpha, predictor.predict(IMAGE, None, inner if smaller else box, passes=2))
+    assert score == pytest.approx(narrow if smaller else wide, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("in_ch", "mask", "box", "passes", "number"),
+    [
+        (5, None, (8, 12, 68, 60), "auto", 2),  # it sees the box
+        (4, None, None, "auto", 2),
+        (4, None, (8, 12, 68, 60), 2, 2),
+        (4, MASK, (8, 12, 68, 60), "auto", 1),
+        (3, None, (8, 12, 68, 60), "auto", 1),
+        (4, None, (8, 12, 8, 12), "auto", 4),  # a single pixel stays one
+    ],
+)
+def test_when_no_smaller_box_is_tried(in_ch: int, mask: Any, box: Any, passes: Any, number: int):
+    model = Recording(in_ch, halfway if in_ch > 3 else lambda x: x[:, :1])
+    DISPredictor(model, "cpu", "full", SIZE).predict(IMAGE, mask, box, passes=passes)
+    assert len(model.inputs) == number
+
+
 @pytest.mark.parametrize("in_ch", [4, 5])
 def test_a_mask_that_is_its_box_is_a_box_alone(in_ch: int):
     torch.manual_seed(in_ch)

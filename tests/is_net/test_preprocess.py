@@ -22,6 +22,7 @@ from IS_Net.preprocess import (
     make_planes,
     make_prompt_planes,
     prompt_box,
+    reaches_outside,
     resize_planes,
     resize_uint8,
 )
@@ -118,12 +119,18 @@ def test_boxes_are_clipped(box: Any, clipped: tuple):
     assert check_box(box, 37, 53) == clip_box(box, 37, 53) == clipped
 
 
-def test_a_box_that_is_mostly_of_another_place_is_logged(caplog: pytest.LogCaptureFixture):
-    check_box([-1, 0, 54, 37], 37, 53)  # a detector's box, somewhat too large
-    check_box([0, 0, 52, 36], 37, 53)
-    assert not caplog.records
-    check_box([10, 10, 100, 30], 37, 53, where="the box of spoon")
-    assert "the box of spoon: [10.0, 10.0, 100.0, 30.0] reaches outside its image of 53 x 37 pixels" in caplog.text
+@pytest.mark.parametrize(
+    ("box", "outside"),
+    [
+        ([0, 0, 52, 36], False),
+        ([-1, 0, 54, 37], False),  # a detector's box, somewhat too large
+        ([49, 0, 53, 10], False),  # of a few pixels, with an end that does not belong to it
+        ([10, 10, 100, 30], True),
+        ([10, -9, 30, 30], True),
+    ],
+)
+def test_boxes_that_reach_outside(box: list[float], outside: bool):
+    assert reaches_outside(box, 37, 53) == outside
 
 
 def test_boxes_of_masks_may_be_single_pixels():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,8 +93,10 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path, method: 
         if killed == "while they watch":
             held.unlink()
             assert [process.stdout.readline() for _ in range(2)] == ["watching\n"] * 2
-    finally:
         process.kill()
-    process.wait()
-    held.unlink(missing_ok=True)
-    wait_for_end(process.pid)
+        process.wait()
+        held.unlink(missing_ok=True)
+        wait_for_end(process.pid)
+    finally:
+        with suppress(ProcessLookupError):  # there is nothing left, if the test passes
+            os.killpg(process.pid, signal.SIGKILL)
