@@ -59,7 +59,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "ground",
         "IS_Net.hypar IS_Net.datalist IS_Net.paths IS_Net.metric_names IS_Net.command_line IS_Net.errors "
-        "IS_Net.files IS_Net.lock IS_Net.machine IS_Net.shards IS_Net.listing",
+        "IS_Net.files IS_Net.lock IS_Net.machine IS_Net.allocator IS_Net.shards IS_Net.listing",
     ),
 ]
 """From top to bottom: a module may import from its own layer and those below it. A package stands for its modules."""
@@ -77,6 +77,7 @@ LIGHT = {
     "IS_Net.files",
     "IS_Net.lock",
     "IS_Net.machine",
+    "IS_Net.allocator",
     "IS_Net.shards",
     "IS_Net.listing",
 }
