@@ -17,9 +17,8 @@ def reuse_freed_memory(largest: int = _ANY) -> None:
 
     Every layer of a network allocates its output on the CPU, and the system has to clear the pages. Without this, that
     takes a fifth of a training step's CPU time, and a quarter of that of SAM's encoder; with it, the peak memory is up
-    to a seventh higher. It holds for the whole process, so that what is made for commands calls it, and networks and
-    predictors do not. Up to version 2.34, glibc keeps pieces of up to 32 MiB only; with other C libraries, nothing
-    changes.
+    to a seventh higher. It changes the whole process, so commands call it; networks and predictors do not. Up to
+    version 2.34, glibc keeps pieces of up to 32 MiB only; with other C libraries, nothing changes.
 
     Args:
         largest: Size in bytes. Memory that was allocated in larger pieces is still returned.
