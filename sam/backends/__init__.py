@@ -70,6 +70,9 @@ NEEDS_SAM = (
 )
 """Error message for prompts that the model :data:`BOX` cannot take."""
 
+ONNX_FORMATS = (".onnx", ".ort")
+"""Extensions of ONNX models; the second one is onnxruntime's own format."""
+
 _FETCHED = ("vit_l", "vit_h", "vit_b")
 """The models that ``dis-sam fetch`` downloads."""
 
@@ -171,10 +174,15 @@ def weight_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = {kind: sorted(path.glob(kind)) for kind in ("*.onnx", "*.safetensors", "*.bin", "*.data", "*.onnx_data")}
-    if found["*.onnx"]:
-        return sorted({file for kind in found if kind != "*.safetensors" for file in found[kind]})
+    found = {kind: sorted(path.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.data", "*.onnx_data")}
+    if models := model_files(path):
+        return sorted({*models, *found["*.bin"], *found["*.data"], *found["*.onnx_data"]})
     return found["*.safetensors"] or found["*.bin"]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the ONNX models of a folder in order of their names."""
+    return sorted(file for file in folder.iterdir() if file.suffix in ONNX_FORMATS)
 
 
 def load_predictor(

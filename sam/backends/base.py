@@ -39,6 +39,8 @@ class StageOnePredictor(Protocol):
         selects: Whether the model returns several masks per prompt, of which one is selected.
         box_only: Whether each prompt must have a box, and the masks tell nothing that the boxes do not. Stage 2 is then
             given the boxes alone.
+        uses_proposals: Whether, with a box, it should also be given what stage 2 finds from that box alone, as
+            :meth:`mask_prompt`. This was measured for SAM 2 only (docs/sam.md).
         images_per_batch: How many images :meth:`encode` should be given together: 1 on a CPU.
     """
 
@@ -46,6 +48,7 @@ class StageOnePredictor(Protocol):
     checkpoint: str | None
     selects: bool
     box_only: bool
+    uses_proposals: bool
     images_per_batch: int
 
     def set_image(self, image: np.ndarray) -> None:
@@ -97,6 +100,16 @@ class StageOnePredictor(Protocol):
         Raises:
             RuntimeError: If no image is set.
             PromptError: If the points are not as :func:`sam.prompts.check_points` expects.
+        """
+
+    def mask_prompt(self, alpha: np.ndarray) -> np.ndarray:
+        """Return a mask of the image that is set as the ``mask_input`` of :meth:`predict`; not of a ``box_only`` model.
+
+        Args:
+            alpha: (H, W) float, 0 background to 1 object.
+
+        Returns:
+            (1, h, w) low-resolution logits, float32.
         """
 
     def predict_prompts(

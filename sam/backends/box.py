@@ -37,6 +37,7 @@ class BoxPredictor:
     checkpoint = None
     selects = False
     box_only = True
+    uses_proposals = False
     images_per_batch = 1
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """SAM, SAM 2 and models that were distilled from them, as a pair of ONNX files: image encoder and mask decoder.
 
 The layout is that of samexporter (https://github.com/vietanhdev/samexporter), whose decoder for SAM is the export of
-segment_anything itself (``SamOnnxModel``). The two files lie in a folder; which is which shows in their inputs.
+segment_anything itself (``SamOnnxModel``). The two files lie in a folder; which is which shows in their inputs. Each is
+``.onnx``, or ``.ort``, onnxruntime's own format.
 
 =============  ==============================================  =====================================================
                SAM                                             SAM 2
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 from IS_Net.errors import CheckpointError, DeviceError, import_extra
-from sam.backends import how_to_fetch, weight_files
+from sam.backends import ONNX_FORMATS, how_to_fetch, model_files, weight_files
 from sam.backends.promptable import PromptableModel, hash_weights, resize_image
 
 if TYPE_CHECKING:
@@ -50,11 +51,14 @@ _OUTPUTS = {"SAM": "low_res_masks", "SAM 2": "masks"}
 
 def load(model: str, checkpoint: Path, device: str | torch.device) -> OnnxPredictor:
     """Load a pair of files from a folder; see :func:`sam.backends.load_predictor`."""
-    files = sorted(checkpoint.glob("*.onnx"))
+    files = model_files(checkpoint)
     expected = f"expected an image encoder and a mask decoder; {how_to_fetch(model)}"
     if len(files) != 2:
         found = ", ".join(path.name for path in files) or "none"
-        raise CheckpointError(f"{checkpoint}: found {len(files)} files with the extension .onnx ({found}), {expected}")
+        formats = " or ".join(ONNX_FORMATS)
+        raise CheckpointError(
+            f"{checkpoint}: found {len(files)} files with the extension {formats} ({found}), {expected}"
+        )
     providers = _providers(str(device))
     sessions = [_open(path, providers) for path in files]
     decoders = [session for session in sessions if "point_coords" in _names(session.get_inputs())]
@@ -144,8 +148,10 @@ class OnnxPredictor(PromptableModel):
     ) -> None:
         # both networks have a stride of 16 pixels, and the logits a stride of 4
         logits_side = next(value.shape[-1] for value in decoder.get_inputs() if value.name == "mask_input")
-        super().__init__(name, checkpoint, torch.device("cpu"), 4 * logits_side, stretches=kind == "SAM 2")
+        side = 4 * logits_side
+        super().__init__(name, checkpoint, torch.device("cpu"), side, logits_side, stretches=kind == "SAM 2")
         self.encoder, self.decoder, self.kind = encoder, decoder, kind
+        self.uses_proposals = kind == "SAM 2"
         scores = next(value.shape for value in decoder.get_outputs() if value.name == "iou_predictions")
         self.selects = scores[-1] != 1  # an export with --return-single-mask
 
@@ -196,7 +202,7 @@ class OnnxPredictor(PromptableModel):
         self, features: dict[str, np.ndarray], coordinates: np.ndarray, labels: np.ndarray, mask: torch.Tensor | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return low-resolution logits (1, C, h, w) and predicted IoU (1, C)."""
-        side = self.side // 4
+        side = self.logits_side
         values = {
             **features,
             "point_coords": coordinates[None].astype(np.float32),

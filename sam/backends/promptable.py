@@ -28,6 +28,9 @@ PROMPTS_PER_BATCH = 32
 IMAGES_PER_BATCH = 4
 """How many images the image encoder takes together on a GPU. A CPU is busy with one."""
 
+PROMPT_GAIN = 10.0
+"""How far apart the logits of object and background are in :meth:`PromptableModel.mask_prompt`."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -55,18 +58,26 @@ class PromptableModel(ABC):
         checkpoint: Hash of the weights, for the manifest; see :func:`hash_weights`.
         device: The device of the network.
         side: Side of the network's square input in pixels.
+        logits_side: Side of its square low-resolution logits.
         stretches: Whether images are stretched to that square. Otherwise, their longer side becomes ``side`` and the
             rest of the square is padding.
     """
 
     selects = True
     box_only = False
+    uses_proposals = False
 
     def __init__(
-        self, name: str, checkpoint: str | None, device: torch.device, side: int, stretches: bool = False
+        self,
+        name: str,
+        checkpoint: str | None,
+        device: torch.device,
+        side: int,
+        logits_side: int,
+        stretches: bool = False,
     ) -> None:
         self.name, self.checkpoint, self.device = name, checkpoint, device
-        self.side, self.stretches = side, stretches
+        self.side, self.logits_side, self.stretches = side, logits_side, stretches
         self.images_per_batch = 1 if device.type == "cpu" else IMAGES_PER_BATCH
         self._dtype = fast_dtype(device)
         self._encoding: Encoding | None = None
@@ -194,6 +205,25 @@ class PromptableModel(ABC):
                 rows = torch.arange(len(batch), device=best.device)
                 decoded |= zip(batch, zip(logits[rows, best], scores[rows, best].tolist(), strict=True), strict=True)
         return [decoded[index] for index in range(len(prompts))]
+
+    @torch.inference_mode()
+    def mask_prompt(self, alpha: np.ndarray) -> np.ndarray:
+        """Return a mask of the image as a prompt; see :meth:`sam.backends.base.StageOnePredictor.mask_prompt`.
+
+        Raises:
+            RuntimeError: If no image is set.
+            ValueError: If the mask has another size than the image.
+        """
+        encoding = self._require_encoding()
+        if alpha.shape != encoding.size:
+            found, expected = size_text(alpha.shape), size_text(encoding.size)
+            raise ValueError(f"expected a mask of {expected} pixels, as the image, found {found}")
+        side = self.logits_side
+        size = tuple(max(round(length * side / self.side), 1) for length in encoding.input_size)
+        values = torch.from_numpy(np.ascontiguousarray(alpha, dtype=np.float32))[None, None]
+        resized = F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)[0]
+        padded = F.pad(resized, (0, side - size[1], 0, side - size[0]))
+        return (PROMPT_GAIN * (padded - 0.5)).numpy()
 
     def _require_encoding(self) -> Encoding:
         if self._encoding is None:

@@ -95,7 +95,9 @@ class BatchedSamPredictor(PromptableModel):
     """
 
     def __init__(self, sam: Sam, name: str, checkpoint: str | None = None) -> None:
-        super().__init__(name, checkpoint, sam.device, sam.image_encoder.img_size)
+        super().__init__(
+            name, checkpoint, sam.device, sam.image_encoder.img_size, sam.prompt_encoder.mask_input_size[0]
+        )
         self.model = sam.eval()
 
     def _encode(self, images: Sequence[np.ndarray]) -> Iterable[Any]:

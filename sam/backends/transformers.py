@@ -28,11 +28,19 @@ transformers = import_extra("transformers", "transformers")
 
 
 class _Family(NamedTuple):
-    """A class of transformers, and the values of ``model_type`` in the config.json of folders that it reads."""
+    """A class of transformers.
+
+    Attributes:
+        class_name: Its name.
+        types: The values of ``model_type`` in the config.json of folders that it reads.
+        stretches: See :class:`sam.backends.promptable.PromptableModel`.
+        uses_proposals: See :class:`sam.backends.base.StageOnePredictor`.
+    """
 
     class_name: str
     types: tuple[str, ...]
     stretches: bool = False
+    uses_proposals: bool = False
 
 
 _SAM = _Family("SamModel", ("sam",))
@@ -44,7 +52,7 @@ FAMILIES: dict[str, _Family] = {
     "hq_vit_l": _HQ_SAM,
     "hq_vit_h": _HQ_SAM,
     "hq_vit_b": _HQ_SAM,
-    "sam2": _Family("Sam2Model", ("sam2", "sam2_video"), stretches=True),
+    "sam2": _Family("Sam2Model", ("sam2", "sam2_video"), stretches=True, uses_proposals=True),
     "sam3": _Family("Sam3TrackerModel", ("sam3_tracker", "sam3_tracker_video", "sam3_video"), stretches=True),
 }
 """The family of each model."""
@@ -62,9 +70,11 @@ def load(model: str, checkpoint: Path, device: str | torch.device) -> Transforme
     if family is _HQ_SAM:
         _use_attended_image(network.mask_decoder)
     processor = _load_processor(checkpoint, network.config.prompt_encoder_config.image_size)
-    return TransformersPredictor(
+    predictor = TransformersPredictor(
         network.eval().to(chosen), processor, model, hash_weights(weight_files(checkpoint)), family.stretches
     )
+    predictor.uses_proposals = family.uses_proposals
+    return predictor
 
 
 def _check_config(folder: Path, model: str, family: _Family) -> None:
@@ -189,8 +199,9 @@ class TransformersPredictor(PromptableModel):
         checkpoint: str | None,
         stretches: bool,
     ) -> None:
-        side = network.config.prompt_encoder_config.image_size
-        super().__init__(name, checkpoint, network.device, side, stretches)
+        prompts = network.config.prompt_encoder_config
+        logits_side = 4 * prompts.image_size // prompts.patch_size
+        super().__init__(name, checkpoint, network.device, prompts.image_size, logits_side, stretches)
         self.network, self.processor = network, processor
 
     def _encode(self, images: Sequence[np.ndarray]) -> Iterable[Any]:

@@ -79,6 +79,67 @@ def test_mask_with_the_highest_score_is_refined(predictor: DISPredictor):
     assert all(prompt["multimask_output"] for prompt in sam.prompts)
 
 
+class FakeSam2(FakeSam):
+    """A FakeSam that uses proposals and records them. It is not sure of its masks."""
+
+    uses_proposals = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proposals: list[np.ndarray] = []
+
+    def mask_prompt(self, alpha: np.ndarray) -> np.ndarray:
+        assert len(self.images) == 1  # the image is set before
+        self.proposals.append(alpha)
+        return np.full((1, 256, 256), len(self.proposals), np.float32)
+
+    def predict(self, **prompt: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        masks, scores, logits = super().predict(**prompt)
+        return masks, scores - 0.1, logits
+
+
+def test_a_model_that_uses_proposals_is_given_what_stage_2_finds_from_the_box(predictor: DISPredictor):
+    sam, box = FakeSam2(), (30, 20, 80, 59)
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    expected = predictor.predict(IMAGE, None, box)
+    assert (expected > 0.5).any()
+    results = both.segment(box), both.predict(box=box)
+    assert len(sam.proposals) == 2
+    for proposal in sam.proposals:
+        np.testing.assert_array_equal(proposal, expected)
+    prompted = [prompt["mask_input"] for prompt in sam.prompts]
+    assert prompted[0] is None and prompted[1].max() == 1  # first the box alone, then the proposal too
+    assert prompted[2] is None and prompted[3].max() == 2
+    for prompt in sam.prompts:
+        np.testing.assert_array_equal(prompt["box"], box)
+    np.testing.assert_array_equal(results[0].coarse, MASK)  # the model's own mask is refined, not the proposal
+    np.testing.assert_array_equal(results[0].alpha, predictor.predict(IMAGE, MASK, box))
+    np.testing.assert_array_equal(results[1][0], results[0].alpha)
+
+
+def test_points_and_masks_need_no_proposal(predictor: DISPredictor):
+    sam, box, low = FakeSam2(), (30, 20, 80, 59), np.zeros((1, 256, 256), np.float32)
+    both = DISSAM(sam, predictor)
+    both.set_image(IMAGE)
+    both.segment(points=[[50, 40]])
+    both.segment(box, points=[[50, 40]])
+    both.predict(box=box, mask_input=low)
+    both.segment(box, mask=MASK)
+    assert not sam.proposals
+    assert [prompt["mask_input"] is low for prompt in sam.prompts] == [False, False, True]
+
+
+def test_a_stage_2_without_prompts_makes_no_proposal():
+    """With three channels, stage 2 finds the same object whatever the box."""
+    torch.manual_seed(0)
+    sam = FakeSam2()
+    both = DISSAM(sam, DISPredictor(ISNetDIS(3), "cpu", "full", SIZE))
+    both.set_image(IMAGE)
+    both.segment((30, 20, 80, 59))
+    assert not sam.proposals and len(sam.prompts) == 1
+
+
 def test_points_and_mask_input_reach_stage_1(predictor: DISPredictor):
     sam = FakeSam()
     both = DISSAM(sam, predictor)

@@ -119,6 +119,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         ["recipes.starter.pseudo_label", "x"],
         ["recipes.starter.average_weights", "x", "y.safetensors"],
         ["recipes.starter.fetch_isnet"],
+        ["recipes.starter.fetch_sam2"],
         ["IS_Net.import_weights", "x", "y.safetensors"],
         ["dis_sam.cli", "import-weights", "x", "y.safetensors"],
         ["IS_Net.train_valid_inference_main", "mode=valid", "restore_model=pyproject.toml"],

