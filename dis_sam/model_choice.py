@@ -20,6 +20,9 @@ from sam.backends import BOX, NEEDS_SAM, available_model, find_checkpoint, split
 if TYPE_CHECKING:
     from dis_sam.pipeline import DISSAM
 
+_METHODS = {"sam2": "proposals", "onnx": "proposals"}
+"""Part of the keys of models of stage 1. Change it when the same prompts give other masks than before."""
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -54,7 +57,8 @@ class ModelChoice:
     def _stage_1(self) -> list[str]:
         checkpoint, model = find_checkpoint(self.sam), split_model(self.sam)[0]
         files = [] if checkpoint is None else weight_files(checkpoint)
-        return [model, " ".join(map(fingerprint, files))]  # of gigabytes, which take seconds to hash
+        key = [model, " ".join(map(fingerprint, files))]  # of gigabytes, which take seconds to hash
+        return [*key, *([_METHODS[model]] if model in _METHODS else [])]
 
     def key(self, uses_stage_1: bool) -> list[list[str]]:
         """Return what identifies the weights and the precision, as JSON values."""

@@ -135,7 +135,7 @@ class _StageOne:
     def predict(
         self, image: PreparedImage, proposal: np.ndarray | None = None, **prompt: np.ndarray | None
     ) -> tuple[np.ndarray, float]:
-        """Return what :func:`sam.proposal.best_mask` does; encode the image if needed."""
+        """Encode the image if needed, and return what :func:`sam.proposal.best_mask` does, with its arguments."""
         with self._lock:
             predictor = self.predictor
             if self._encoded is not image:
@@ -228,6 +228,7 @@ class DISSAM:
         Returns:
             The alpha matte, (H, W) float32 in [0, 1]; the coarse mask, (H, W) bool: of the masks of stage 1, the one
             with the highest predicted IoU; and that predicted IoU (NaN if stage 1 is ``box``, which predicts none).
+            With a box alone, SAM 2 may also be given what stage 2 finds from it: :func:`sam.proposal.best_mask`.
 
         Raises:
             RuntimeError: If no image is set, or another thread has set one since this thread did.
@@ -262,8 +263,9 @@ class DISSAM:
     ) -> Result:
         """Segment one object of the image that is set.
 
-        A box or points go to stage 1, whose mask is refined; if stage 1 is ``box``, the box alone goes to stage 2. A
-        mask is refined without stage 1. Without any prompt, the most salient object is segmented, without stage 1.
+        A box or points go to stage 1, whose mask is refined; if stage 1 is ``box``, the box alone goes to stage 2. With
+        a box alone, SAM 2 may also be given what stage 2 finds from it (:func:`sam.proposal.best_mask`). A mask is
+        refined without stage 1. Without any prompt, the most salient object is segmented, without stage 1.
 
         Args:
             box: xyxy in pixels of the upright image.

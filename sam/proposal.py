@@ -1,7 +1,7 @@
 """Stage 2 helps stage 1: what it finds from a box alone is a proposal, with which SAM is prompted besides the box.
 
-A box says little to SAM where it is large or loose: with a box around most of a photograph, SAM 2 may return the sky.
-SAM's own mask stays where it is sure of it and the proposal does not contradict. docs/sam.md has the measurements.
+A box that is not tight says little to SAM 2: with one around most of a photograph, it may return the sky. SAM's own
+mask stays where it is sure of it and the proposal does not contradict. docs/sam.md has the measurements.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ CONTRADICTS = 0.3
 def best_mask(
     predictor: StageOnePredictor, proposal: np.ndarray | None = None, **prompt: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
-    """Return the mask with the highest predicted IoU.
+    """Return the mask with the highest predicted IoU; if a proposal is needed, of those that SAM makes with it.
 
     Args:
         predictor: A model whose image is set, or segment_anything's SamPredictor.
-        proposal: (H, W) float, 0 background to 1 object, or None. It needs a model that ``uses_proposals``.
+        proposal: (H, W) float of 0 (background) to 1 (object), of the image's size, or None. It needs a model that
+            ``uses_proposals``.
         **prompt: As :meth:`sam.backends.base.StageOnePredictor.predict` takes it.
 
     Returns:
-        The mask, (H, W) bool, and its predicted IoU.
+        The mask, (H, W) bool, and its predicted IoU, which is higher where SAM was given a proposal.
+
+    Raises:
+        RuntimeError, ValueError: As :meth:`sam.backends.base.StageOnePredictor.predict` and its ``mask_prompt`` say.
     """
     mask, score = _predict(predictor, **prompt)
     if proposal is None or _agrees(mask, score, proposal > 0.5):

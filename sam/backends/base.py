@@ -30,8 +30,8 @@ def require_rgb(image: np.ndarray) -> None:
 class StageOnePredictor(Protocol):
     """A model that turns prompts into coarse masks: the interface of SamPredictor, plus prompts in batches.
 
-    :class:`dis_sam.pipeline.DISSAM` calls only ``set_image`` and ``predict``, so segment_anything's own SamPredictor
-    works there too.
+    :class:`dis_sam.pipeline.DISSAM` calls only ``set_image``, ``predict`` and, of models that use proposals,
+    ``mask_prompt``, so segment_anything's own SamPredictor works there too.
 
     Attributes:
         name: The model's name in :data:`sam.backends.BACKENDS`.
@@ -40,7 +40,7 @@ class StageOnePredictor(Protocol):
         box_only: Whether each prompt must have a box, and the masks tell nothing that the boxes do not. Stage 2 is then
             given the boxes alone.
         uses_proposals: Whether, with a box, it should also be given what stage 2 finds from that box alone, as
-            :meth:`mask_prompt`. This was measured for SAM 2 only (docs/sam.md).
+            :meth:`mask_prompt`. This was measured with SAM 2 Hiera-Tiny only (docs/sam.md).
         images_per_batch: How many images :meth:`encode` should be given together: 1 on a CPU.
     """
 
@@ -103,13 +103,17 @@ class StageOnePredictor(Protocol):
         """
 
     def mask_prompt(self, alpha: np.ndarray) -> np.ndarray:
-        """Return a mask of the image that is set as the ``mask_input`` of :meth:`predict`; not of a ``box_only`` model.
+        """Return a mask as the ``mask_input`` of :meth:`predict`. A ``box_only`` model lacks this method.
 
         Args:
-            alpha: (H, W) float, 0 background to 1 object.
+            alpha: (H, W) float of 0 (background) to 1 (object), or bool, or uint8; of the size of the image.
 
         Returns:
             (1, h, w) low-resolution logits, float32.
+
+        Raises:
+            RuntimeError: If no image is set.
+            ValueError: If shape, dtype, size or range is another.
         """
 
     def predict_prompts(

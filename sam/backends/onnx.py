@@ -88,7 +88,7 @@ def _open(path: Path, providers: list[Any]) -> InferenceSession:
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's classes have no common base
-        raise CheckpointError(f"{path}: onnxruntime cannot load it ({error}); export it again") from error
+        raise CheckpointError(f"{path}: onnxruntime cannot load it ({error}); {how_to_fetch('onnx')}") from error
 
 
 def _providers(device: str) -> list[Any]:

@@ -19,6 +19,7 @@ from IS_Net.device import fast_dtype
 from IS_Net.errors import ImageError
 from IS_Net.files import sha256
 from IS_Net.images import size_text
+from IS_Net.predictor import check_mask
 from sam.backends.base import Select, require_rgb
 from sam.prompts import Prompt, check_points
 
@@ -212,15 +213,12 @@ class PromptableModel(ABC):
 
         Raises:
             RuntimeError: If no image is set.
-            ValueError: If the mask has another size than the image.
+            ValueError: If the mask is not as :func:`IS_Net.predictor.check_mask` expects.
         """
         encoding = self._require_encoding()
-        if alpha.shape != encoding.size:
-            found, expected = size_text(alpha.shape), size_text(encoding.size)
-            raise ValueError(f"expected a mask of {expected} pixels, as the image, found {found}")
         side = self.logits_side
         size = tuple(max(round(length * side / self.side), 1) for length in encoding.input_size)
-        values = torch.from_numpy(np.ascontiguousarray(alpha, dtype=np.float32))[None, None]
+        values = torch.from_numpy(check_mask(alpha, encoding.size).astype(np.float32) / 255)[None, None]
         resized = F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)[0]
         padded = F.pad(resized, (0, side - size[1], 0, side - size[0]))
         return (PROMPT_GAIN * (padded - 0.5)).numpy()

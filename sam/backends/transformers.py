@@ -70,11 +70,10 @@ def load(model: str, checkpoint: Path, device: str | torch.device) -> Transforme
     if family is _HQ_SAM:
         _use_attended_image(network.mask_decoder)
     processor = _load_processor(checkpoint, network.config.prompt_encoder_config.image_size)
-    predictor = TransformersPredictor(
-        network.eval().to(chosen), processor, model, hash_weights(weight_files(checkpoint)), family.stretches
+    weights = hash_weights(weight_files(checkpoint))
+    return TransformersPredictor(
+        network.eval().to(chosen), processor, model, weights, family.stretches, family.uses_proposals
     )
-    predictor.uses_proposals = family.uses_proposals
-    return predictor
 
 
 def _check_config(folder: Path, model: str, family: _Family) -> None:
@@ -189,6 +188,7 @@ class TransformersPredictor(PromptableModel):
         name: See :class:`sam.backends.promptable.PromptableModel`; likewise the following.
         checkpoint: Likewise.
         stretches: Likewise.
+        uses_proposals: See :class:`sam.backends.base.StageOnePredictor`.
     """
 
     def __init__(
@@ -198,11 +198,13 @@ class TransformersPredictor(PromptableModel):
         name: str,
         checkpoint: str | None,
         stretches: bool,
+        uses_proposals: bool = False,
     ) -> None:
         prompts = network.config.prompt_encoder_config
         logits_side = 4 * prompts.image_size // prompts.patch_size
         super().__init__(name, checkpoint, network.device, prompts.image_size, logits_side, stretches)
         self.network, self.processor = network, processor
+        self.uses_proposals = uses_proposals
 
     def _encode(self, images: Sequence[np.ndarray]) -> Iterable[Any]:
         arrays = [np.ascontiguousarray(image) for image in images]

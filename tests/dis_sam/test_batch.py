@@ -29,7 +29,7 @@ from dis_sam.records import read_record
 from IS_Net.errors import CheckpointError, DatasetError, PromptError
 from IS_Net.files import atomic_file
 from IS_Net.images import read_image, read_png_text, write_image, write_mask
-from IS_Net.manifest import identify
+from IS_Net.manifest import fingerprint, identify
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -543,6 +543,17 @@ def test_stage_1_counts_only_where_it_is_used(tmp_path: Path, monkeypatch: pytes
     assert sam.key(True) != choice.key(True)
     checkpoint.write_bytes(b"fine-tuned")
     assert replace(sam).key(True) != sam.key(True)
+
+
+def test_masks_made_without_proposals_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: ModelChoice
+):
+    """The files of stage 1 are the same as before; what it is prompted with is not."""
+    checkpoint = write(tmp_path / "sam.pth")
+    monkeypatch.setattr("dis_sam.model_choice.find_checkpoint", lambda model: checkpoint)
+    for model, changed in (("sam2", True), ("onnx", True), ("vit_l", False)):
+        before = [model, fingerprint(checkpoint)]
+        assert (replace(choice, sam=model).key(True)[1] != before) == changed
 
 
 def test_kinds_are_kept_one_by_one(photos: Path, model: FakeModel, choice: ModelChoice):

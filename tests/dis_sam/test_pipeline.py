@@ -98,12 +98,15 @@ class FakeSam2(FakeSam):
         return masks, scores - 0.1, logits
 
 
-def test_a_model_that_uses_proposals_is_given_what_stage_2_finds_from_the_box(predictor: DISPredictor):
+def test_a_model_that_uses_proposals_is_given_what_stage_2_finds_from_the_box():
+    torch.manual_seed(0)
+    predictor = DISPredictor(ISNetDIS(5), "cpu", "full", (32, 48), {"windows": True})
     sam, box = FakeSam2(), (30, 20, 80, 59)
     both = DISSAM(sam, predictor)
     both.set_image(IMAGE)
-    expected = predictor.predict(IMAGE, None, box)
+    expected = predictor.predict(IMAGE, None, box, detail="off")
     assert (expected > 0.5).any()
+    assert (expected != predictor.predict(IMAGE, None, box)).any()  # SAM needs no detail
     results = both.segment(box), both.predict(box=box)
     assert len(sam.proposals) == 2
     for proposal in sam.proposals:

@@ -174,8 +174,10 @@ def test_mask_prompt(loaded: Loaded, size: tuple[int, int]) -> None:
     found, _, _ = predict(predictor, BOX, mask_input=low)
     assert found.shape[1:] == size
     assert predictor.uses_proposals == (predictor.name == "sam2" or getattr(predictor, "kind", "") == "SAM 2")
-    with pytest.raises(ValueError, match="expected a mask of"):
+    with pytest.raises(ValueError, match="but its image is"):
         predictor.mask_prompt(mask[1:])
+    with pytest.raises(ValueError, match="a float mask within 0..1"):
+        predictor.mask_prompt(mask * 255)
 
 
 @pytest.mark.parametrize("select", ["score", "first"])

@@ -29,9 +29,10 @@ from tiny_sam import save_sam, tiny_sam
 
 from IS_Net.errors import CheckpointError, DeviceError, MissingExtraError
 from sam import backends
-from sam.backends import available_model, find_checkpoint, found_weights, load_predictor
+from sam.backends import available_model, find_checkpoint, found_weights, load_predictor, weight_files
 from sam.backends.attention import fuse_attention
 from sam.backends.base import StageOnePredictor
+from sam.backends.promptable import hash_weights
 from sam.prompts import Prompt
 
 PROMPTS = [BOX, POINT, POINTS, BOTH]
@@ -256,7 +257,8 @@ def test_an_onnx_encoder_in_onnxruntimes_own_format(tmp_path: Path) -> None:
     (folder / "encoder.onnx").unlink()
     loaded = load("SAM, ONNX", folder)
     _require_agreement(expected, loaded)
-    assert loaded.checkpoint != expected.checkpoint
+    assert [path.name for path in weight_files(folder)] == ["decoder.onnx", "encoder.ort"]
+    assert loaded.checkpoint == hash_weights([folder / "decoder.onnx", folder / "encoder.ort"])
     (folder / "encoder.ort").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"encoder\.ort: onnxruntime cannot load it"):
         load_predictor("onnx", folder)
@@ -340,7 +342,7 @@ def test_paths_after_names(folder: Path, tmp_path: Path) -> None:
     assert find_checkpoint("sam2", given) == given
     with pytest.raises(FileNotFoundError, match=r"SAM sam3: .*nothing does not exist; download it from .*, sam3=P"):
         find_checkpoint("sam3=nothing")
-    with pytest.raises(FileNotFoundError, match=r"SAM onnx: found no onnx in .*saved_models; export a model with"):
+    with pytest.raises(FileNotFoundError, match=r"SAM onnx: found no onnx in .*saved_models; get SAM 2 .*fetch_sam2"):
         find_checkpoint("onnx")
     with pytest.raises(FileNotFoundError, match=r"found no sam_hq_vit_b\.pth or hq_vit_b in .*SysCV/sam-hq"):
         find_checkpoint("hq_vit_b")
