@@ -176,7 +176,7 @@ def test_mask_prompt(loaded: Loaded, size: tuple[int, int]) -> None:
     assert predictor.uses_proposals == (predictor.name == "sam2" or getattr(predictor, "kind", "") == "SAM 2")
     with pytest.raises(ValueError, match="but its image is"):
         predictor.mask_prompt(mask[1:])
-    with pytest.raises(ValueError, match="a float mask within 0..1"):
+    with pytest.raises(ValueError, match=r"a float mask within 0\.\.1"):
         predictor.mask_prompt(mask * 255)
 
 
