@@ -287,13 +287,13 @@ def _write_to_standard_output(tasks: Sequence[Task], choice: ModelChoice, how: O
 
 
 def _run_annotations(options: argparse.Namespace) -> int:
-    from dis_sam.batch import LARGEST
+    from dis_sam.batch import LARGEST, METHOD
     from IS_Net.allocator import reuse_freed_memory
 
     reuse_freed_memory(LARGEST)
     boxes_only = options.command == "cut"
     choice = _choose_model(options)
-    settings = json.dumps(choice.key(uses_stage_1=True))
+    settings = json.dumps([METHOD, *choice.key(uses_stage_1=True)])
     how = {"refiner": _lazy_refiner(choice), "boxes_only": boxes_only, "settings": settings}
     summary: AnnotationSummary
     if options.coco:

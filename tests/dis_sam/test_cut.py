@@ -439,6 +439,21 @@ def test_a_coco_file(model: FakeModel, capsys: pytest.CaptureFixture):
     assert refine(["--coco", "in.json", "--images", "photos", "-o", "in.json"]) == 2
 
 
+def test_masks_of_annotations_are_made_again_by_another_method(model: FakeModel, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pycocotools")
+    folder(count=1)
+    content = {
+        "images": [{"id": 1, "file_name": "0.png", "width": 53, "height": 37}],
+        "annotations": [{"id": 5, "image_id": 1, "category_id": 3, "bbox": [4, 5, 20, 10]}],
+        "categories": [{"id": 3, "name": "thing"}],
+    }
+    Path("in.json").write_text(json.dumps(content))
+    for method, calls in ((1, 1), (1, 1), (2, 2)):
+        monkeypatch.setattr("dis_sam.batch.METHOD", method)
+        assert main(["--coco", "in.json", "--images", "photos", "-o", "out.json"]) == 0
+        assert len(model.calls) == calls
+
+
 def test_labelme_files(model: FakeModel):
     folder(count=1)
     shape = {"label": "thing", "shape_type": "rectangle", "points": [[4, 5], [24, 15]]}
